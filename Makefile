@@ -1,0 +1,55 @@
+# make demo: set up .venv and train on the embedded corpus; make test: set up .venv and run every check.
+# The set-up is skipped where .venv is up to date; PYTHON chooses the interpreter (3.11 or later).
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := constraints.txt
+OUTPUT ?= runs/demo
+
+.PHONY: help demo test lint native sanitize wheel clean
+help:
+	@echo "make demo      set up .venv, then train two small students on the docstring corpus (about 5 minutes)"
+	@echo "make test      set up .venv, then lint, type-check and run all tests (about 10 minutes)"
+	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make wheel     build, repair and test a wheel in an empty environment"
+	@echo "make clean     remove .venv and everything built"
+
+.venv/base: pyproject.toml $(CONSTRAINTS)
+	@echo "== setting up .venv: torch, transformers and the other libraries, as pinned in $(CONSTRAINTS)"
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("nanonet needs Python 3.11 or later: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c $(CONSTRAINTS) torch setuptools wheel cmake ninja pybind11
+	touch $@
+
+# Written by the build: the compiled kernels in place, and the package installed from this folder.
+.venv/package: .venv/base setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/cuda/*.*)
+	@echo "== building the kernels and installing nanonet into .venv"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q -c $(CONSTRAINTS) --no-build-isolation -e '.[demo,data,tensorboard]'
+	touch $@
+
+.venv/test: .venv/package
+	@echo "== installing what the tests need"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[test,onnx]' --no-build-isolation
+	touch $@
+
+demo: .venv/package
+	@echo "== training on pydocs into $(OUTPUT): see $(OUTPUT)/report.html"
+	$(BIN)/nanonet train --config benchmarks/demo.yaml --output $(OUTPUT) --overwrite
+
+lint: .venv/test
+	@echo "== lint and types"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+native: .venv/base
+	@echo "== C++ tests"
+	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build-ctest.log || (cat build-ctest.log; false)
+	$(BIN)/cmake --build build/ctest
+	$(BIN)/ctest --test-dir build/ctest --output-on-failure
+
+test: lint native
+	@echo "== tests"
+	$(BIN)/pytest -q
+
+clean:
+	rm -rf .venv build dist *.egg-info nanonet/*.so

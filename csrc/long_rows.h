@@ -1,0 +1,198 @@
+// The fused path where a row fills vectors: lanes are classes, one row (of each tensor) at a time.
+#pragma once
+
+#include "rows.h"
+#include "scratch.h"
+
+namespace nanonet::NANONET_ISA {
+
+template <class F>
+NN_INLINE F top_of(const F* x, int64_t count) {
+  constexpr int64_t L = kLanes<F>;
+  Vec<F> a = load(x), b = a;
+  int64_t i = 0;
+  for (; i + 2 <= count; i += 2) {
+    a = larger<F>(load(x + i * L), a);
+    b = larger<F>(load(x + (i + 1) * L), b);
+  }
+  if (i < count) a = larger<F>(load(x + i * L), a);
+  return max_lanes(larger<F>(a, b));
+}
+
+// Students k0 .. k0+K-1 (and the teacher) of row n.
+template <class F, int K, bool HasTeacher>
+struct LongRow {
+  static constexpr int R = K + HasTeacher;
+  static constexpr int64_t L = kLanes<F>;
+  const Problem& p;
+  Scratch<F>& s;
+  int64_t k0, n, y;
+  int power;  // of the label's softmax; 0: unlabelled
+  Factor<F> c;
+  const Rows* source[R];
+  F* e[R];
+
+  LongRow(const Problem& p, Scratch<F>& s, int64_t k0, int64_t n)
+      : p(p), s(s), k0(k0), n(n), y(label_of(p, n)), c(exponent_factor<F>(p.temperature)) {
+    power = y == kUnlabelled ? 0 : power_of(p.temperature);
+    for (int r = 0; r < R; ++r) {
+      source[r] = r < K ? p.student + k0 + r : p.teacher;
+      e[r] = s.exps + r * s.row_stride;
+    }
+  }
+
+  int64_t classes(int64_t chunk) const { return p.C - chunk * kChunk < kChunk ? p.C - chunk * kChunk : kChunk; }
+
+  const F* stage(int r, int64_t chunk, F pad) {
+    return staged<F>(*source[r], n, chunk * kChunk, classes(chunk), s.staged + r * s.chunk_stride, pad);
+  }
+
+  // Where the chunk is -inf throughout, anything finite will do.
+  static F reference(F top) { return top == -__builtin_huge_valf() ? F(0) : top; }
+
+  template <bool kKeep>
+  void sweep_chunk(int64_t chunk) {
+    const int64_t count = padded<F>(classes(chunk)) / L;
+    const F* x[R];
+    F* at[R];
+    Vec<F> top[R];
+    for (int r = 0; r < R; ++r) {
+      x[r] = stage(r, chunk, -__builtin_huge_valf());
+      at[r] = e[r] + chunk * kChunk;
+      const F highest = top_of(x[r], count);
+      s.tops[r * s.table() + chunk] = highest;
+      top[r] = splat(reference(highest));
+    }
+    Sums<F, K, HasTeacher> sums;
+    sweep<F, K, HasTeacher, kKeep>(x, at, count, top, c, power > 1 ? power : 0, sums);
+    double* out = s.sums + chunk * (R + 2 * K + K * K);
+    for (int r = 0; r < R; ++r) out[r] = sum_lanes(sums.S[r]);
+    for (int k = 0; k < K; ++k) {
+      out[R + k] = power > 1 ? sum_lanes(sums.S1[k]) : out[k];
+      if (HasTeacher) out[R + K + k] = sum_lanes(sums.T[k]);
+      for (int j = 0; j < K; ++j)
+        if (j != k) out[R + 2 * K + j * K + k] = sum_lanes(sums.P[j][k]);
+    }
+  }
+
+  // Brings the chunks' sums to the row's maximum; fills the factors that do the same to e.
+  void combine(double* top, double* S, double* S1, double* T, double (*P)[K]) {
+    const int64_t table = s.table();
+    const Factor<F> plain = exponent_factor<F>(1.0);
+    for (int r = 0; r < R; ++r) {
+      F highest = s.tops[r * table];
+      for (int64_t i = 1; i < s.chunks; ++i) highest = s.tops[r * table + i] > highest ? s.tops[r * table + i] : highest;
+      top[r] = highest;
+      for (int64_t i = 0; i < table; i += L) {
+        const Vec<F> below = load(s.tops + r * table + i) - highest;
+        store(s.factors + r * table + i, exp_scaled<F>(below, c));
+        if (r < K && power > 0) store(s.factors + (R + r) * table + i, exp_scaled<F>(below, plain));
+      }
+      S[r] = 0;
+    }
+    for (int k = 0; k < K; ++k) {
+      S1[k] = T[k] = 0;
+      for (int j = 0; j < K; ++j) P[j][k] = 0;
+    }
+    for (int64_t i = 0; i < s.chunks; ++i) {
+      const double* in = s.sums + i * (R + 2 * K + K * K);
+      double factor[R], below[R];
+      for (int r = 0; r < R; ++r) {
+        factor[r] = s.factors[r * table + i];
+        below[r] = reference(s.tops[r * table + i]) - top[r];
+        S[r] += factor[r] * in[r];
+      }
+      for (int k = 0; k < K; ++k) {
+        if (power > 0) S1[k] += s.factors[(R + k) * table + i] * in[R + k];
+        if (HasTeacher && factor[R - 1] != 0)
+          T[k] += factor[R - 1] * (in[R + K + k] + in[R - 1] * (below[R - 1] - below[k]));
+        for (int j = 0; j < K; ++j)
+          if (j != k && factor[j] != 0)
+            P[j][k] += factor[j] * (in[R + 2 * K + j * K + k] + in[j] * (below[j] - below[k]));
+      }
+    }
+  }
+
+  template <bool kKeep>
+  void run() {
+    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) sweep_chunk<kKeep>(chunk);
+    double top[R], S[R], S1[K], T[K], P[K][K], below[K], log_S[R], log_S1[K], ce[K], teacher[K], peers[K];
+    combine(top, S, S1, T, P);
+    for (int k = 0; k < K; ++k) below[k] = power > 0 ? double(element<F>(*source[k], n, y)) - top[k] : 0;
+    finish<K, HasTeacher, double>(S, S1, T, P, below, p.temperature, log_S, log_S1, ce, teacher, peers);
+    for (int k = 0; k < K; ++k) {
+      term_of<F>(p, 0, k0 + k, n) = power > 0 ? F(ce[k]) : F(0);
+      term_of<F>(p, 1, k0 + k, n) = F(teacher[k]);
+      term_of<F>(p, 2, k0 + k, n) = F(peers[k]);
+    }
+    if (p.stats) {
+      for (int r = 0; r < R; ++r) {
+        F* stats = stats_of<F>(p, r < K ? k0 + r : p.K, n);
+        stats[0] = F(top[r]);
+        stats[1] = F(log_S[r]);
+        stats[2] = r < K && power > 0 ? F(log_S1[r]) : F(0);
+        stats[3] = 0;
+      }
+    }
+    if constexpr (kKeep) {
+      F scale[R], scale1[K];
+      for (int r = 0; r < R; ++r) scale[r] = F(1 / S[r]);
+      for (int k = 0; k < K; ++k) scale1[k] = F(1 / S1[k]);
+      write_gradient(scale, scale1, false);
+    }
+  }
+
+  // dstudent from the statistics of an earlier forward.
+  void run_backward() {
+    F scale[R], scale1[K];
+    for (int r = 0; r < R; ++r) {
+      const F* stats = stats_of<F>(p, r < K ? k0 + r : p.K, n);
+      scale[r] = F(__builtin_exp(-double(stats[1])));
+      if (r < K) scale1[r] = F(__builtin_exp(-double(stats[2])));
+    }
+    write_gradient(scale, scale1, true);
+  }
+
+  void exponentials(int64_t chunk) {
+    const int64_t count = padded<F>(classes(chunk)) / L;
+    for (int r = 0; r < R; ++r) {
+      const F* x = stage(r, chunk, -__builtin_huge_valf());
+      const Vec<F> top = splat(stats_of<F>(p, r < K ? k0 + r : p.K, n)[0]);
+      F* at = e[r] + chunk * kChunk;
+      for (int64_t i = 0; i < count; ++i) store(at + i * L, exp_scaled<F>(load(x + i * L) - top, c));
+    }
+  }
+
+  void write_gradient(const F* scale, const F* scale1, bool from_stats) {
+    Slopes<F, K, HasTeacher> slopes;
+    const F tau = F(p.temperature);
+    F u_ce[K];
+    int64_t done[K] = {};
+    bool any_ce = false;
+    for (int k = 0; k < K; ++k) {
+      u_ce[k] = power > 0 ? upstream_of<F>(p, 0, k0 + k, n) : F(0);
+      any_ce |= u_ce[k] != 0;
+      slopes.ce[k] = splat(u_ce[k]);
+      slopes.teacher[k] = splat(upstream_of<F>(p, 1, k0 + k, n) * tau);
+      slopes.peers[k] = splat(K > 1 ? upstream_of<F>(p, 2, k0 + k, n) * tau / F(K > 1 ? K - 1 : 1) : F(0));
+    }
+    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
+      const int64_t begin = chunk * kChunk, end = begin + classes(chunk);
+      if (from_stats) exponentials(chunk);
+      F* at[R];
+      for (int r = 0; r < R; ++r) {
+        at[r] = e[r] + begin;
+        const F* factor = s.factors + r * s.table() + chunk;
+        slopes.scale[r] = splat(from_stats ? scale[r] : *factor * scale[r]);
+        if (r < K && any_ce) slopes.scale1[r] = splat(from_stats ? scale1[r] : factor[R * s.table()] * scale1[r]);
+      }
+      gradient<F, K, HasTeacher>(at, padded<F>(end - begin) / L, any_ce ? power : 0, slopes);
+      for (int k = 0; k < K; ++k) {
+        if (any_ce && begin <= y && y < end) e[k][y] -= u_ce[k];
+        done[k] = put(dstudent_of(p, k0 + k, n), p.student->dtype, e[k], done[k], end, p.stream, end == p.C);
+      }
+    }
+  }
+};
+
+}  // namespace nanonet::NANONET_ISA

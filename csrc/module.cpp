@@ -1,0 +1,29 @@
+// nanonet._C: importing it registers the ops (register.cpp) and chooses the instruction set.
+#include <pybind11/pybind11.h>
+
+#include "isa.h"
+
+#define NN_STRING_(x) #x
+#define NN_STRING(x) NN_STRING_(x)
+
+static pybind11::dict build_info() {
+  pybind11::list compiled, architectures;
+  for (const nanonet::Kernels* kernels : nanonet::kernels_compiled()) compiled.append(kernels->name);
+  pybind11::dict info;
+  info["version"] = NN_STRING(NANONET_VERSION);
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["isa_compiled"] = compiled;
+  info["isa_in_use"] = nanonet::kernels_in_use().name;
+  info["cuda_arches"] = architectures;
+  return info;
+}
+
+PYBIND11_MODULE(_C, module) {
+  nanonet::kernels_in_use();  // an unknown NANONET_CPU_ISA must fail here, not in the first step
+  module.doc() = "The compiled CPU kernels of nanonet.";
+  module.def("build_info", &build_info, "Version, compiler, instruction sets compiled in and in use, CUDA architectures.");
+}

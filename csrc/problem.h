@@ -1,0 +1,53 @@
+// What the row kernels are told: pointers, strides and sizes. No torch, no instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace nanonet {
+
+enum class Dtype : int32_t { kFloat32, kFloat64, kBfloat16, kFloat16 };
+
+constexpr int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+enum Divergence : int64_t { kKl, kReverseKl, kJs, kMse };
+
+constexpr int64_t kUnlabelled = -100;
+constexpr int64_t kStats = 4;  // of a row: maximum, log-sum-exp below it at the temperature and at 1, expectation
+
+// One matrix (N,C) of logits; the last dimension is contiguous.
+struct Rows {
+  const char* data;
+  int64_t row_bytes;
+  Dtype dtype;
+};
+
+// The loss of N rows of C classes and K students. "real" is double for a float64 student and float for the rest.
+struct Problem {
+  int64_t K, N, C;
+  double temperature;
+  int64_t divergence;
+  const Rows* student;       // (K): each (N,C), wherever it lies
+  const Rows* teacher;       // null: no teacher
+  const int64_t* label;      // (N), null: no labels
+  const void* row_weight;    // (K,N) real, null: ones. A weight of 0 masks the soft terms of the row
+  const void* upstream;      // (3,K,N) real: gradient of each term, null: no gradient is wanted
+  void* terms;               // (3,K,N) real
+  void* stats;               // (K+1,N,4) real: written by terms (unless null), read by backward
+  char* dstudent;            // (K,N,C) in the student's dtype, contiguous
+  bool stream;               // write dstudent past the caches
+};
+
+// The kernels of one instruction set. Each works on the rows [begin, end), and a row's result depends on that row
+// alone, so that any split over threads gives the same bits.
+struct Kernels {
+  const char* name;
+  int64_t (*scratch_bytes)(const Problem&);
+  void (*terms)(const Problem&, int64_t begin, int64_t end, void* scratch);     // terms, stats
+  void (*backward)(const Problem&, int64_t begin, int64_t end, void* scratch);  // dstudent from stats and upstream
+  void (*loss)(const Problem&, int64_t begin, int64_t end, void* scratch);      // terms, dstudent
+  void (*scale)(void* data, Dtype dtype, double factor, int64_t begin, int64_t end);
+};
+
+}  // namespace nanonet

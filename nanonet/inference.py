@@ -1,0 +1,91 @@
+"""Run models over whole tables, batches of like length, and score what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import confusion_matrix, f1_score
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from nanonet.config import InputError
+from nanonet.data.batches import Encoded, collate, length_buckets
+
+POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
+
+
+@torch.inference_mode()
+def run(
+    forward: Callable[[Tensor, Tensor], Tensor],
+    encoded: Encoded,
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    rows_per_batch: int = 64,
+    done: Callable[[int], Any] = lambda rows: None,
+) -> Tensor:
+    """forward(input_ids, attention_mask) of every row, in row order: (..., N, C) float32 on the CPU.
+
+    `done` is told the number of rows after each batch.
+    """
+    outputs, order = [], []
+    for rows in length_buckets(encoded.lengths, rows_per_batch):
+        ids, mask = collate(encoded, rows, pad_id)
+        outputs.append(forward(ids.to(device), mask.to(device)).float().cpu())
+        order += rows
+        done(len(rows))
+    result = torch.cat(outputs, -2)
+    return result[..., torch.tensor(order).argsort(), :]
+
+
+def plain(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
+    """A Hugging Face sequence classifier as `run` calls it."""
+    return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
+
+
+def pooling_of(source: str) -> str:
+    """The pooling that the encoder was trained with ("mean", "cls" or "max"), from 1_Pooling/config.json; else "mean"."""
+    path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return "mean"
+    settings = json.loads(Path(path).read_text())
+    chosen = [POOLINGS[name] for name in POOLINGS if settings.get(name)]
+    if len(chosen) != 1:
+        raise InputError(f"{path}: expected one of {', '.join(POOLINGS)} to be true; give an encoder with one of them")
+    return chosen[0]
+
+
+def embedder(encoder: PreTrainedModel, pooling: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Pooled, L2-normalised embeddings (B,D) of a batch, as `run` calls it."""
+
+    def forward(ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        shown = mask[..., None].to(hidden.dtype)
+        if pooling == "cls":
+            pooled = hidden[:, 0]
+        elif pooling == "max":
+            pooled = hidden.masked_fill(shown == 0, -torch.inf).amax(1)
+        else:
+            pooled = (hidden * shown).sum(1) / shown.sum(1)
+        return torch.nn.functional.normalize(pooled, dim=-1)
+
+    return forward
+
+
+def scores(logits: Tensor, labels: list[int]) -> dict[str, float]:
+    """Accuracy and macro-averaged F1 of logits (N,C), as fractions."""
+    predicted = logits.argmax(-1).numpy()
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+    }
+
+
+def confusion(logits: Tensor, labels: list[int]) -> list[list[int]]:
+    """Rows: true class; columns: predicted class; counts (C,C)."""
+    classes = list(range(logits.shape[-1]))
+    return confusion_matrix(labels, logits.argmax(-1).numpy(), labels=classes).tolist()

@@ -1,0 +1,216 @@
+"""The main job: a few labelled texts and many unlabelled ones go in, small models come out.
+
+    data -> teacher -> cohort -> training -> choice of the best student, without test labels -> export -> report
+
+All input is read and checked before the output folder is touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from nanonet import checkpoint, report
+from nanonet.cohort.extract import save_adapter, save_student
+from nanonet.cohort.load import find_model, load_encoder, load_tokenizer
+from nanonet.cohort.mapping import layer_mapping
+from nanonet.cohort.stack import Cohort, Lora, build_cohort
+from nanonet.cohort.views import parse_views
+from nanonet.config import InputError, TrainConfig, check_train
+from nanonet.data.batches import Encoded, encode
+from nanonet.data.read import load_dataset, read_texts
+from nanonet.data.split import draw_labels
+from nanonet.folder import check_folder, open_folder
+from nanonet.inference import embedder, pooling_of, run
+from nanonet.progress import Progress
+from nanonet.targets import soften
+from nanonet.teacher import NAME as TARGETS
+from nanonet.teacher import FrozenTeacher, load_teacher, make_teacher, save_teacher
+from nanonet.train import OnlineTeacher, Rows, fit
+
+HELD_ROWS = 500  # unlabelled rows kept from training: the best student is chosen on them
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """The checked input as token ids. rows: what is trained on, labelled first, then unlabelled; label: (N,) int64, -100
+    where unlabelled; held: unlabelled rows that are not trained on; test and its labels, both empty if there is none."""
+
+    name: str
+    classes: list[str]
+    rows: Encoded
+    label: Tensor
+    held: Encoded
+    test: Encoded
+    test_label: list[int]
+
+
+def prepare(config: TrainConfig, tokenizer: Any) -> Material:
+    """Read, draw and tokenise; everything that a user's data can have wrong shows here.
+
+    The draw of labels is `draw_labels` under `seed`; the unlabelled rows are shuffled by [seed, 1] and cut to
+    `max_unlabelled`, the test rows are the first `max_test` of a shuffle by [seed, 2].
+    """
+    dataset = load_dataset(config.data, text_column=config.text_column, label_column=config.label_column)
+    texts, labels = dataset.train.texts, dataset.train.labels or []
+    draw = draw_labels(labels, config.labels_per_class, config.seed, len(dataset.classes), dataset.classes)
+    free = [texts[row] for row in draw.unlabelled]
+    if config.unlabelled:
+        free += read_texts(config.unlabelled, config.text_column)
+    order = np.random.default_rng([config.seed, 1]).permutation(len(free))
+    chosen = [free[i] for i in (order[: config.max_unlabelled] if config.max_unlabelled else order)]
+    held = min(HELD_ROWS, len(chosen) // 10)
+    test_texts, test_labels = (dataset.test.texts, dataset.test.labels or []) if dataset.test else ([], [])
+    shuffled = np.random.default_rng([config.seed, 2]).permutation(len(test_texts))
+    picked = np.sort(shuffled[: config.max_test or len(shuffled)]).tolist()
+
+    def ids(some: list[str]) -> Encoded:
+        return encode(tokenizer, some, config.max_tokens)
+
+    label = torch.full((len(draw.labelled) + len(chosen) - held,), -100)
+    label[: len(draw.labelled)] = torch.tensor([labels[row] for row in draw.labelled])
+    return Material(
+        name=dataset.name,
+        classes=dataset.classes,
+        rows=ids([texts[row] for row in draw.labelled] + chosen[held:]),
+        label=label,
+        held=ids(chosen[:held]),
+        test=ids([test_texts[i] for i in picked]),
+        test_label=[test_labels[i] for i in picked],
+    )
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run the job that `config` describes; returns what stands in `output`/report.json.
+
+    Raises:
+        InputError: any bad input, before `output` is touched.
+    """
+    check_train(config)
+    folder = check_folder(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with="tensorboard" if config.tensorboard else None, project_dir=folder
+    )
+    main = accelerator.is_main_process
+    if config.precision == "float16" and accelerator.device.type == "cpu":
+        raise InputError("--precision float16: a CPU has no float16 arithmetic of its own; give bfloat16 or float32")
+    tokenizer, encoder = load_tokenizer(config.teacher), load_encoder(config.teacher)
+    views, depth = parse_views(config.views, config.students), encoder.config.num_hidden_layers
+    mapping = layer_mapping(config.layer_mapping, config.students, config.student_layers, depth)
+    room = min(tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", config.max_tokens))
+    if config.max_tokens > room:
+        raise InputError(f"--max-tokens {config.max_tokens}: {config.teacher} takes at most {room}")
+    material = prepare(config, tokenizer)
+    lora = Lora(config.lora_rank, config.lora_alpha, config.lora_dropout)
+    cohort = build_cohort(encoder, mapping, material.classes, config.tuning, lora=lora, seed=config.seed)
+    pad_id, device = tokenizer.pad_token_id, accelerator.device
+
+    with Progress(main) as progress:
+
+        def embed(rows: Encoded, what: str) -> Tensor:
+            forward = embedder(encoder.to(device), pooling_of(find_model(config.teacher)[0]))
+            with progress.stage(what, len(rows)) as tick:
+                return run(forward, rows, pad_id, device, done=tick)
+
+        def logits(model: Cohort, rows: Encoded, what: str) -> Tensor:
+            with progress.stage(what, len(rows)) as tick, accelerator.autocast():
+                return run(model.to(device).eval(), rows, pad_id, device, done=tick)
+
+        if main:
+            open_folder(config, folder)
+            # a resumed run takes the targets that it has
+            if not (folder / TARGETS).exists():
+                embedding = embed(material.rows, "embedding the texts")
+                save_teacher(folder, make_teacher(config, embedding, material.label, len(material.classes)))
+        accelerator.wait_for_everyone()
+        frozen = load_teacher(folder)
+
+        tuned = soft = online = None
+        if config.teacher_mode == "online" or config.targets == "tuned":
+            every_layer = [list(range(depth))]
+            tuned = build_cohort(encoder, every_layer, material.classes, config.tuning, lora=lora, seed=config.seed + 1)
+        if config.teacher_mode == "online" and tuned is not None:
+            online = OnlineTeacher(tuned, frozen.choice.trust)
+        elif tuned is not None:
+            _tune(config, tuned, material, pad_id, accelerator, folder, progress)
+            soft = soften(logits(tuned, material.rows, "soft targets")[0], frozen.choice.trust) * config.sharpen
+        else:
+            soft = frozen.soft
+
+        if config.tensorboard:
+            accelerator.init_trackers("tensorboard")
+        with progress.stage("training the students", config.steps) as tick:
+
+            def each_step(record: dict) -> None:
+                tick(1, f"loss {record['loss']:.4f}, {record['rows_per_s']:.0f} rows/s")
+                if config.tensorboard:
+                    accelerator.log({k: v for k, v in record.items() if isinstance(v, float)}, step=record["step"])
+
+            rows = Rows(material.rows, material.label, soft, pad_id)
+            fit(config, cohort, views, rows, accelerator, folder, online, each_step)
+        if config.tensorboard:
+            accelerator.end_training()
+        if not main:
+            accelerator.wait_for_everyone()
+            return {}
+
+        # The choice of the best student: whoever is nearest to the soft targets of rows that it was not trained on.
+        held = material.held if len(material.held) else material.rows
+        if tuned is not None:
+            wanted = soften(logits(tuned, held, "held rows")[0], frozen.choice.trust)
+        else:
+            wanted = soften(frozen.logits(embed(held, "held rows")), frozen.choice.trust)
+        gap = _divergence(wanted, logits(cohort, held, "choosing the best"))
+        best = int(gap.argmin())
+
+        outcome: dict[str, Tensor] = {}
+        if len(material.test):
+            outcome["students"] = logits(cohort, material.test, "testing the students")
+            if tuned is not None:
+                outcome["teacher"] = logits(tuned, material.test, "testing the teacher")[0]
+            else:
+                embedding = embed(material.test, "testing the teacher")
+                outcome |= {"teacher": frozen.logits(embedding), "floor": frozen.floor(embedding)}
+        for k in range(cohort.students):
+            save_student(cohort, k, folder / f"student-{k}", tokenizer)
+            if config.tuning == "lora":
+                save_adapter(cohort, k, folder / f"student-{k}-adapter", tokenizer)
+        save_student(cohort, best, folder / "best", tokenizer)
+        facts = report.Facts(config, material.name, material.classes, material.label, views, mapping, gap.tolist(), best)
+        result = report.write_report(folder, facts, cohort, encoder, frozen.choice, outcome, material.test_label, progress.seconds)
+        (folder / checkpoint.NAME).unlink(missing_ok=True)
+        accelerator.wait_for_everyone()
+    return result
+
+
+def _tune(
+    config: TrainConfig,
+    teacher: Cohort,
+    material: Material,
+    pad_id: int,
+    accelerator: Accelerator,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Train the whole teacher on the labels alone, with the students' own loop."""
+    count = int((material.label >= 0).sum())
+    rows = Rows(material.rows[range(count)], material.label[:count], None, pad_id)
+    own = replace(config, steps=config.teacher_steps, students=1, save_every=0, resume=False, gradient_accumulation=1)
+    (folder / "teacher").mkdir(exist_ok=True)
+    with progress.stage("training the teacher", own.steps) as tick:
+        fit(own, teacher, ["none"], rows, accelerator, folder / "teacher", None, lambda record: tick(1), deep=True)
+
+
+def _divergence(wanted: Tensor, students: Tensor) -> Tensor:
+    """Mean KL(wanted (N,C) || student (K,N,C)) of each student, (K,) [nats]."""
+    p = wanted.log_softmax(-1)
+    return (p.exp() * (p - students.log_softmax(-1))).sum(-1).mean(-1)

@@ -1,0 +1,85 @@
+"""The distillation loss as a module: which terms weigh how much, and when.
+
+An `nn.Module` over `nanonet.distill_loss`; code with a training loop of its own can take it as it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nanonet.ops import distill_loss
+
+
+def ramp(progress: float, start: float, end: float) -> float:
+    """Rise linearly from 0 at `start` to 1 at `end`; all three are fractions of the training."""
+    if progress >= end:
+        return 1.0
+    return max(0.0, (progress - start) / (end - start))
+
+
+def confidence(teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """1 - H(p) / log C of every row of teacher logits (N,C): 0 where all classes are alike, 1 where one is sure. (N,)"""
+    p = torch.softmax(teacher.float() / temperature, -1)
+    return 1 - torch.special.entr(p).sum(-1) / math.log(max(teacher.shape[-1], 2))
+
+
+class DistillLoss(nn.Module):
+    """loss = ce_weight * CE + teacher_weight * ramp * D(teacher, student) + peers_weight * ramp * mean KL(peer, student)
+
+    `teacher_ramp` and `peers_ramp` are (start, end) in fractions of the training between which the weight of that
+    term rises from 0 to full. `forward` takes what `nanonet.distill_loss` takes, and `progress` in [0, 1].
+    `weight_rows=True` weighs the soft terms of a row by the confidence of its teacher row.
+
+    Shapes: student (K,N,C), teacher (N,C) or None, label (N,) or None; returns loss () and means (3,K), detached.
+    """
+
+    def __init__(
+        self,
+        ce_weight: float = 1.0,
+        teacher_weight: float = 1.0,
+        peers_weight: float = 0.1,
+        *,
+        temperature: float = 1.0,
+        divergence: str = "kl",
+        teacher_ramp: tuple[float, float] = (0.0, 0.0),
+        peers_ramp: tuple[float, float] = (0.0, 0.1),
+        weight_rows: bool = False,
+    ) -> None:
+        super().__init__()
+        self.full_weights = (ce_weight, teacher_weight, peers_weight)
+        self.temperature, self.divergence = temperature, divergence
+        self.teacher_ramp, self.peers_ramp = teacher_ramp, peers_ramp
+        self.weight_rows = weight_rows
+
+    def weights(self, progress: float = 1.0) -> tuple[float, float, float]:
+        """The weights of ce, teacher and peers when this fraction of the training is done."""
+        ce, teacher, peers = self.full_weights
+        return ce, teacher * ramp(progress, *self.teacher_ramp), peers * ramp(progress, *self.peers_ramp)
+
+    def row_weight(self, teacher: Tensor | None) -> Tensor | None:
+        """The weight of every row's soft terms (N,), or None where all weigh the same."""
+        return confidence(teacher, self.temperature) if self.weight_rows and teacher is not None else None
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor | None = None,
+        label: Tensor | None = None,
+        *,
+        progress: float = 1.0,
+        denominators: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        weights = torch.tensor(self.weights(progress)).to(student.device, non_blocking=True)
+        return distill_loss(
+            student,
+            teacher,
+            label,
+            weights=weights.double() if student.dtype == torch.float64 else weights,
+            row_weight=self.row_weight(teacher),
+            denominators=denominators,
+            temperature=self.temperature,
+            divergence=self.divergence,
+        )

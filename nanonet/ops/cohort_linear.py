@@ -1,0 +1,157 @@
+"""One linear layer for K students: base product, bias and LoRA of all of them in one op.
+
+Public function, check, schema, fake, backward, registration, in that order. Bias-only tuning, LoRA and full
+tuning are the same op with parts absent; a frozen weight gets no gradient and costs no GEMM.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nanonet import reference
+
+
+def cohort_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    lora_a: Tensor | None = None,
+    lora_b: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """y_k = x_k W_k^T + b_k + scale_k dropout(x_k) A_k^T B_k^T
+
+    Args:
+        x: (K,M,D), or (M,D) where every student sees the same input.
+        weight: (F,D) shared by the students, or (K,F,D).
+        bias: (K,F) or None.
+        lora_a, lora_b: (K,R,D) and (K,F,R), or both None; mixed ranks are padded with zeros.
+        scale: (K,), not requiring grad, ones if None.
+        dropout: probability in [0,1) on the input of A. Its mask is a hash of the seed and the element's index:
+            every backend draws the same one, and none stores it.
+        seed: () int64 on x's device; None turns the dropout off.
+    All floating arguments in one dtype; under autocast they are cast as nn.Linear casts.
+    Returns:
+        (K,M,F) in x's dtype. K is taken from whichever argument has it; 1 if none does.
+    Raises:
+        TypeError, ValueError: another kind, dtype, shape or device; one of A and B without the other; a scale
+            that requires grad.
+        RuntimeError: on a second derivative, which is not implemented.
+
+    Error: at most twice that of torch's own matmuls in the same dtype, both against float64
+    (tests/ops/test_cohort_linear.py). Source: Hu et al. 2021 (arXiv 2106.09685), eq. 3, for A and B.
+    """
+    x, weight, bias, lora_a, lora_b, scale = _autocast(x, weight, bias, lora_a, lora_b, scale)
+    _check(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
+    return torch.ops.nanonet.cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
+
+
+def _autocast(x: Tensor, *others: Tensor | None) -> list:
+    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return [t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in (x, *others)]
+    return [x, *others]
+
+
+def _students(x, weight, bias, lora_a) -> int:
+    sizes = [t.shape[0] for t, d in ((x, 3), (weight, 3), (bias, 2), (lora_a, 3)) if t is not None and t.dim() == d]
+    return sizes[0] if sizes else 1
+
+
+def _check(x, weight, bias, lora_a, lora_b, scale, seed, dropout) -> None:
+    """Name the first argument that is wrong, what was expected and what came."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x: expected a floating tensor (K,M,D) or (M,D), got {getattr(x, 'dtype', type(x).__name__)}")
+    if not isinstance(weight, Tensor) or x.dim() not in (2, 3) or weight.dim() not in (2, 3):
+        raise ValueError(f"expected x (K,M,D) or (M,D) and weight (F,D) or (K,F,D), got {_shape(x)} and {_shape(weight)}")
+    if (lora_a is None) != (lora_b is None):
+        raise ValueError("lora_a and lora_b: expected both or neither")
+    K, (F, D) = _students(x, weight, bias, lora_a), weight.shape[-2:]
+    R = 0 if lora_a is None or lora_a.dim() != 3 else lora_a.shape[1]
+    wanted = {
+        "x": (x, ((x.shape[-2], D), (K, x.shape[-2], D))),
+        "weight": (weight, ((F, D), (K, F, D))),
+        "bias": (bias, ((K, F),)),
+        "lora_a": (lora_a, ((K, R, D),)),
+        "lora_b": (lora_b, ((K, F, R),)),
+        "scale": (scale, ((K,),)),
+    }
+    for name, (value, shapes) in wanted.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.dtype != x.dtype:
+            raise TypeError(f"{name}: expected {x.dtype} like x, got {getattr(value, 'dtype', type(value).__name__)}")
+        if value.shape not in shapes:
+            raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}, got {_shape(value)}")
+        if value.device != x.device:
+            raise ValueError(f"{name}: expected on {x.device} like x, got {value.device}")
+    if scale is not None and scale.requires_grad:
+        raise ValueError("scale: not differentiable; pass scale.detach()")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
+    if seed is not None and (seed.dtype != torch.int64 or seed.dim() != 0 or seed.device != x.device):
+        raise ValueError(f"seed: expected an int64 scalar tensor on {x.device}, got {seed.dtype} {_shape(seed)}")
+
+
+def _shape(value: object) -> tuple | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+_LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
+_SCHEMAS = (
+    "cohort_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, Tensor? scale,"
+    " Tensor? seed, float dropout) -> Tensor",
+    "cohort_linear_backward(Tensor dy, Tensor? x, Tensor weight, Tensor? lora_a, Tensor? lora_b, Tensor? scale,"
+    " Tensor? seed, float dropout, bool shared_x, bool[] needs)"
+    " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dlora_a, Tensor dlora_b)",
+)
+for _schema in _SCHEMAS:
+    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _fake(x, weight, bias, lora_a, lora_b, scale, seed, dropout):
+    return x.new_empty(_students(x, weight, bias, lora_a), x.shape[-2], weight.shape[-2])
+
+
+def _backward_fake(dy, x, weight, lora_a, lora_b, scale, seed, dropout, shared_x, needs):
+    K, M, F = dy.shape
+    dx = (M, weight.shape[-1]) if shared_x else (K, M, weight.shape[-1])
+    shapes = (dx, weight.shape, (K, F), *(None if t is None else t.shape for t in (lora_a, lora_b)))
+    return tuple(dy.new_empty(shape if need else 0) for need, shape in zip(needs, shapes, strict=True))
+
+
+class _CohortLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_a, lora_b, scale, seed, dropout):
+        with torch._C._AutoDispatchBelowAutograd():
+            y = torch.ops.nanonet.cohort_linear.default(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
+        # x serves the gradients of W, A and B only: where none is wanted it is not kept alive
+        keep_x = any(ctx.needs_input_grad[i] for i in (1, 3, 4))
+        ctx.save_for_backward(x if keep_x else None, weight, lora_a, lora_b, scale, seed)
+        ctx.shared_x = x.dim() == 2
+        ctx.dropout = dropout
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        if torch.is_grad_enabled():
+            raise RuntimeError("cohort_linear has no second derivative: call backward without create_graph=True")
+        needs = list(ctx.needs_input_grad[:5])
+        gradients = torch.ops.nanonet.cohort_linear_backward(dy, *ctx.saved_tensors, ctx.dropout, ctx.shared_x, needs)
+        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None, None
+
+
+def _backward_reference(*arguments):
+    # contiguous, as the fake says: a product of transposes can come out transposed
+    return tuple(gradient.contiguous() for gradient in reference.cohort_linear_backward(*arguments))
+
+
+_LIBRARY.impl("cohort_linear", reference.cohort_linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("cohort_linear_backward", _backward_reference, "CompositeExplicitAutograd")
+_LIBRARY.impl("cohort_linear", lambda *arguments: _CohortLinear.apply(*arguments), "Autograd")
+torch.library.register_fake("nanonet::cohort_linear", _fake, lib=_LIBRARY)
+torch.library.register_fake("nanonet::cohort_linear_backward", _backward_fake, lib=_LIBRARY)

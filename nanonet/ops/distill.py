@@ -1,0 +1,295 @@
+"""The distillation loss of K students against one teacher and against each other.
+
+Public function, check, schema, fake, backward, registration, in that order. A backend only implements
+`nanonet::distill_*` for its dispatch key; the reference serves every key that no backend has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanonet import reference
+from nanonet.reference import DIVERGENCES, MSE
+
+WIDE = (torch.float32, torch.float64)
+FLOATS = (*WIDE, torch.bfloat16, torch.float16)
+
+
+def distill_terms(
+    student: Tensor,
+    teacher: Tensor | None = None,
+    label: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    divergence: str = "kl",
+) -> Tensor:
+    """The three terms of every student and row, for any reduction of your own.
+
+        ce[k,n]      = -log softmax(s_k)[y]                          0 where label is -100 or None
+        teacher[k,n] = tau^2 * D(softmax(t/tau), softmax(s_k/tau))   0 where teacher is None
+        peers[k,n]   = tau^2 / (K-1) * sum_{j != k} KL(q_j || q_k)   0 where K is 1
+
+    D by `divergence`: "kl", "reverse_kl", "js" (natural logarithms, nats), or "mse": the mean over the
+    classes of (s_k - t)^2 on raw logits, temperature 1, for the teacher and the peers alike.
+    Teacher and peers are constants: no gradient flows into them.
+
+    Args:
+        student: (K,N,C) float32, bfloat16, float16 or float64.
+        teacher: (N,C) of any of those dtypes, not requiring grad, or None.
+        label: (N,) int64, -100 where unlabelled, or None.
+        temperature: tau > 0.
+    Returns:
+        (3,K,N) float32, float64 for float64 students.
+    Raises:
+        TypeError, ValueError: an argument of another kind, dtype, shape or device; a label outside [0,C) on the
+            CPU (NaN on a GPU); a teacher that requires grad; mse with a temperature.
+        RuntimeError: on a second derivative, which is not implemented.
+
+    Error: at most twice that of the reference in the same dtype, both against float64 (tests/ops/test_distill.py).
+    Source: Zhang et al. 2018 (arXiv 1706.00384), eq. 1-8, for the peers; Hinton et al. 2015 for tau^2.
+    """
+    code = _check(student, teacher, label, None, None, None, temperature, divergence)
+    if torch.compiler.is_compiling():
+        return torch.ops.nanonet.distill_terms(student, teacher, label, temperature, code)[0]
+    return _DistillTerms.apply(student, teacher, label, temperature, code)[0]
+
+
+def distill_loss(
+    student: Tensor,
+    teacher: Tensor | None = None,
+    label: Tensor | None = None,
+    *,
+    weights: Tensor | Sequence[float] = (1.0, 1.0, 1.0),
+    row_weight: Tensor | None = None,
+    denominators: Tensor | Sequence[float] | None = None,
+    temperature: float = 1.0,
+    divergence: str = "kl",
+) -> tuple[Tensor, Tensor]:
+    """The loss of the whole cohort and, in the same pass over the rows, its gradient.
+
+        loss = sum_k [ w_ce sum_labelled ce / d_0 + w_teacher sum_n r_n teacher / d_1 + w_peers sum_n r_n peers / d_1 ]
+
+    with the terms of `distill_terms`. It is summed over the students, so that each is trained as though alone.
+
+    Args:
+        student: (K,N,C) float32, bfloat16, float16 or float64.
+        teacher: (N,C), not requiring grad, or None (mutual learning alone).
+        label: (N,) int64, -100 where unlabelled, or None.
+        weights: (3,) of ce, teacher, peers; pass a tensor on the device where they change from step to step.
+        row_weight: (N,) or (K,N) weight r of the soft terms of a row, ones if None. A row of weight 0 is masked:
+            whatever it holds, NaN too, does not reach the loss or the gradient.
+        denominators: (2,) or (2,K), d_0 and d_1; by default the number of labelled rows and the sum of r (of each
+            student, where r is (K,N)). Given from outside they make several processes or accumulated
+            micro-batches equal to one large batch. A denominator of 0 gives 0.
+    Returns:
+        loss: () float32 (float64 for float64 students), and means: (3,K), detached: the terms' means, unweighted.
+    Raises:
+        As `distill_terms`. Only `student` is differentiable: anything else that requires grad raises.
+
+    Error: as `distill_terms`; the gradient is rounded once, to the student's dtype.
+    """
+    weights = _as_tensor("weights", weights, student)
+    denominators = None if denominators is None else _as_tensor("denominators", denominators, student)
+    code = _check(student, teacher, label, weights, row_weight, denominators, temperature, divergence)
+    need_grad = student.requires_grad and torch.is_grad_enabled()
+    call: Any = torch.ops.nanonet.distill_loss if torch.compiler.is_compiling() else _DistillLoss.apply
+    loss, means, _ = call(student, teacher, label, weights, row_weight, denominators, temperature, code, need_grad)
+    return loss, means
+
+
+def _as_tensor(name: str, value: Tensor | Sequence[float], student: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(student, Tensor):
+        raise TypeError(f"student: expected a tensor, got {type(student).__name__}")
+    try:
+        numbers = tuple(map(float, value))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a tensor or a sequence of floats, got {value!r}") from None
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    if torch.compiler.is_compiling():
+        return torch.tensor(numbers, dtype=dtype, device=student.device)
+    return _constant(numbers, dtype, student.device)
+
+
+@lru_cache(maxsize=64)
+def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def _check(
+    student: Tensor,
+    teacher: Tensor | None,
+    label: Tensor | None,
+    weights: Tensor | None,
+    row_weight: Tensor | None,
+    denominators: Tensor | None,
+    temperature: float,
+    divergence: str,
+) -> int:
+    """Name the first argument that is wrong, what was expected and what came; return the divergence's number."""
+    if not isinstance(student, Tensor) or student.dtype not in FLOATS:
+        raise TypeError(f"student: expected a floating tensor (K,N,C), got {_kind(student)}")
+    if student.dim() != 3 or student.shape[0] < 1 or student.shape[2] < 1:
+        raise ValueError(f"student: expected (K,N,C) with K >= 1 and C >= 1, got {tuple(student.shape)}")
+    K, N, C = student.shape
+    if teacher is not None:
+        _expect("teacher", teacher, FLOATS, ((N, C),), student)
+    if label is not None:
+        _expect("label", label, (torch.int64,), ((N,),), student)
+    if weights is not None:
+        _expect("weights", weights, WIDE, ((3,),), student)
+    if row_weight is not None:
+        _expect("row_weight", row_weight, FLOATS, ((N,), (K, N)), student)
+    if denominators is not None:
+        _expect("denominators", denominators, WIDE, ((2,), (2, K)), student)
+    code = DIVERGENCES.get(divergence)
+    if code is None:
+        raise ValueError(f"divergence: expected one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+    if code == MSE and temperature != 1:
+        raise ValueError(f"temperature: mse compares raw logits, so it must be 1, got {temperature}")
+    return code
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {_kind(value)}")
+    if value.shape not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise ValueError(f"{name}: expected shape {wanted} for student {tuple(student.shape)}, got {tuple(value.shape)}")
+    if value.device != student.device:
+        raise ValueError(f"{name}: expected on {student.device} like student, got {value.device}")
+    if value.requires_grad:
+        raise ValueError(f"{name}: only student is differentiable; pass {name}.detach()")
+
+
+_LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
+_SCHEMAS = (
+    "distill_terms(Tensor student, Tensor? teacher, Tensor? label, float temperature, int divergence)"
+    " -> (Tensor terms, Tensor stats)",
+    "distill_terms_backward(Tensor dterms, Tensor student, Tensor? teacher, Tensor? label, Tensor stats,"
+    " float temperature, int divergence) -> Tensor dstudent",
+    "distill_loss(Tensor student, Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight,"
+    " Tensor? denominators, float temperature, int divergence, bool need_grad)"
+    " -> (Tensor loss, Tensor means, Tensor dstudent)",
+    "distill_scale_(Tensor(a!) dstudent, Tensor dloss) -> ()",
+)
+for _schema in _SCHEMAS:
+    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _statistic(student: Tensor, *shape: int) -> Tensor:
+    return student.new_empty(shape, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
+
+
+def _terms_fake(student, teacher, label, temperature, divergence):
+    K, N, _ = student.shape
+    return _statistic(student, 3, K, N), _statistic(student, K + 1, N, 4)
+
+
+def _terms_backward_fake(dterms, student, teacher, label, stats, temperature, divergence):
+    return torch.empty_like(student, memory_format=torch.contiguous_format)
+
+
+def _loss_fake(student, teacher, label, weights, row_weight, denominators, temperature, divergence, need_grad):
+    dstudent = torch.empty_like(student, memory_format=torch.contiguous_format) if need_grad else student.new_empty(0)
+    return _statistic(student), _statistic(student, 3, student.shape[0]), dstudent
+
+
+def _scale_fake(dstudent, dloss):
+    return None
+
+
+def _refuse_second_derivative(name: str) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name} has no second derivative: call backward without create_graph=True")
+
+
+class _DistillTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student, teacher, label, temperature, divergence):
+        with torch._C._AutoDispatchBelowAutograd():
+            terms, stats = torch.ops.nanonet.distill_terms.default(student, teacher, label, temperature, divergence)
+        ctx.save_for_backward(student, teacher, label, stats)
+        ctx.options = temperature, divergence
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return terms, stats
+
+    @staticmethod
+    def backward(ctx, dterms, _):
+        _refuse_second_derivative("distill_terms")
+        if dterms is None:
+            return None, None, None, None, None
+        student, teacher, label, stats = ctx.saved_tensors
+        dstudent = torch.ops.nanonet.distill_terms_backward(dterms, student, teacher, label, stats, *ctx.options)
+        return dstudent, None, None, None, None
+
+
+class _DistillLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student, *others):
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, means, dstudent = torch.ops.nanonet.distill_loss.default(student, *others)
+        ctx.save_for_backward(dstudent)
+        ctx.mark_non_differentiable(means, dstudent)
+        ctx.set_materialize_grads(False)
+        return loss, means, dstudent
+
+    @staticmethod
+    def backward(ctx, dloss, _means, _dstudent):
+        _refuse_second_derivative("distill_loss")
+        if dloss is None:
+            return (None,) * 9
+        (dstudent,) = ctx.saved_tensors
+        # The buffer is handed out, scaled where it lies, unless somebody could still see it.
+        if type(dstudent) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
+            dstudent = (dstudent * dloss).to(dstudent.dtype)
+        else:
+            torch.ops.nanonet.distill_scale_.default(dstudent, dloss)
+        return dstudent, None, None, None, None, None, None, None, None
+
+
+def _terms_reference(student, teacher, label, temperature, divergence):
+    with torch.no_grad():
+        terms = reference.distill_terms(student, teacher, label, temperature, divergence)
+        return terms, reference.row_stats(student, teacher, temperature, divergence)
+
+
+def _terms_backward_reference(dterms, student, teacher, label, stats, temperature, divergence):
+    return reference.row_gradient(dterms, student, teacher, label, temperature, divergence)
+
+
+def _loss_reference(*arguments_and_need_grad):
+    *arguments, need_grad = arguments_and_need_grad
+    with torch.no_grad():
+        loss, means, dstudent = reference.distill_loss(*arguments)
+    return loss, means, dstudent if need_grad else dstudent.new_empty(0)
+
+
+def _scale_reference(dstudent, dloss):
+    dstudent.mul_(dloss)
+
+
+def _register(name: str, kernel, fake, autograd) -> None:
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"nanonet::{name}", fake, lib=_LIBRARY)
+    if autograd is not None:
+        _LIBRARY.impl(name, lambda *arguments: autograd.apply(*arguments), "Autograd")
+
+
+_register("distill_terms", _terms_reference, _terms_fake, _DistillTerms)
+_register("distill_terms_backward", _terms_backward_reference, _terms_backward_fake, None)
+_register("distill_loss", _loss_reference, _loss_fake, _DistillLoss)
+_register("distill_scale_", _scale_reference, _scale_fake, None)

@@ -1,0 +1,49 @@
+"""What a person sees while a run goes on: a bar a stage, with time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+
+class Progress:
+    """Stages on standard error; `seconds` holds how long each took [s]."""
+
+    def __init__(self, active: bool = True) -> None:
+        self.seconds: dict[str, float] = {}
+        self.console = Console(stderr=True, quiet=not active, highlight=False)
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bars = Bars(
+            *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console, refresh_per_second=4
+        )
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[..., None]]:
+        """Yield tick(done, note=""): so much more of `total` is done."""
+        began, task, said = time.perf_counter(), self.bars.add_task(name, total=total, note=""), ""
+
+        def tick(done: int, note: str = "") -> None:
+            nonlocal said
+            said = note or said
+            self.bars.update(task, advance=done, note=said)
+
+        yield tick
+        self.seconds[name] = round(time.perf_counter() - began, 2)
+        if not self.console.is_terminal:
+            self.console.print(f"{name}: {total} in {self.seconds[name]:.1f} s  {said}")

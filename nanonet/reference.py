@@ -1,0 +1,235 @@
+"""Every op once, in plain torch: the specification that each backend is judged against, and the fallback.
+
+Any floating dtype and any device. float64 input is computed in float64, everything else in float32.
+N rows, C classes, K students; M rows, D features in, F features out, R LoRA rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DIVERGENCES = {"kl": 0, "reverse_kl": 1, "js": 2, "mse": 3}
+KL, REVERSE_KL, JS, MSE = range(4)
+UNLABELLED = -100
+LOG_2 = 0.6931471805599453
+
+
+def wide(x: Tensor) -> Tensor:
+    """The tensor in the dtype that is computed in: float64 stays, everything else is float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    logits = wide(logits)
+    return torch.log_softmax((logits - logits.amax(-1, keepdim=True).detach()) / temperature, -1)
+
+
+def _expect(p: Tensor, value: Tensor) -> Tensor:
+    """sum_c p value, where 0 * (-inf) is 0."""
+    return torch.where(p == 0, 0, p * value).sum(-1)
+
+
+def _mixture(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return torch.logaddexp(log_p, log_q) - LOG_2
+
+
+def _check_label(label: Tensor, C: int) -> None:
+    bad = (label != UNLABELLED) & ((label < 0) | (label >= C))
+    if label.device.type == "cpu" and bad.any():  # on a device, looking would wait for it: NaN there
+        n = int(bad.nonzero()[0])
+        raise ValueError(f"label[{n}] is {int(label[n])}: expected -100 (unlabelled) or 0 <= label < {C}")
+
+
+def cross_entropy(student: Tensor, label: Tensor) -> Tensor:
+    """-log softmax(s_k)[y] (K,N); 0 where unlabelled, NaN where the label is no class."""
+    K, N, C = student.shape
+    _check_label(label, C)
+    index = label.clamp(0, C - 1).expand(K, N)[..., None]
+    ce = -log_softmax(student, 1.0).gather(-1, index)[..., 0]
+    ce = torch.where((label >= 0) & (label < C), ce, torch.nan)
+    return torch.where(label == UNLABELLED, 0, ce)
+
+
+def divergence_from(teacher: Tensor, student: Tensor, temperature: float, divergence: int) -> Tensor:
+    """tau^2 D(p, q) along the last dimension, or the mean squared difference of the logits."""
+    if divergence == MSE:
+        return (wide(student) - wide(teacher)).square().mean(-1)
+    log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
+    p, q = log_p.exp(), log_q.exp()
+    if divergence == KL:
+        loss = _expect(p, log_p - log_q)
+    elif divergence == REVERSE_KL:
+        loss = _expect(q, log_q - log_p)
+    else:
+        log_m = _mixture(log_p, log_q)
+        loss = (_expect(p, log_p - log_m) + _expect(q, log_q - log_m)) / 2
+    return temperature**2 * loss
+
+
+def distill_terms(
+    student: Tensor, teacher: Tensor | None, label: Tensor | None, temperature: float = 1.0, divergence: int = KL
+) -> Tensor:
+    """The terms ce, teacher, peers of every student and row: (3,K,N). The definition, pair by pair."""
+    K, N, _ = student.shape
+    zero = wide(student).new_zeros(K, N)
+    ce = zero if label is None else cross_entropy(student, label)
+    from_teacher = zero if teacher is None else divergence_from(teacher, student, temperature, divergence)
+    between = MSE if divergence == MSE else KL
+    peers = [
+        sum((divergence_from(student[j].detach(), student[k], temperature, between) for j in range(K) if j != k), zero[k])
+        for k in range(K)
+    ]
+    return torch.stack([ce, from_teacher.to(zero.dtype), torch.stack(peers) / max(K - 1, 1)])
+
+
+def row_stats(student: Tensor, teacher: Tensor | None, temperature: float, divergence: int) -> Tensor:
+    """What a backward may keep of each row, (K+1,N,4): maximum; log-sum-exp below it at the temperature
+    and at 1; and the expectation in the gradient of reverse_kl and js. Row K is the teacher's."""
+    rows = wide(student) if teacher is None else torch.cat([wide(student), wide(teacher)[None]])
+    top = rows.amax(-1, keepdim=True)
+    soft, plain = (((rows - top) / tau).exp().sum(-1).log() for tau in (temperature, 1.0))
+    stats = rows.new_zeros(student.shape[0] + 1, student.shape[1], 4)
+    stats[: rows.shape[0], :, :3] = torch.stack([top[..., 0], soft, plain], -1)
+    if teacher is not None and divergence in (REVERSE_KL, JS):
+        log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
+        log_m = _mixture(log_p, log_q)
+        surprise = log_q - log_p if divergence == REVERSE_KL else (log_q - log_m) / 2
+        stats[:-1, :, 3] = _expect(log_q.exp(), surprise)
+    return stats
+
+
+def row_gradient(
+    upstream: Tensor, student: Tensor, teacher: Tensor | None, label: Tensor | None, temperature: float, divergence: int
+) -> Tensor:
+    """sum_i upstream[i] * d terms[i] / d student: (3,K,N) -> (K,N,C). An upstream of 0 masks its row."""
+    K, _, C = student.shape
+    u_ce, u_teacher, u_peers = (u[..., None] for u in upstream.to(wide(student).dtype))
+    log_q = log_softmax(student, temperature)
+    q = log_q.exp()
+    gradient = torch.zeros_like(q)
+    if label is not None:
+        # ce: softmax(s) - onehot(y)
+        onehot = torch.arange(C, device=label.device) == label[:, None]
+        invalid = ((label != UNLABELLED) & ((label < 0) | (label >= C)))[:, None]
+        slope = log_softmax(student, 1.0).exp() - onehot.to(q.dtype) + torch.where(invalid, torch.nan, 0.0)
+        gradient += torch.where((u_ce == 0) | (label == UNLABELLED)[:, None], 0, u_ce * slope)
+    if teacher is not None:
+        if divergence == MSE:
+            slope = (wide(student) - wide(teacher)) * (2 / C)
+        elif divergence == KL:
+            slope = temperature * (q - log_softmax(teacher, temperature).exp())
+        else:
+            # q (h - sum q h), h = log q - log p, or (log q - log m) / 2
+            log_p = log_softmax(teacher, temperature)
+            h = log_q - log_p if divergence == REVERSE_KL else (log_q - _mixture(log_p, log_q)) / 2
+            slope = temperature * torch.where(q == 0, 0, q * (h - _expect(q, h)[..., None]))
+        gradient += torch.where(u_teacher == 0, 0, u_teacher * slope)
+    if K > 1:
+        # peers: tau / (K-1) (K q_k - Q), the same form in the logits for mse
+        x, factor = (wide(student), 2 / C) if divergence == MSE else (q, temperature)
+        gradient += torch.where(u_peers == 0, 0, u_peers * (factor / (K - 1)) * (K * x - x.sum(0)))
+    return gradient.to(student.dtype)
+
+
+def distill_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    label: Tensor | None,
+    weights: Tensor,
+    row_weight: Tensor | None,
+    denominators: Tensor | None,
+    temperature: float = 1.0,
+    divergence: int = KL,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (), means (3,K) and the gradient of the loss with respect to student (K,N,C)."""
+    terms = distill_terms(student, teacher, label, temperature, divergence)
+    soft = torch.ones_like(terms[1]) if row_weight is None else row_weight.to(terms.dtype).expand_as(terms[1])
+    labelled = torch.zeros_like(soft) if label is None else (label != UNLABELLED).to(soft.dtype).expand_as(soft)
+    counts = torch.stack([labelled, soft, soft])
+    totals = counts.sum(-1) if denominators is None else denominators.to(soft.dtype).reshape(2, -1)[[0, 1, 1]]
+    share = torch.where(totals[..., None] == 0, 0, counts / totals[..., None])
+    means = torch.where(share == 0, 0, share * terms).sum(-1)
+    weights = weights.to(soft.dtype)[:, None]
+    loss = torch.where(weights == 0, 0, weights * means).sum()
+    return loss, means, row_gradient(weights[..., None] * share, student, teacher, label, temperature, divergence)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The 32-bit finalizer of MurmurHash3, in int64 (only the low 32 bits count)."""
+    low = 0xFFFFFFFF
+    x = x & low
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & low
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & low
+    return x ^ (x >> 16)
+
+
+def dropout_scale(seed: Tensor, K: int, M: int, D: int, dropout: float) -> Tensor:
+    """0 or 1/(1-dropout) for element (k,m,d) of x, float32 (K,M,D): a hash of its index and the seed, so that
+    every backend draws the same mask and none need store it."""
+    index = torch.arange(K * M * D, device=seed.device).view(K, M, D)
+    keep = _mix(_mix(index) + _mix(seed) * 0x9E3779B1) >= int(dropout * 2**32)
+    return keep.float() / (1 - dropout)
+
+
+def _dropped(x: Tensor, K: int, seed: Tensor | None, dropout: float) -> Tensor:
+    if seed is None or dropout == 0:
+        return x
+    return x * dropout_scale(seed, K, x.shape[-2], x.shape[-1], dropout).to(x.dtype)
+
+
+def cohort_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    lora_a: Tensor | None = None,
+    lora_b: Tensor | None = None,
+    scale: Tensor | None = None,
+    seed: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """y_k = x_k W_k^T + b_k + scale_k dropout(x_k) A_k^T B_k^T: (K,M,F)."""
+    y = torch.nn.functional.linear(x, weight) if weight.dim() == 2 else x @ weight.mT
+    if y.dim() == 2:
+        y = y[None]
+    if bias is not None:
+        y = y + bias[:, None]
+    if lora_a is not None and lora_b is not None:
+        low = _dropped(x, lora_a.shape[0], seed, dropout) @ lora_a.mT
+        y = y + (low if scale is None else low * scale[:, None, None]) @ lora_b.mT
+    return y.contiguous()
+
+
+def cohort_linear_backward(
+    dy: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    scale: Tensor | None,
+    seed: Tensor | None,
+    dropout: float,
+    shared_x: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias, lora_a, lora_b; an empty tensor where `needs` is False. x may be None where
+    only dx and dbias are wanted."""
+    dx, dweight, dbias, da, db = (dy.new_empty(0) for _ in range(5))
+    if needs[0]:
+        dx = dy @ weight
+    if needs[1] and x is not None:
+        dweight = dy.mT @ x
+        dweight = dweight.sum(0) if weight.dim() == 2 else dweight
+    if needs[2]:
+        dbias = dy.sum(1)
+    if lora_a is not None and lora_b is not None:
+        factor = 1.0 if scale is None else scale[:, None, None]
+        if needs[0] or needs[3]:
+            dlow = (dy @ lora_b) * factor
+        if needs[0]:
+            dx = dx + _dropped(dlow @ lora_a, dlow.shape[0], seed, dropout)
+        if x is not None and (needs[3] or needs[4]):
+            dropped = _dropped(x, lora_a.shape[0], seed, dropout)
+            da = dlow.mT @ dropped if needs[3] else da
+            db = dy.mT @ (dropped @ lora_a.mT) * factor if needs[4] else db
+    return dx.sum(0) if shared_x and needs[0] else dx, dweight, dbias, da, db

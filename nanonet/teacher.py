@@ -1,0 +1,90 @@
+"""The frozen teacher: what the students are told about every row, made once and kept in the run's folder.
+
+Its embeddings come from the pretrained encoder as it is, pooled as it was trained. Its soft targets come from a rule
+of targets.py over these embeddings; a linear head that says the same scores rows that were not among them.
+N rows, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from nanonet.config import TrainConfig
+from nanonet.targets import Choice, choose, classify, neighbour_graph, propagate, self_train, soften
+
+NAME = "targets.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenTeacher:
+    """soft (N,C): logits of every row. weight (C,D), bias (C,): the head that scores other rows' embeddings.
+    floor_weight, floor_bias: the logistic regression on the labelled rows alone, which a student has to beat."""
+
+    soft: Tensor
+    weight: Tensor
+    bias: Tensor
+    floor_weight: Tensor
+    floor_bias: Tensor
+    choice: Choice
+
+    def logits(self, embedding: Tensor) -> Tensor:
+        """(N,D) -> (N,C)"""
+        return embedding @ self.weight.T + self.bias
+
+    def floor(self, embedding: Tensor) -> Tensor:
+        """(N,D) -> (N,C)"""
+        return embedding @ self.floor_weight.T + self.floor_bias
+
+
+def make_teacher(config: TrainConfig, embedding: Tensor, label: Tensor, classes: int) -> FrozenTeacher:
+    """Choose the rule inside the labels, then make the soft targets of every row.
+
+    embedding: (N,D) float32, L2-normalised; label: (N,) int64, -100 where unlabelled.
+    """
+    x, y = embedding.double().numpy(), label.numpy()
+    rule = "classifier" if config.targets == "tuned" else config.targets
+    choice = choose(x, y, classes, rule, config.seed, config.uniform_prior)
+    if choice.rule == "self_training":
+        head = self_train(x, y)
+    elif choice.rule == "propagation":
+        p = propagate(neighbour_graph(x), y, classes, config.uniform_prior)
+        head = classify(x, np.where(y >= 0, y, p.argmax(1)), choice.strength)
+    else:
+        head = classify(x, y, choice.strength)
+    weight, bias = _linear(head)
+    logits = torch.from_numpy(np.log(p)).float() if choice.rule == "propagation" else embedding @ weight.T + bias
+    soft = soften(logits, choice.trust) * config.sharpen
+    return FrozenTeacher(soft, weight, bias, *_linear(classify(x, y, choice.strength)), choice)
+
+
+def _linear(head: LogisticRegression) -> tuple[Tensor, Tensor]:
+    """Weight (C,D) and bias (C,), float32; scikit-learn keeps one row where there are two classes."""
+    weight, bias = (torch.from_numpy(np.asarray(t)).float() for t in (head.coef_, head.intercept_))
+    if len(weight) == 1:
+        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+    return weight, bias
+
+
+def save_teacher(folder: Path, teacher: FrozenTeacher) -> None:
+    """Write `folder`/targets.safetensors, to a temporary name first."""
+    tensors = {k: v.contiguous() for k, v in vars(teacher).items() if isinstance(v, Tensor)}
+    temporary = folder / f".{NAME}.{os.getpid()}"
+    save_file(tensors, temporary, {"choice": json.dumps(vars(teacher.choice))})
+    temporary.rename(folder / NAME)
+
+
+def load_teacher(folder: Path) -> FrozenTeacher:
+    """Read what `save_teacher` wrote."""
+    with safe_open(folder / NAME, "pt") as file:
+        choice = Choice(**json.loads(file.metadata()["choice"]))
+        return FrozenTeacher(**{name: file.get_tensor(name) for name in file.keys()}, choice=choice)  # noqa: SIM118

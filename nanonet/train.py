@@ -1,0 +1,251 @@
+"""The training loop: one teacher, a cohort of K students, one loss. What happens in a step stands in `fit`, in order.
+
+Everything random in a step is a function of (seed, step): the rows, the views, the dropout. So a checkpoint holds
+weights and optimizer state only, and a run that was killed and resumed ends where it would have ended.
+
+A step's rows are one global batch. It is cut over processes and micro-batches, and every part divides by the counts
+of the whole: any number of processes and micro-batches computes the same step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from nanonet.checkpoint import restore, save
+from nanonet.cohort.stack import Cohort, matrix_names
+from nanonet.cohort.views import set_views, view_batch
+from nanonet.config import InputError, TrainConfig
+from nanonet.data.batches import BatchPlan, Encoded, collate
+from nanonet.losses import DistillLoss
+from nanonet.ops import distill_loss
+from nanonet.targets import soften
+
+LEARNING_RATE = {"bias": 3e-3, "lora": 1e-3, "full": 2e-4, "head": 1e-2}
+# the teacher is deeper and has a body to lose: it moves slower than its students
+TEACHER_LEARNING_RATE = {"bias": 1e-3, "lora": 5e-4, "full": 5e-5, "head": 1e-2}
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What is trained on: N texts, the labelled ones first.
+
+    encoded: N rows of token ids; label: (N,) int64, -100 where unlabelled
+    soft: (N,C) logits of a frozen teacher, or None where the teacher trains online or there is none
+    """
+
+    encoded: Encoded
+    label: Tensor
+    soft: Tensor | None
+    pad_id: int
+
+    @property
+    def labelled(self) -> int:
+        return int((self.label >= 0).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class OnlineTeacher:
+    """A teacher that trains on the labels beside its students; `trust` is the cross-validated accuracy that the mean
+    confidence of its soft targets is held at."""
+
+    model: Cohort
+    trust: float
+
+
+def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
+    """The learning rate of `step`, counted from 0: a linear rise over the warm-up, then the schedule."""
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    done = (step - warm) / max(1, config.steps - warm)
+    fall = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+    return peak * fall[config.schedule]
+
+
+def make_optimizer(cohort: Cohort, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over what is trained. Decay is chosen by name: a stacked bias is 2-d, and a rule on dimensions decays it."""
+    decayed = matrix_names(cohort)
+    groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
+    for name, parameter in cohort.named_parameters():
+        if parameter.requires_grad:
+            groups[weight_decay if name in decayed else 0.0].append(parameter)
+    return torch.optim.AdamW([{"params": p, "weight_decay": d} for d, p in groups.items() if p], lr=0.0, fused=True)
+
+
+def clip_per_student(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients of each student to a norm of at most `max_norm`; returns the norms before, (K,).
+
+    Every trained parameter is stacked, (K, ...). A joint norm would let one student's spike shrink its peers' steps.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack([g.flatten(1).float().square().sum(1) for g in gradients]).sum(0).sqrt()
+    if max_norm > 0:
+        factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        for g in gradients:
+            g.mul_(factor.to(g.dtype).view(-1, *[1] * (g.dim() - 1)))
+    return norms
+
+
+def fit(
+    config: TrainConfig,
+    cohort: Cohort,
+    views: list[str],
+    rows: Rows,
+    accelerator: Accelerator,
+    folder: Path,
+    online: OnlineTeacher | None = None,
+    report: Callable[[dict], Any] = lambda record: None,
+    deep: bool = False,
+) -> None:
+    """Train `cohort` in place; one line a step in `folder`/metrics.jsonl, also given to `report`.
+
+    `deep` says that the cohort is a teacher: it takes the teacher's learning rate.
+
+    Raises:
+        InputError: a step has fewer rows than processes times micro-batches.
+    """
+    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
+    parts = world * config.gradient_accumulation
+    lengths = rows.encoded.lengths
+    plan = BatchPlan(
+        rows.label[: rows.labelled].tolist(),
+        lengths[rows.labelled :],
+        config.labelled_batch,
+        config.unlabelled_batch,
+        config.seed,
+    )
+    start_ramp = 0.1 if online else 0.0
+    criterion = DistillLoss(
+        config.ce_weight,
+        config.teacher_weight,
+        config.peers_weight,
+        temperature=config.temperature,
+        divergence=config.divergence,
+        teacher_ramp=(start_ramp, 3 * start_ramp),
+        peers_ramp=(2 * start_ramp, 2 * start_ramp + 0.1),
+        weight_rows=config.confidence,
+    )
+    set_views(cohort, views)
+    optimizer = make_optimizer(cohort, config.weight_decay)
+    model, optimizer = accelerator.prepare(cohort, optimizer)
+    trained = {"students": (cohort, optimizer)}
+    students_rate = TEACHER_LEARNING_RATE[config.tuning] if deep else LEARNING_RATE[config.tuning]
+    peaks = {"students": students_rate if deep else config.learning_rate or students_rate}
+    if online:
+        teacher, teacher_optimizer = accelerator.prepare(online.model, make_optimizer(online.model, config.weight_decay))
+        trained["teacher"] = (online.model, teacher_optimizer)
+        peaks["teacher"] = TEACHER_LEARNING_RATE[config.tuning]
+    start = restore(folder, trained, accelerator) if config.resume else 0
+    log = _Log(folder / "metrics.jsonl", start, accelerator.is_main_process)
+
+    for step in range(start, config.steps):
+        began = time.perf_counter()
+        labelled, unlabelled = plan.rows(step)
+        batch = labelled + [row + rows.labelled for row in unlabelled]
+        if len(batch) < parts:
+            raise InputError(
+                f"step {step} has {len(batch)} rows for {parts} parts ({world} processes x --gradient-accumulation"
+                f" {config.gradient_accumulation}): raise --unlabelled-batch or lower --gradient-accumulation"
+            )
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        model.train()
+        for name, (_, own) in trained.items():
+            for group in own.param_groups:
+                group["lr"] = learning_rate(config, step, peaks[name])
+        means = torch.zeros(3, cohort.students, device=device)
+        loss = torch.zeros((), device=device)
+        teacher_loss = torch.zeros((), device=device)
+        # soft terms are divided by the rows, not by their confidence: a batch that is unsure pulls less
+        denominators = torch.tensor([len(labelled), len(batch)], dtype=torch.float32, device=device)
+        for part in range(config.gradient_accumulation):
+            own_rows = batch[part * world + rank :: parts]
+            last = part == config.gradient_accumulation - 1
+            ids, mask = (t.to(device) for t in collate(rows.encoded, own_rows, rows.pad_id))
+            label = rows.label[own_rows].to(device)
+            with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+                seen = view_batch(cohort, views, ids, mask, config.seed * 1_000_003 + step, torch.tensor(own_rows, device=device))
+                logits = model(**seen)
+                if online:
+                    with torch.no_grad():
+                        soft: Tensor | None = soften(online.model.eval()(ids, mask)[0], online.trust)
+                else:
+                    soft = None if rows.soft is None else rows.soft[own_rows].to(device)
+                part_loss, part_means = criterion(
+                    logits, soft, label, progress=step / config.steps, denominators=denominators
+                )
+            # DDP averages over the processes; the denominators are already those of all of them
+            accelerator.backward(part_loss * world)
+            loss, means = loss + part_loss.detach(), means + part_means
+            if online:
+                with nullcontext() if last else accelerator.no_sync(teacher), accelerator.autocast():
+                    own_labelled = label >= 0
+                    kept = own_labelled.nonzero()[:, 0] if own_labelled.any() else torch.zeros(1, dtype=torch.int64)
+                    part_loss, _ = distill_loss(
+                        teacher.train()(ids[kept], mask[kept]), None, label[kept], denominators=denominators
+                    )
+                accelerator.backward(part_loss * world)
+                teacher_loss = teacher_loss + part_loss.detach()
+        norms = torch.zeros(cohort.students)
+        for name, (trained_model, own) in trained.items():
+            accelerator.unscale_gradients(own)
+            norm = clip_per_student(trained_model.parameters(), config.max_grad_norm)
+            norms = norm if name == "students" else norms
+            own.step()
+            own.zero_grad()
+        loss, means, teacher_loss = (accelerator.reduce(t, "sum") for t in (loss, means, teacher_loss))
+        record = {
+            "step": step,
+            "loss": round(loss.item(), 6),
+            **{name: _numbers(means[i]) for i, name in enumerate(("ce", "teacher", "peers"))},
+            "grad_norm": _numbers(norms),
+            "learning_rate": learning_rate(config, step, peaks["students"]),
+            "rows_per_s": round(len(batch) / (time.perf_counter() - began), 1),
+        }
+        if online:
+            record["teacher_ce"] = round(teacher_loss.item(), 6)
+        log.write(record)
+        report(record)
+        if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+            log.flush()
+            save(folder, trained, accelerator, step + 1)
+    log.close()
+    cohort.eval()
+
+
+def _numbers(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
+
+
+class _Log:
+    """metrics.jsonl, a line a step; a resumed run goes on after the steps that its checkpoint has."""
+
+    def __init__(self, path: Path, start: int, active: bool) -> None:
+        self.file = None
+        if active:
+            old = path.read_text().splitlines() if start and path.exists() else []
+            kept = [line for line in old if json.loads(line)["step"] < start]
+            self.file = path.open("w")
+            self.file.writelines(line + "\n" for line in kept)
+
+    def write(self, record: dict) -> None:
+        if self.file:
+            self.file.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        if self.file:
+            self.file.flush()
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()

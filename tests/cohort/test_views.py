@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nanonet.cohort.stack import build_cohort
+from nanonet.cohort.views import cutoff, noise, ordinary, parse_views, set_views, shuffle, view_batch
+from nanonet.config import VIEWS, InputError
+
+LABELS = ["a", "b", "c"]
+
+
+@pytest.fixture
+def cohort(make_teacher):
+    return build_cohort(make_teacher("bert"), [[0, 5], [1, 4], [2, 3]], LABELS, "full").train()
+
+
+def test_parse_views_repeats_as_needed() -> None:
+    assert parse_views("none", 2) == ["none", "none"]
+    assert parse_views("cutoff, shuffle", 3) == ["cutoff", "shuffle", "cutoff"]
+    assert parse_views(",".join(VIEWS), 5) == list(VIEWS)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cutof", ["--views", "no view 'cutof'", "cutoff, shuffle"]),
+        ("", ["--views", "no view ''"]),
+        ("none,none,none", ["has 3 views", "--students 2", "at most 2"]),
+    ],
+)
+def test_parse_views_errors(text, words) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_views(text, 2)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_noise_depends_on_seed_student_and_row_number_alone() -> None:
+    rows = torch.arange(64)
+    whole = noise(3, 1, rows, 50)
+    assert whole.shape == (64, 50) and whole.unique().numel() > 0.999 * whole.numel()
+    assert float(whole.min()) >= 0 and float(whole.max()) < 1 and abs(float(whole.mean()) - 0.5) < 0.01
+    assert torch.equal(noise(3, 1, rows[40:], 30), whole[40:, :30])  # another process, less padding
+    for other in (noise(4, 1, rows, 50), noise(3, 2, rows, 50), noise(3 + 2**32, 1, rows, 50), noise(-3, 1, rows, 50)):
+        assert not (other == whole).any()
+
+
+def test_shuffle_permutes_what_lies_between_the_ends(batch) -> None:
+    ids, mask = batch
+    free = ordinary(mask)
+    assert free.sum(1).tolist() == [9, 7, 9, 2, 1, 5]
+    shuffled = shuffle(ids, mask, noise(0, 0, torch.arange(6), 11))
+    assert torch.equal(shuffled[~free], ids[~free])
+    assert torch.equal(shuffled.sort(1).values, ids.sort(1).values)
+    assert not torch.equal(shuffled[0], ids[0])
+    # the order is uniform: each place of a row of 7 is as likely to receive each token
+    rows = torch.arange(7)[None].expand(4000, 7)
+    draws = shuffle(rows, torch.ones(4000, 7, dtype=torch.long), noise(1, 0, torch.arange(4000), 7))
+    for place in range(1, 6):
+        share = draws[:, place].bincount(minlength=7)[1:6] / 4000
+        assert (share - 0.2).abs().max() < 0.04
+
+
+def test_cutoff_drops_a_fifth_of_what_lies_between_the_ends() -> None:
+    length = torch.tensor([30, 12, 7, 6, 2, 1])
+    mask = (torch.arange(30) < length[:, None]).long()
+    cut = cutoff(mask, noise(0, 0, torch.arange(6), 30))
+    assert (mask - cut).sum(1).tolist() == [5, 2, 1, 0, 0, 0]
+    assert (mask - cut).min() == 0 and torch.equal(cut[~ordinary(mask)], mask[~ordinary(mask)])
+    assert not torch.equal(cut, cutoff(mask, noise(1, 0, torch.arange(6), 30)))
+
+
+def test_masks_padded_on_the_left_keep_their_ends_too() -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    assert ordinary(mask).long().tolist() == [[0, 0, 0, 1, 1, 0], [0, 1, 1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_changes_its_student_and_no_other(view, cohort, batch) -> None:
+    ids, mask = batch
+    plain = cohort(ids, mask).detach()
+    views = ["none", view, "none"]
+    set_views(cohort, views)
+    arguments = view_batch(cohort, views, ids, mask, seed=0)
+    assert cohort.training
+    for chunk in (1, 3):
+        seen = cohort(**arguments, chunk=chunk)
+        same = [torch.allclose(seen[k], plain[k], atol=1e-6) for k in range(3)]
+        assert same == [True, view == "none", True], chunk
+    seen.sum().backward()
+    set_views(cohort, ["none"] * 3)
+    torch.testing.assert_close(cohort(ids, mask), plain)
+
+
+@pytest.mark.parametrize("view", ["shuffle", "cutoff", "adversarial"])
+def test_the_seed_decides_a_view_and_rows_may_be_split(view, cohort, batch) -> None:
+    ids, mask = batch
+    views = [view] * 3
+
+    def tensors(seed: int, rows: slice) -> list[torch.Tensor]:
+        made = view_batch(cohort, views, ids[rows], mask[rows], seed, torch.arange(6)[rows])
+        if view == "adversarial":
+            return [made["perturbation"][k] for k in range(3)]
+        return list(made["input_ids"] if view == "shuffle" else made["attention_mask"])
+
+    whole, other, part = tensors(7, slice(0, 6)), tensors(8, slice(0, 6)), tensors(7, slice(2, 6))
+    for k in range(3):
+        assert not torch.equal(whole[k], other[k])
+        assert not torch.equal(whole[k], whole[(k + 1) % 3])
+        # the direction of a gradient is only as exact as its rounding, which the size of a batch changes
+        torch.testing.assert_close(part[k], whole[k][2:], rtol=0, atol=1e-2 if view == "adversarial" else 0)
+
+
+def test_nothing_is_copied_where_no_view_changes_the_rows(cohort, batch) -> None:
+    ids, mask = batch
+    arguments = view_batch(cohort, ["none", "dropout", "none"], ids, mask, 0)
+    assert arguments["input_ids"] is ids and arguments["attention_mask"] is mask and len(arguments) == 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "electra"])
+def test_adversarial_steps_have_length_one_and_hurt_more_than_random_ones(kind, make_teacher, batch) -> None:
+    ids, mask = batch
+    cohort = build_cohort(make_teacher(kind), [[0, 5], [0, 2]], LABELS, "full").train()
+    steps = view_batch(cohort, ["none", "adversarial"], ids, mask, 0)["perturbation"]
+    assert list(steps) == [1] and not steps[1].requires_grad
+    assert all(p.grad is None for p in cohort.parameters())
+    # the gradient of a token that the head cannot see (past a sliding window) may be 0, and so its step
+    length = steps[1].norm(dim=-1)
+    assert (((length - 1).abs() < 1e-5) | (length == 0))[mask == 1].all() and (length[mask == 0] == 0).all()
+    assert (length[mask == 1] > 0).float().mean() > 0.9
+
+    def divergence(step: torch.Tensor) -> float:
+        with torch.no_grad():
+            clean, moved = cohort(ids, mask)[1], cohort(ids, mask, perturbation={1: 0.05 * step})[1]
+        return float((clean.softmax(-1) * (clean.log_softmax(-1) - moved.log_softmax(-1))).sum())
+
+    random = [torch.nn.functional.normalize(torch.randn_like(steps[1]), dim=-1) * mask[..., None] for _ in range(8)]
+    assert divergence(steps[1]) > 2 * max(divergence(step) for step in random)

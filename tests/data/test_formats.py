@@ -1,0 +1,123 @@
+"""The rows of every format, and where they stand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanonet.config import InputError
+from nanonet.data.formats import extension, listing, problem, rows, shorten
+
+COLUMNS = {"text_column": "text", "label_column": "label"}
+RECORDS: list[tuple[str, int]] = [("one, two", 0), ('said "no"', 1), ("two\nlines", 0), ("héé 漢字 🙂", 1)]
+
+
+def csv_text(separator: str) -> str:
+    lines = [f"label{separator}text"]
+    for text, label in RECORDS:
+        quoted = text.replace('"', '""')
+        lines.append(f'{label}{separator}"{quoted}"')
+    return "\n".join(lines) + "\n"
+
+
+def jsonl_text() -> str:
+    return "".join(json.dumps({"label": label, "text": text, "more": [1]}) + "\n" for text, label in RECORDS)
+
+
+def json_text() -> str:
+    return json.dumps([{"label": label, "text": text} for text, label in RECORDS], indent=1)
+
+
+WRITERS: dict[str, Callable[[], str]] = {
+    ".csv": lambda: csv_text(","),
+    ".tsv": lambda: csv_text("\t"),
+    ".jsonl": jsonl_text,
+    ".json": json_text,
+}
+
+
+# gzip and the byte order mark: read everywhere, seen nowhere; upper case: what Windows writes
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["", ".gz", ".GZ"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_text_format_gives_the_same_rows(tmp_path: Path, kind: str, end: str, bom: bytes) -> None:
+    content = bom + WRITERS[kind]().encode()
+    path = tmp_path / f"table{kind}{end}"
+    path.write_bytes(gzip.compress(content) if end else content)
+    found = [values for _, values in rows(path, COLUMNS)]
+    assert [(text, int(str(label))) for text, label in found] == RECORDS
+
+
+def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "table.parquet"
+    table = pyarrow.table({"label": [label for _, label in RECORDS], "text": [text for text, _ in RECORDS]})
+    parquet.write_table(table, path)
+    assert list(rows(path, COLUMNS)) == [(f"row {n}", list(record)) for n, record in enumerate(RECORDS, 1)]
+
+
+def test_a_json_file_may_also_hold_lines(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text("\n" + jsonl_text())
+    assert [place for place, _ in rows(path, COLUMNS)] == ["line 2", "line 3", "line 4", "line 5"]
+
+
+def test_a_csv_row_stands_at_the_line_where_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(b'text,label\r\n"a\r\nb\r\nc",0\r\n\r\nd,1\r\n')
+    assert list(rows(path, COLUMNS)) == [("line 2", ["a\r\nb\r\nc", "0"]), ("line 6", ["d", "1"])]
+
+
+def test_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("label,text\n0,a\n")
+    assert list(rows(path, {"text_column": "label", "label_column": "text"})) == [("line 2", ["0", "a"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.csv", ".csv"),
+        ("a.b.CSV.gz", ".csv"),
+        ("a.parquet", ".parquet"),
+        ("a.parquet.gz", None),
+        ("a.gz", None),
+        ("csv", None),
+        ("a.txt", None),
+        ("a.csv.zip", None),
+        (".csv", None),
+    ],
+)
+def test_extension(name: str, kind: str | None) -> None:
+    assert extension(Path(name)) == kind
+
+
+def test_a_missing_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    path = tmp_path / "table.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"pip install nanonet\[data\]"):
+        list(rows(path, COLUMNS))
+
+
+def test_shorten_keeps_the_end_of_a_path_and_the_start_of_a_value() -> None:
+    path = shorten(Path("/" + "long/" * 40 + "train.csv"))
+    assert len(path) == 60 and path.startswith("...") and path.endswith("/train.csv")
+    assert shorten("x" * 100, 10) == "'xxxxxx..."
+    assert "\n" not in shorten("a\nb") and "\n" not in shorten(Path("a\nb"))
+
+
+def test_listing_counts_what_it_leaves_out() -> None:
+    assert listing(["a", "b"]) == "'a', 'b'"
+    assert listing(map(str, range(100)), most=2) == "'0', '1', ... (100 in all)"
+
+
+def test_problem_names_what_it_knows() -> None:
+    assert str(problem(Path("a.csv"), "bad: mend it", "line 3", "text")) == "a.csv, line 3, column 'text': bad: mend it"
+    assert str(problem("imdb", "bad: mend it")) == "imdb: bad: mend it"
