@@ -16,7 +16,9 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
         if compiler is None:
-            print("nanonet: no C++ compiler found (set CXX): installing without nanonet._C, the reference serves the CPU")
+            print(
+                "nanonet: no C++ compiler found (set CXX): installing without nanonet._C, the reference serves the CPU"
+            )
             return
         try:
             import pybind11

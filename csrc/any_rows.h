@@ -62,7 +62,11 @@ struct AnyRow {
     double S = 0;
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       const F* x = stage(r, chunk, -__builtin_huge_valf());
-      S += sum(chunk, [&](int64_t i) __attribute__((always_inline)) { return exp_scaled<F>(load(x + i) - top, c); });
+      Wide<F> in_chunk = {};
+      each(chunk, [&](int64_t i) __attribute__((always_inline)) {
+        in_chunk += widen<F>(exp_scaled<F>(load(x + i) - top, c));
+      });
+      S += sum_lanes(in_chunk);
     }
     return {double(top), log_of(S), 0, 0};
   }

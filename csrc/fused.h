@@ -14,13 +14,13 @@
 #pragma once
 
 #include "exp_log.h"
+#include "rows.h"
 
 namespace nanonet::NANONET_ISA {
 
 constexpr int64_t kChunk = 1024;     // classes: (K+1) rows and their exponentials in 48 KB for K = 4
 constexpr int64_t kMaxFused = 4;     // students: pair sums stay in registers
 constexpr int64_t kMaxPower = 8;     // largest temperature whose softmax at 1 is taken as a power
-constexpr int64_t kFloatRun = 8;     // additions before a sum goes to double: students 1e-3 apart keep 1%
 
 template <class F, int K, bool HasTeacher>
 struct Sums {
@@ -29,28 +29,38 @@ struct Sums {
   Vec<F> T[K], P[K][K];
 };
 
-// x, e: R arrays of `count` vectors. power 0: no S1.
+// What the next chunk will read, for the prefetcher: `bytes` from `at` on for each vector of this one.
+struct Ahead {
+  const char* at;
+  int64_t bytes;
+};
+
+// R rows of `count` vectors, the last run of each at last[r]. e: R arrays. power 0: no S1. After a run of additions
+// a sum goes to double: students 1e-3 apart keep 1% of their divergence.
 template <class F, int K, bool HasTeacher, bool kKeep>
-__attribute__((noinline)) void sweep(const F* const* x, F* const* e, int64_t count, const Vec<F>* top, Factor<F> c,
-                                     int power, Sums<F, K, HasTeacher>& sums) {
+__attribute__((noinline)) void sweep(const F* const* x, const F* const* last, const Ahead* ahead, F* const* e,
+                                     int64_t count, const Vec<F>* top, Factor<F> c, int power,
+                                     Sums<F, K, HasTeacher>& sums) {
   constexpr int R = K + HasTeacher;
   constexpr int64_t L = kLanes<F>;
   using V = Vec<F>;
   V T[K] = {}, P[K][K] = {};
   for (int r = 0; r < R; ++r) sums.S[r] = Wide<F>{};
   for (int k = 0; k < K; ++k) sums.S1[k] = Wide<F>{};
-  for (int64_t run = 0; run < count; run += kFloatRun) {
-    const int64_t end = run + kFloatRun < count ? run + kFloatRun : count;
+  for (int64_t run = 0; run < count; run += kRun) {
+    const int64_t end = run + kRun < count ? kRun : count - run;
+    const F* from[R];
+    for (int r = 0; r < R; ++r) from[r] = run + kRun < count ? x[r] + run * L : last[r];
     V S[R] = {}, S1[K] = {};
-    for (int64_t i = run; i < end; ++i) {
+    for (int64_t i = 0; i < end; ++i) {
       V u[R], v[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        u[r] = load(x[r] + i * L) - top[r];
+        u[r] = load(from[r] + i * L) - top[r];
         v[r] = exp_scaled<F>(u[r], c);
         S[r] += v[r];
-        if constexpr (kKeep) store(e[r] + i * L, v[r]);
-        __builtin_prefetch(x[r] + i * L + kChunk, 0, 0);
+        if constexpr (kKeep) store(e[r] + (run + i) * L, v[r]);
+        __builtin_prefetch(ahead[r].at + (run + i) * ahead[r].bytes, 0, 0);
       }
       if (power > 0) {
 #pragma GCC unroll 8
@@ -89,9 +99,10 @@ struct Slopes {
   Vec<F> ce[K], teacher[K], peers[K];  // u_ce, u_t tau, u_p tau/(K-1)
 };
 
-// The gradient (without the one-hot of the label) takes the place of e in the K students' arrays.
+// The gradient without the one-hot of the label; `out` may be the students' e.
 template <class F, int K, bool HasTeacher>
-__attribute__((noinline)) void gradient(F* const* e, int64_t count, int power, const Slopes<F, K, HasTeacher>& s) {
+__attribute__((noinline)) void gradient(const F* const* e, F* const* out, int64_t count, int power,
+                                        const Slopes<F, K, HasTeacher>& s) {
   constexpr int R = K + HasTeacher;
   constexpr int64_t L = kLanes<F>;
   using V = Vec<F>;
@@ -113,7 +124,7 @@ __attribute__((noinline)) void gradient(F* const* e, int64_t count, int power, c
       }
       if constexpr (HasTeacher) ds += s.teacher[k] * (q[k] - q[K]);
       if constexpr (K > 1) ds += s.peers[k] * (F(K) * q[k] - total);
-      store(e[k] + i * L, ds);
+      store(out[k] + i * L, ds);
     }
   }
 }

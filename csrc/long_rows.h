@@ -1,7 +1,6 @@
 // The fused path where a row fills vectors: lanes are classes, one row (of each tensor) at a time.
 #pragma once
 
-#include "rows.h"
 #include "scratch.h"
 
 namespace nanonet::NANONET_ISA {
@@ -43,8 +42,10 @@ struct LongRow {
 
   int64_t classes(int64_t chunk) const { return p.C - chunk * kChunk < kChunk ? p.C - chunk * kChunk : kChunk; }
 
-  const F* stage(int r, int64_t chunk, F pad) {
-    return staged<F>(*source[r], n, chunk * kChunk, classes(chunk), s.staged + r * s.chunk_stride, pad);
+  Chunk<F> chunk_at(int r, int64_t chunk) {
+    return with_type(*source[r], n, chunk * kChunk, [&](auto* x) __attribute__((always_inline)) {
+      return chunk_of<F>(x, classes(chunk), s.staged + r * s.chunk_stride);
+    });
   }
 
   // Where the chunk is -inf throughout, anything finite will do.
@@ -53,18 +54,22 @@ struct LongRow {
   template <bool kKeep>
   void sweep_chunk(int64_t chunk) {
     const int64_t count = padded<F>(classes(chunk)) / L;
-    const F* x[R];
+    const F *x[R], *last[R];
     F* at[R];
+    Ahead ahead[R];
     Vec<F> top[R];
     for (int r = 0; r < R; ++r) {
-      x[r] = stage(r, chunk, -__builtin_huge_valf());
+      const Chunk<F> here = chunk_at(r, chunk);
+      x[r] = here.x;
+      last[r] = here.last;
       at[r] = e[r] + chunk * kChunk;
-      const F highest = top_of(x[r], count);
-      s.tops[r * s.table() + chunk] = highest;
-      top[r] = splat(reference(highest));
+      const int64_t size = size_of(source[r]->dtype);
+      ahead[r] = {source[r]->data + n * source[r]->row_bytes + (chunk + 1) * kChunk * size, L * size};
+      s.tops[r * s.table() + chunk] = here.top;
+      top[r] = splat(reference(here.top));
     }
     Sums<F, K, HasTeacher> sums;
-    sweep<F, K, HasTeacher, kKeep>(x, at, count, top, c, power > 1 ? power : 0, sums);
+    sweep<F, K, HasTeacher, kKeep>(x, last, ahead, at, count, top, c, power > 1 ? power : 0, sums);
     double* out = s.sums + chunk * (R + 2 * K + K * K);
     for (int r = 0; r < R; ++r) out[r] = sum_lanes(sums.S[r]);
     for (int k = 0; k < K; ++k) {
@@ -156,7 +161,7 @@ struct LongRow {
   void exponentials(int64_t chunk) {
     const int64_t count = padded<F>(classes(chunk)) / L;
     for (int r = 0; r < R; ++r) {
-      const F* x = stage(r, chunk, -__builtin_huge_valf());
+      const F* x = staged<F>(*source[r], n, chunk * kChunk, classes(chunk), s.staged, -__builtin_huge_valf());
       const Vec<F> top = splat(stats_of<F>(p, r < K ? k0 + r : p.K, n)[0]);
       F* at = e[r] + chunk * kChunk;
       for (int64_t i = 0; i < count; ++i) store(at + i * L, exp_scaled<F>(load(x + i * L) - top, c));
@@ -168,6 +173,7 @@ struct LongRow {
     const F tau = F(p.temperature);
     F u_ce[K];
     int64_t done[K] = {};
+    const bool direct = !p.stream && size_of(p.student->dtype) == sizeof(F);
     bool any_ce = false;
     for (int k = 0; k < K; ++k) {
       u_ce[k] = power > 0 ? upstream_of<F>(p, 0, k0 + k, n) : F(0);
@@ -179,16 +185,26 @@ struct LongRow {
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       const int64_t begin = chunk * kChunk, end = begin + classes(chunk);
       if (from_stats) exponentials(chunk);
-      F* at[R];
+      const F* from[R];
       for (int r = 0; r < R; ++r) {
-        at[r] = e[r] + begin;
+        from[r] = e[r] + begin;
         const F* factor = s.factors + r * s.table() + chunk;
         slopes.scale[r] = splat(from_stats ? scale[r] : *factor * scale[r]);
         if (r < K && any_ce) slopes.scale1[r] = splat(from_stats ? scale1[r] : factor[R * s.table()] * scale1[r]);
       }
-      gradient<F, K, HasTeacher>(at, padded<F>(end - begin) / L, any_ce ? power : 0, slopes);
+      // whole vectors go straight to where they belong, where that is an array of F and not streamed
+      const int64_t whole = direct ? (end - begin) / L * L : 0, rest = padded<F>(end - begin) - whole;
+      F *out[K], *staged_out[K];
       for (int k = 0; k < K; ++k) {
-        if (any_ce && begin <= y && y < end) e[k][y] -= u_ce[k];
+        out[k] = (F*)dstudent_of(p, k0 + k, n) + begin;
+        staged_out[k] = e[k] + begin + whole;
+      }
+      if (whole > 0) gradient<F, K, HasTeacher>(from, out, whole / L, any_ce ? power : 0, slopes);
+      for (int r = 0; r < R; ++r) from[r] += whole;
+      if (rest > 0) gradient<F, K, HasTeacher>(from, staged_out, rest / L, any_ce ? power : 0, slopes);
+      for (int k = 0; k < K; ++k) {
+        if (any_ce && begin <= y && y < end) (y < begin + whole ? out[k] - begin : e[k])[y] -= u_ce[k];
+        if (direct) done[k] = begin + whole;
         done[k] = put(dstudent_of(p, k0 + k, n), p.student->dtype, e[k], done[k], end, p.stream, end == p.C);
       }
     }

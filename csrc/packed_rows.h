@@ -2,7 +2,6 @@
 // the logarithms of 16 rows are taken at once.
 #pragma once
 
-#include "rows.h"
 #include "scratch.h"
 
 namespace nanonet::NANONET_ISA {
@@ -76,7 +75,13 @@ struct PackedRows {
       if (r < K) below[r] = below_label(r, top[r]);
     }
     Sums<F, K, HasTeacher> sums;
-    sweep<F, K, HasTeacher, kKeep>(e, e, p.C, top, c, power > 1 ? power : 0, sums);
+    const F* last[R];
+    Ahead ahead[R];
+    for (int r = 0; r < R; ++r) {
+      last[r] = e[r] + last_run<F>(p.C);
+      ahead[r] = {(const char*)e[r], 0};  // nothing lies ahead
+    }
+    sweep<F, K, HasTeacher, kKeep>(e, last, ahead, e, p.C, top, c, power > 1 ? power : 0, sums);
     Wide<F> T[K], P[K][K], log_S[R], log_S1[K], ce[K], teacher[K], peers[K];
     for (int k = 0; k < K; ++k) {
       if (power <= 1) sums.S1[k] = sums.S[k];
@@ -138,7 +143,7 @@ struct PackedRows {
         slopes.peers[k][i] = upstream_of<F>(p, 2, k, n[i]) * per_pair;
       }
     }
-    gradient<F, K, HasTeacher>(e, p.C, power, slopes);
+    gradient<F, K, HasTeacher>(e, e, p.C, power, slopes);
     for (int k = 0; k < K; ++k) {
       for (int64_t i = 0; i < count; ++i) {
         if (y[i] != kUnlabelled) e[k][y[i] * L + i] -= slopes.ce[k][i];

@@ -41,15 +41,6 @@ NN_INLINE Half to_float16(Vec<float> v) {
 }
 #endif
 
-template <class F, class T>
-struct Cast;  // a vector of F from and to memory of T
-
-template <class F>
-struct Cast<F, F> {
-  static NN_INLINE Vec<F> from(const F* p) { return load(p); }
-  static NN_INLINE void to(F* p, Vec<F> v) { store(p, v); }
-};
-
 struct Bfloat16 {
   uint16_t bits;
 };
@@ -57,30 +48,32 @@ struct Float16 {
   uint16_t bits;
 };
 
+// A vector of F from and to as many elements of T: memory's order is the lanes'.
+template <class F, class T>
+struct Cast;
+
+template <class F>
+struct Cast<F, F> {
+  static NN_INLINE Vec<F> from(const F* p) { return load(p); }
+  static NN_INLINE Vec<F> packed(Vec<F> v) { return v; }
+};
+
+NN_INLINE Half load_half(const void* p) {
+  Half h;
+  std::memcpy(&h, p, sizeof h);
+  return h;
+}
+
 template <>
 struct Cast<float, Bfloat16> {
-  static NN_INLINE Vec<float> from(const Bfloat16* p) {
-    Half h;
-    std::memcpy(&h, p, sizeof h);
-    return from_bfloat16(h);
-  }
-  static NN_INLINE void to(Bfloat16* p, Vec<float> v) {
-    const Half h = to_bfloat16(v);
-    std::memcpy(p, &h, sizeof h);
-  }
+  static NN_INLINE Vec<float> from(const Bfloat16* p) { return from_bfloat16(load_half(p)); }
+  static NN_INLINE Half packed(Vec<float> v) { return to_bfloat16(v); }
 };
 
 template <>
 struct Cast<float, Float16> {
-  static NN_INLINE Vec<float> from(const Float16* p) {
-    Half h;
-    std::memcpy(&h, p, sizeof h);
-    return from_float16(h);
-  }
-  static NN_INLINE void to(Float16* p, Vec<float> v) {
-    const Half h = to_float16(v);
-    std::memcpy(p, &h, sizeof h);
-  }
+  static NN_INLINE Vec<float> from(const Float16* p) { return from_float16(load_half(p)); }
+  static NN_INLINE Half packed(Vec<float> v) { return to_float16(v); }
 };
 
 template <>
@@ -92,7 +85,7 @@ struct Cast<float, double> {
   }
 };
 
-// Double from a narrower teacher, in the halves or quarters of what the narrow load gives.
+// Double from a narrower teacher: the first lanes of what the load as float gives.
 template <class T>
   requires(!std::is_same_v<T, double>)
 struct Cast<double, T> {
@@ -106,6 +99,16 @@ struct Cast<double, T> {
   }
 };
 
+// The last vector of a row: n elements, then pad.
+template <class F, class T>
+NN_INLINE void stage_tail(const T* source, int64_t n, F* buffer, F pad) {
+  constexpr int64_t L = kLanes<F>;
+  T tail[L] = {};
+  for (int64_t lane = 0; lane < n; ++lane) tail[lane] = source[lane];
+  store(buffer, Cast<F, T>::from(tail));
+  for (int64_t lane = n; lane < L; ++lane) buffer[lane] = pad;
+}
+
 // n elements as F, converted into the buffer and padded there to full vectors; without a copy where there is
 // nothing to convert or pad.
 template <class F, class T>
@@ -114,25 +117,69 @@ NN_INLINE const F* staged(const T* source, int64_t n, F* buffer, F pad) {
   if (std::is_same_v<F, T> && n % L == 0) return (const F*)source;
   int64_t i = 0;
   for (; i + L <= n; i += L) store(buffer + i, Cast<F, T>::from(source + i));
-  if (i < n) {
-    T tail[L] = {};
-    for (int64_t lane = 0; lane < n - i; ++lane) tail[lane] = source[i + lane];
-    store(buffer + i, Cast<F, T>::from(tail));
-    for (int64_t lane = n - i; lane < L; ++lane) buffer[i + lane] = pad;
-  }
+  if (i < n) stage_tail(source + i, n - i, buffer + i, pad);
   return buffer;
 }
 
-// Classes [begin, begin + n) of row n of a matrix.
-template <class F>
-const F* staged(const Rows& rows, int64_t row, int64_t begin, int64_t n, F* buffer, F pad) {
+// Calls body with classes [begin, ...) of a row, as a pointer to their type.
+template <class Body>
+NN_INLINE auto with_type(const Rows& rows, int64_t row, int64_t begin, Body body) {
   const char* source = rows.data + row * rows.row_bytes + begin * size_of(rows.dtype);
   switch (rows.dtype) {
-    case Dtype::kFloat32: return staged((const float*)source, n, buffer, pad);
-    case Dtype::kFloat64: return staged((const double*)source, n, buffer, pad);
-    case Dtype::kBfloat16: return staged((const Bfloat16*)source, n, buffer, pad);
-    default: return staged((const Float16*)source, n, buffer, pad);
+    case Dtype::kFloat32: return body((const float*)source);
+    case Dtype::kFloat64: return body((const double*)source);
+    case Dtype::kBfloat16: return body((const Bfloat16*)source);
+    default: return body((const Float16*)source);
   }
+}
+
+template <class F>
+const F* staged(const Rows& rows, int64_t row, int64_t begin, int64_t n, F* buffer, F pad) {
+  return with_type(rows, row, begin, [&](auto* source) { return staged(source, n, buffer, pad); });
+}
+
+constexpr int64_t kRun = 8;  // vectors: the last run of a chunk is staged where it does not end on a vector
+
+// A chunk as vectors of F: all but the last run at x, the last run at `last`, padded with -inf; and its maximum.
+template <class F>
+struct Chunk {
+  const F *x, *last;
+  F top;
+};
+
+template <class F>
+NN_INLINE int64_t last_run(int64_t count) {
+  return (count - 1) / kRun * kRun * kLanes<F>;
+}
+
+template <class F, class T>
+NN_INLINE Chunk<F> chunk_of(const T* source, int64_t n, F* buffer) {
+  constexpr int64_t L = kLanes<F>;
+  constexpr F kNothing = -__builtin_huge_valf();
+  const int64_t whole = n / L * L, last = last_run<F>((n + L - 1) / L);
+  constexpr bool convert = !std::is_same_v<F, T>;
+  Chunk<F> chunk = {buffer, buffer + last, 0};
+  Vec<F> a = splat(kNothing), b = a;
+  // Two maxima, for the latency; what is converted stays in the buffer.
+  int64_t i = 0;
+  const auto next = [&](Vec<F> top) __attribute__((always_inline)) {
+    const Vec<F> v = Cast<F, T>::from(source + i);
+    if (convert || (i >= last && whole < n)) store(buffer + i, v);
+    i += L;
+    return larger<F>(v, top);
+  };
+  while (i + L < whole) a = next(a), b = next(b);
+  if (i < whole) a = next(a);
+  if (whole < n) {
+    stage_tail(source + whole, n - whole, buffer + whole, kNothing);
+    b = larger<F>(load(buffer + whole), b);
+  }
+  if constexpr (!convert) {
+    chunk.x = source;
+    if (whole == n) chunk.last = source + last;
+  }
+  chunk.top = max_lanes(larger<F>(a, b));
+  return chunk;
 }
 
 template <class F>
@@ -144,27 +191,27 @@ NN_INLINE F element(const Rows& rows, int64_t row, int64_t c) {
 template <class F, class T>
 NN_INLINE void put_plain(T* out, const F* source, int64_t from, int64_t to) {
   constexpr int64_t L = kLanes<F>;
-  for (; from + L <= to; from += L) Cast<F, T>::to(out + from, load(source + from));
+  for (; from + L <= to; from += L) {
+    const auto packed = Cast<F, T>::packed(load(source + from));
+    std::memcpy(out + from, &packed, sizeof packed);
+  }
   if (from == to) return;
+  const auto packed = Cast<F, T>::packed(load(source + from));
   T tail[L];
-  Cast<F, T>::to(tail, load(source + from));
+  std::memcpy(tail, &packed, sizeof tail);
   for (int64_t i = 0; from + i < to; ++i) out[from + i] = tail[i];
 }
 
-// Writes elements [from, to) of a row; returns how far it came. Streamed lines are written whole: what does not
-// fill one waits for the next call, and `last` flushes it. The source is readable to the end of a vector.
+// Writes elements [from, to) of a row; returns how far it came. Streamed vectors are aligned: what does not fill one
+// waits for the next call, and `last` flushes it. The source is readable to the end of a vector.
 template <class F, class T>
 NN_INLINE int64_t put(T* out, const F* source, int64_t from, int64_t to, bool streamed, bool last) {
-  constexpr int64_t L = kLanes<F>, line = kVectorBytes / int64_t(sizeof(T));
+  constexpr int64_t L = kLanes<F>, bytes = L * int64_t(sizeof(T));
   if (streamed) {
-    const int64_t edge = from + int64_t(-uintptr_t(out + from) % kVectorBytes / sizeof(T));
-    if (edge + line <= to) {
+    const int64_t edge = from + int64_t(-uintptr_t(out + from) % bytes / sizeof(T));
+    if (edge + L <= to) {
       put_plain(out, source, from, edge);
-      for (from = edge; from + line <= to; from += line) {
-        T packed[line];
-        for (int64_t i = 0; i < line; i += L) Cast<F, T>::to(packed + i, load(source + from + i));
-        stream(out + from, load((const float*)packed));
-      }
+      for (from = edge; from + L <= to; from += L) stream(out + from, Cast<F, T>::packed(load(source + from)));
     }
     if (!last) return from;
   }

@@ -26,7 +26,7 @@ struct Scratch {
 
   Scratch(const Problem& p, char* memory) : K(p.K), C(p.C) {
     constexpr int64_t L = kLanes<F>;
-    const int64_t length = C < kPackedClasses ? kPackedClasses * L : padded<F>(C);
+    const int64_t length = C <= kPackedClasses ? kPackedClasses * L : padded<F>(C);
     const int64_t fused = K <= kMaxFused ? K : 0;
     chunks = (C + kChunk - 1) / kChunk;
     row_stride = (length / L | 1) * L;

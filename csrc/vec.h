@@ -59,16 +59,18 @@ NN_INLINE void store(F* p, Vec<F> v) {
 }
 
 // Past the caches, for a large output that nobody reads soon; p is aligned to the vector.
-NN_INLINE void stream(void* p, Vec<float> v) {
+template <class V>
+NN_INLINE void stream(void* p, V v) {
 #if defined(__AVX512F__)
-  _mm512_stream_ps((float*)p, (__m512)v);
-#elif defined(__AVX__)
-  _mm256_stream_ps((float*)p, (__m256)v);
-#elif defined(__x86_64__)
-  _mm_stream_ps((float*)p, (__m128)v);
-#else
-  std::memcpy(p, &v, sizeof v);
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
 #endif
+#if defined(__AVX__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128((__m128i*)p, (__m128i)v);
+#endif
+  std::memcpy(p, &v, sizeof v);
 }
 
 // Streamed stores are ordered before whatever another thread sees next.

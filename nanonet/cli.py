@@ -29,7 +29,7 @@ class Command:
 
 def _train(config: TrainConfig) -> None:
     from nanonet.job import train
-    from nanonet.report import headline
+    from nanonet.page import headline
 
     result = train(config)
     if result:  # {} in every process but the first
@@ -65,7 +65,7 @@ def _info(config: InfoConfig) -> None:
 COMMANDS = {
     "train": Command(TrainConfig, _train, "Train a teacher's students on a few labels and much unlabelled text."),
     "evaluate": Command(EvaluateConfig, _evaluate, "Score a model on labelled texts; prints one JSON object."),
-    "predict": Command(PredictConfig, _predict, "Label texts; one JSON object a line, in the order of the input.", "file"),
+    "predict": Command(PredictConfig, _predict, "Label texts; one JSON object a line, in the input's order.", "file"),
     "export": Command(ExportConfig, _export, "Write a model as ONNX, or copy a student out of its run; both checked."),
     "info": Command(InfoConfig, _info, "Show versions, devices, and which kernels serve each operation."),
 }

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 Tuning = Literal["bias", "lora", "full", "head"]
 Divergence = Literal["kl", "reverse_kl", "js", "mse"]
-Targets = Literal["auto", "classifier", "self_training", "propagation", "tuned"]
+Targets = Literal["auto", "classifier", "self_training", "diffusion", "propagation", "tuned"]
 VIEWS = ("none", "dropout", "cutoff", "shuffle", "adversarial")
 
 
@@ -66,9 +67,9 @@ class TrainConfig:
     # --- teacher
     # `frozen` makes the soft targets once; `online` trains the teacher at the same time as the students
     teacher_mode: Literal["frozen", "online"] = "frozen"
-    # soft targets: the teacher's classifier, that classifier trained on its own guesses, label propagation
-    # over the teacher's embeddings, or (auto) whichever of them cross-validation inside the labels prefers;
-    # `tuned` trains the whole teacher on the labels, by the students' own `tuning`
+    # soft targets: the teacher's classifier, that classifier trained on its own guesses, those diffused over
+    # the nearest neighbours, or (auto) whichever of these cross-validation inside the labels prefers; or label
+    # propagation; `tuned` trains the whole teacher on the labels, by the students' own `tuning`
     targets: Targets = "auto"
     # steps that `targets tuned` trains the teacher for [steps]
     teacher_steps: int = 40
@@ -143,6 +144,11 @@ def check_train(config: TrainConfig) -> None:
     for name, least in counts.items():
         if getattr(config, name) < least:
             refuse(name, f"give {least} or more")
+    cores = os.cpu_count() or 1
+    # the seeds of steps and students are multiples of this one, and have to fit into 64 bits
+    for name, most in {"seed": 2**32 - 1, "threads": cores}.items():
+        if getattr(config, name) > most:
+            refuse(name, f"give {most} or less")
     for name in ("ce_weight", "teacher_weight", "peers_weight", "learning_rate", "weight_decay", "max_grad_norm"):
         if not 0 <= getattr(config, name) < float("inf"):
             refuse(name, "give 0 or more")
@@ -196,8 +202,8 @@ def sections(config: type) -> dict[str, str]:
 class EvaluateConfig:
     # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
     model: str = ""
-    # texts with labels: a file (every row of it), a folder (its test table, else the held-out fifth of its train table),
-    # `pydocs`, or a Hugging Face dataset id
+    # texts with labels: a file (every row of it), a folder (its test table, else the held-out fifth of its
+    # train table), `pydocs`, or a Hugging Face dataset id
     data: str = ""
     # name of the text column
     text_column: str = "text"

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import shutil
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,15 @@ class _Parser(argparse.ArgumentParser):
     """argparse, whose own complaints (a flag without its value) are InputErrors too."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+        what = message.removeprefix("argument ").replace("expected one argument", "needs a value")
+        raise InputError(f"{what.replace('ignored explicit argument', 'takes no value, not')}; see {self.prog} --help")
+
+
+class _Help(argparse.HelpFormatter):
+    """Lines that break at spaces only: a name with hyphens can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 def parse(config: type[Config], argv: Sequence[str], prog: str, summary: str, positional: str = "") -> Config:
@@ -48,7 +57,7 @@ def parse(config: type[Config], argv: Sequence[str], prog: str, summary: str, po
     if unknown:
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
-            raise InputError(f"{flag}: what is this for? values follow a flag; see {prog} --help")
+            raise InputError(f"{flag}: not a flag, and no flag before it takes it; see {prog} --help")
         raise InputError(f"{flag}: no such flag{_nearest(flag, [_flag(name) for name in kinds])}; see {prog} --help")
     values = dict(vars(given))
     path = values.pop("config", None)
@@ -82,7 +91,8 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
         place = f" line {mark.line + 1}:" if mark else ""
         raise InputError(f"{path}:{place} not YAML ({error.problem}); write lines such as `steps: 200`") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]}); write lines such as `steps: 200`") from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not YAML ({reason}); write lines such as `steps: 200`") from error
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):
@@ -99,7 +109,8 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
         if not isinstance(value, yaml.ScalarNode):
             raise InputError(f"{where}: {name} is a list or mapping; give {_takes(kinds[name])}, in quotes if need be")
         empty = value.tag == "tag:yaml.org,2002:null"
-        settings[name] = _convert(kinds[name], None if empty else value.value, f"{where}: {name} {value.value}".rstrip())
+        source = f"{where}: {name} {value.value}".rstrip()
+        settings[name] = _convert(kinds[name], None if empty else value.value, source)
     return settings
 
 
@@ -168,7 +179,7 @@ def _flags(config: type, prog: str, summary: str, positional: str) -> argparse.A
         description=summary,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=width),
+        formatter_class=lambda prog: _Help(prog, max_help_position=30, width=width),
         usage=f"{prog} [flags]" + (f" [{positional.upper()}]" if positional else ""),
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of these flags; flags given here win over it")

@@ -55,7 +55,10 @@ def open_folder(config: TrainConfig, folder: Path) -> None:
     """Make the folder that `check_folder` let pass, emptied where it is overwritten, and mark it as ours."""
     if config.overwrite and folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be made ({error.strerror}); give another folder") from error
     # what to train, not how this folder was opened: --config with another --output has to work
     kept = dataclasses.replace(config, resume=False, overwrite=False)
     write(folder / MARK, yaml.safe_dump(dataclasses.asdict(kept), sort_keys=False))

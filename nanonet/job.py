@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from nanonet import checkpoint, report
@@ -31,8 +32,8 @@ from nanonet.inference import embedder, pooling_of, run
 from nanonet.progress import Progress
 from nanonet.targets import soften
 from nanonet.teacher import NAME as TARGETS
-from nanonet.teacher import FrozenTeacher, load_teacher, make_teacher, save_teacher
-from nanonet.train import OnlineTeacher, Rows, fit
+from nanonet.teacher import load_teacher, make_teacher, save_teacher
+from nanonet.train import OnlineTeacher, Rows, check_parts, fit
 
 HELD_ROWS = 500  # unlabelled rows kept from training: the best student is chosen on them
 
@@ -97,6 +98,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
+    AcceleratorState._reset_state()  # a process may run several jobs, each in its own precision
     accelerator = Accelerator(
         mixed_precision=precision, log_with="tensorboard" if config.tensorboard else None, project_dir=folder
     )
@@ -110,6 +112,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.max_tokens > room:
         raise InputError(f"--max-tokens {config.max_tokens}: {config.teacher} takes at most {room}")
     material = prepare(config, tokenizer)
+    labelled = int((material.label >= 0).sum())
+    check_parts(config, labelled, len(material.rows) - labelled, accelerator.num_processes)
     lora = Lora(config.lora_rank, config.lora_alpha, config.lora_dropout)
     cohort = build_cohort(encoder, mapping, material.classes, config.tuning, lora=lora, seed=config.seed)
     pad_id, device = tokenizer.pad_token_id, accelerator.device
@@ -170,6 +174,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         else:
             wanted = soften(frozen.logits(embed(held, "held rows")), frozen.choice.trust)
         gap = _divergence(wanted, logits(cohort, held, "choosing the best"))
+        if not gap.isfinite().all():
+            lost = int((~gap.isfinite()).nonzero()[0])
+            raise InputError(f"the training of student {lost} diverged: lower --learning-rate or raise --warmup")
         best = int(gap.argmin())
 
         outcome: dict[str, Tensor] = {}
@@ -185,8 +192,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if config.tuning == "lora":
                 save_adapter(cohort, k, folder / f"student-{k}-adapter", tokenizer)
         save_student(cohort, best, folder / "best", tokenizer)
-        facts = report.Facts(config, material.name, material.classes, material.label, views, mapping, gap.tolist(), best)
-        result = report.write_report(folder, facts, cohort, encoder, frozen.choice, outcome, material.test_label, progress.seconds)
+        facts = report.Facts(
+            config, material.name, material.classes, material.label, views, mapping, gap.tolist(), best
+        )
+        result = report.write_report(
+            folder, facts, cohort, encoder, frozen.choice, outcome, material.test_label, progress.seconds
+        )
         (folder / checkpoint.NAME).unlink(missing_ok=True)
         accelerator.wait_for_everyone()
     return result

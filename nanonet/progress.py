@@ -20,7 +20,11 @@ class Progress:
         self.console = Console(stderr=True, quiet=not active, highlight=False)
         columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Bars(
-            *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console, refresh_per_second=4
+            *columns,
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            refresh_per_second=4,
         )
 
     def __enter__(self) -> Progress:
@@ -31,7 +35,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        if self.console.is_terminal:  # stopping what never started prints an empty line
+            self.bars.stop()
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[..., None]]:

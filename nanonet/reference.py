@@ -77,7 +77,10 @@ def distill_terms(
     from_teacher = zero if teacher is None else divergence_from(teacher, student, temperature, divergence)
     between = MSE if divergence == MSE else KL
     peers = [
-        sum((divergence_from(student[j].detach(), student[k], temperature, between) for j in range(K) if j != k), zero[k])
+        sum(
+            (divergence_from(student[j].detach(), student[k], temperature, between) for j in range(K) if j != k),
+            zero[k],
+        )
         for k in range(K)
     ]
     return torch.stack([ce, from_teacher.to(zero.dtype), torch.stack(peers) / max(K - 1, 1)])

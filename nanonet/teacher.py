@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from nanonet.config import TrainConfig
-from nanonet.targets import Choice, choose, classify, neighbour_graph, propagate, self_train, soften
+from nanonet.targets import Choice, choose, classify, diffuse, neighbour_graph, propagate, self_train, soften
 
 NAME = "targets.safetensors"
 
@@ -54,15 +54,21 @@ def make_teacher(config: TrainConfig, embedding: Tensor, label: Tensor, classes:
     x, y = embedding.double().numpy(), label.numpy()
     rule = "classifier" if config.targets == "tuned" else config.targets
     choice = choose(x, y, classes, rule, config.seed, config.uniform_prior)
-    if choice.rule == "self_training":
+    graph = neighbour_graph(x) if choice.rule in ("diffusion", "propagation") else None
+    if choice.rule in ("self_training", "diffusion"):
         head = self_train(x, y)
-    elif choice.rule == "propagation":
-        p = propagate(neighbour_graph(x), y, classes, config.uniform_prior)
-        head = classify(x, np.where(y >= 0, y, p.argmax(1)), choice.strength)
     else:
         head = classify(x, y, choice.strength)
+    if graph is not None:
+        p = (
+            diffuse(graph, head.predict_proba(x))
+            if choice.rule == "diffusion"
+            else propagate(graph, y, classes, config.uniform_prior)
+        )
+        # the classifier that scores new rows learns what was found for these
+        head = classify(x, np.where(y >= 0, y, p.argmax(1)), choice.strength)
     weight, bias = _linear(head)
-    logits = torch.from_numpy(np.log(p)).float() if choice.rule == "propagation" else embedding @ weight.T + bias
+    logits = embedding @ weight.T + bias if graph is None else torch.from_numpy(np.log(np.maximum(p, 1e-12))).float()
     soft = soften(logits, choice.trust) * config.sharpen
     return FrozenTeacher(soft, weight, bias, *_linear(classify(x, y, choice.strength)), choice)
 

@@ -97,6 +97,21 @@ def clip_per_student(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norms
 
 
+def check_parts(config: TrainConfig, labelled: int, unlabelled: int, world: int) -> None:
+    """Refuse steps of fewer rows than processes times micro-batches: some part would have nothing to do.
+
+    Raises:
+        InputError: names the numbers and the flags.
+    """
+    sides = ((labelled, config.labelled_batch), (unlabelled, config.unlabelled_batch))
+    fewest = sum(n // -(-n // size) for n, size in sides if n)  # the batches of an epoch differ by one row at most
+    if fewest < world * config.gradient_accumulation:
+        raise InputError(
+            f"--gradient-accumulation {config.gradient_accumulation}: a step of {fewest} rows cannot be cut into"
+            f" {world} x {config.gradient_accumulation} parts; lower it or raise --unlabelled-batch"
+        )
+
+
 def fit(
     config: TrainConfig,
     cohort: Cohort,
@@ -111,9 +126,6 @@ def fit(
     """Train `cohort` in place; one line a step in `folder`/metrics.jsonl, also given to `report`.
 
     `deep` says that the cohort is a teacher: it takes the teacher's learning rate.
-
-    Raises:
-        InputError: a step has fewer rows than processes times micro-batches.
     """
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     parts = world * config.gradient_accumulation
@@ -143,7 +155,9 @@ def fit(
     students_rate = TEACHER_LEARNING_RATE[config.tuning] if deep else LEARNING_RATE[config.tuning]
     peaks = {"students": students_rate if deep else config.learning_rate or students_rate}
     if online:
-        teacher, teacher_optimizer = accelerator.prepare(online.model, make_optimizer(online.model, config.weight_decay))
+        teacher, teacher_optimizer = accelerator.prepare(
+            online.model, make_optimizer(online.model, config.weight_decay)
+        )
         trained["teacher"] = (online.model, teacher_optimizer)
         peaks["teacher"] = TEACHER_LEARNING_RATE[config.tuning]
     start = restore(folder, trained, accelerator) if config.resume else 0
@@ -153,11 +167,6 @@ def fit(
         began = time.perf_counter()
         labelled, unlabelled = plan.rows(step)
         batch = labelled + [row + rows.labelled for row in unlabelled]
-        if len(batch) < parts:
-            raise InputError(
-                f"step {step} has {len(batch)} rows for {parts} parts ({world} processes x --gradient-accumulation"
-                f" {config.gradient_accumulation}): raise --unlabelled-batch or lower --gradient-accumulation"
-            )
         torch.manual_seed(config.seed * 1_000_003 + step)
         model.train()
         for name, (_, own) in trained.items():
@@ -174,7 +183,9 @@ def fit(
             ids, mask = (t.to(device) for t in collate(rows.encoded, own_rows, rows.pad_id))
             label = rows.label[own_rows].to(device)
             with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-                seen = view_batch(cohort, views, ids, mask, config.seed * 1_000_003 + step, torch.tensor(own_rows, device=device))
+                seen = view_batch(
+                    cohort, views, ids, mask, config.seed * 1_000_003 + step, torch.tensor(own_rows, device=device)
+                )
                 logits = model(**seen)
                 if online:
                     with torch.no_grad():

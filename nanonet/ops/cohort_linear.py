@@ -67,7 +67,9 @@ def _check(x, weight, bias, lora_a, lora_b, scale, seed, dropout) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x: expected a floating tensor (K,M,D) or (M,D), got {getattr(x, 'dtype', type(x).__name__)}")
     if not isinstance(weight, Tensor) or x.dim() not in (2, 3) or weight.dim() not in (2, 3):
-        raise ValueError(f"expected x (K,M,D) or (M,D) and weight (F,D) or (K,F,D), got {_shape(x)} and {_shape(weight)}")
+        raise ValueError(
+            f"expected x (K,M,D) or (M,D) and weight (F,D) or (K,F,D), got {_shape(x)} and {_shape(weight)}"
+        )
     if (lora_a is None) != (lora_b is None):
         raise ValueError("lora_a and lora_b: expected both or neither")
     K, (F, D) = _students(x, weight, bias, lora_a), weight.shape[-2:]

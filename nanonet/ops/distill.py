@@ -167,7 +167,9 @@ def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Ten
         raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {_kind(value)}")
     if value.shape not in shapes:
         wanted = " or ".join(map(str, shapes))
-        raise ValueError(f"{name}: expected shape {wanted} for student {tuple(student.shape)}, got {tuple(value.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {wanted} for student {tuple(student.shape)}, got {tuple(value.shape)}"
+        )
     if value.device != student.device:
         raise ValueError(f"{name}: expected on {student.device} like student, got {value.device}")
     if value.requires_grad:

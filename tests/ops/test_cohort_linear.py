@@ -27,7 +27,11 @@ def draw(K=3, M=5, D=6, F=4, R=2, shared_x=False, shared_w=True, bias=True, lora
 
 def separate(x, weight, bias, lora_a, lora_b, scale, mask=None):
     """K plain layers, one after the other."""
-    K = max(t.shape[0] for t in (x, weight) if t.dim() == 3) if x.dim() == 3 or weight.dim() == 3 else (bias if bias is not None else lora_a).shape[0]
+    K = (
+        max(t.shape[0] for t in (x, weight) if t.dim() == 3)
+        if x.dim() == 3 or weight.dim() == 3
+        else (bias if bias is not None else lora_a).shape[0]
+    )
     out = []
     for k in range(K):
         xk, wk = x[k] if x.dim() == 3 else x, weight[k] if weight.dim() == 3 else weight
@@ -52,7 +56,9 @@ def check(arguments, dtype, mask=None, **options):
     wide = {n: None if v is None else v.double() for n, v in arguments.items()}
     truth = run(separate, wide, dy, mask=None if mask is None else mask.double())
     plain = run(separate, arguments, dy, mask=None if mask is None else mask.to(dtype))
-    for name, value, expected, torchs in zip(("y", *NAMES), run(cohort_linear, arguments, dy, **options), truth, plain, strict=True):
+    for name, value, expected, torchs in zip(
+        ("y", *NAMES), run(cohort_linear, arguments, dy, **options), truth, plain, strict=True
+    ):
         if expected is None:
             assert value is None
             continue

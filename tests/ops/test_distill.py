@@ -115,7 +115,11 @@ def test_loss_is_the_weighted_sum_of_the_terms(divergence, dtype, per_student):
     terms = reference.distill_terms(s, teacher.double(), label, temperature, DIVERGENCES[divergence])
     full = r.double().expand(K, N)
     means = torch.stack(
-        [terms[0].sum(-1) / (label != -100).sum(), (full * terms[1]).sum(-1) / full.sum(-1), (full * terms[2]).sum(-1) / full.sum(-1)]
+        [
+            terms[0].sum(-1) / (label != -100).sum(),
+            (full * terms[1]).sum(-1) / full.sum(-1),
+            (full * terms[2]).sum(-1) / full.sum(-1),
+        ]
     )
     truth = (torch.tensor(w, dtype=torch.float64)[:, None] * means).sum()
     truth.backward()
@@ -149,13 +153,19 @@ def test_any_shape_layout_and_option(K, N, C, dtype, divergence, temperature, la
     }[layout]
     teacher, label = teacher if parts[0] else None, label if parts[1] else None
     upstream = torch.randn(3, K, N, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    truth = reference_gradients(
-        student.double(), None if teacher is None else teacher.double(), label, upstream, temperature, divergence
-    ) if K > 1 or teacher is not None or label is not None else (torch.zeros(3, K, N).double(), torch.zeros(K, N, C).double())
+    truth = (
+        reference_gradients(
+            student.double(), None if teacher is None else teacher.double(), label, upstream, temperature, divergence
+        )
+        if K > 1 or teacher is not None or label is not None
+        else (torch.zeros(3, K, N).double(), torch.zeros(K, N, C).double())
+    )
     terms, dstudent = gradients(student, teacher, label, upstream, temperature=temperature, divergence=divergence)
     scale = max(1.0, truth[0].abs().max().item()) if truth[0].numel() else 1.0
     assert err(terms, truth[0]) <= 5e-6 * scale
-    assert err(dstudent, truth[1]) <= 4 * ATOL[dtype] * max(1.0, temperature) * (1 + upstream.abs().max().item() if N else 1)
+    assert err(dstudent, truth[1]) <= 4 * ATOL[dtype] * max(1.0, temperature) * (
+        1 + upstream.abs().max().item() if N else 1
+    )
 
 
 def adversarial_rows(dtype):
@@ -166,10 +176,21 @@ def adversarial_rows(dtype):
         dtype=dtype,
     )
     teacher = torch.tensor(
-        [[1, 1, 1, 1], [1e4, -1e4, 0, 5], [1, -inf, 0, 2], [-inf, -inf, 0, -inf], [0, -200, -200, -200], [1e4, 0, 0, 0]],
+        [
+            [1, 1, 1, 1],
+            [1e4, -1e4, 0, 5],
+            [1, -inf, 0, 2],
+            [-inf, -inf, 0, -inf],
+            [0, -200, -200, -200],
+            [1e4, 0, 0, 0],
+        ],
         dtype=dtype,
     )
-    return torch.stack([student, student + 1e-3, student.flip(0).roll(3, 0)]), teacher, torch.tensor([0, 0, 2, 2, 0, -100])
+    return (
+        torch.stack([student, student + 1e-3, student.flip(0).roll(3, 0)]),
+        teacher,
+        torch.tensor([0, 0, 2, 2, 0, -100]),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -205,13 +226,22 @@ def test_gradcheck(divergence):
 
     # the gradient of peers holds the other students constant, so each student is checked alone
     for k in range(3):
+
         def terms(row, k=k):
-            return distill_terms(torch.cat([student[:k].detach(), row[None], student[k + 1 :].detach()]), teacher, label, **options)[:, k]
+            return distill_terms(
+                torch.cat([student[:k].detach(), row[None], student[k + 1 :].detach()]), teacher, label, **options
+            )[:, k]
 
         def loss(row, k=k):
             whole = torch.cat([student[:k].detach(), row[None], student[k + 1 :].detach()])
             value, means = distill_loss(whole, teacher, label, row_weight=r, weights=(1.0, 0.5, 2.0), **options)
-            return value - (torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)[:, None] * torch.cat([means[:, :k], means[:, k + 1 :]], 1)).sum()
+            return (
+                value
+                - (
+                    torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)[:, None]
+                    * torch.cat([means[:, :k], means[:, k + 1 :]], 1)
+                ).sum()
+            )
 
         row = student[k].detach().requires_grad_()
         assert torch.autograd.gradcheck(terms, row)
@@ -228,7 +258,9 @@ def test_opcheck(divergence):
         for s in (student, student.clone().requires_grad_()):
             opcheck(torch.ops.nanonet.distill_terms, (s, teacher, label, tau, code))
             opcheck(torch.ops.nanonet.distill_loss, (s, teacher, label, w, None, None, tau, code, s.requires_grad))
-        opcheck(torch.ops.nanonet.distill_loss, (student, None, None, w, w.new_ones(4), w.new_ones(2), tau, code, False))
+        opcheck(
+            torch.ops.nanonet.distill_loss, (student, None, None, w, w.new_ones(4), w.new_ones(2), tau, code, False)
+        )
         terms, stats = torch.ops.nanonet.distill_terms(student, teacher, label, tau, code)
         arguments = (torch.ones_like(terms), student, teacher, label, stats, tau, code)
         opcheck(torch.ops.nanonet.distill_terms_backward, arguments)
@@ -285,7 +317,9 @@ def test_row_of_weight_zero_is_masked_not_multiplied():
     for ours, expected in zip(full_loss((student, teacher, label), (1.0, 1.0, 1.0), r), clean, strict=True):
         torch.testing.assert_close(torch.nan_to_num(ours), expected if ours.dim() != 3 else torch.nan_to_num(expected))
         assert not ours.isnan().any()
-    terms, dstudent = gradients(student, teacher, label, torch.tensor([0.0, 1.0, 1.0])[:, None, None] * r.expand(3, 2, 4))
+    terms, dstudent = gradients(
+        student, teacher, label, torch.tensor([0.0, 1.0, 1.0])[:, None, None] * r.expand(3, 2, 4)
+    )
     assert terms[1:, :, 1].isnan().all() and not dstudent.isnan().any()
 
 

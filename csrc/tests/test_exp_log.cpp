@@ -1,0 +1,95 @@
+// The error bounds that exp_log.h states, against long double, and the values at the edges.
+#include "exp_log.h"
+
+#include <cmath>
+#include <limits>
+
+#include "check.h"
+
+using namespace nanonet::NANONET_ISA;
+
+template <class F>
+double ulps(F got, long double want) {
+  const F next = std::nextafter(std::fabs(F(want)), std::numeric_limits<F>::infinity());
+  const long double ulp = (long double)next - std::fabs((long double)F(want));
+  return double(std::fabs((long double)got - want) / ulp);
+}
+
+template <class F>
+F exp_one(F x, double temperature) {
+  return exp_scaled<F>(splat(x), exponent_factor<F>(temperature))[0];
+}
+
+template <class F>
+void test_exp(double bound) {
+  double bound_per_unit = 0;
+#if !defined(__FMA__) && !defined(__aarch64__)
+  bound_per_unit = 1;
+#endif
+  const F lowest = F(sizeof(F) == 4 ? -86 : -707);
+  double worst = 0;
+  for (double temperature : {1.0, 2.0, 3.7}) {
+    for (int i = 0; i <= 400000; ++i) {
+      const F x = lowest * F(temperature) * F(i) / F(400000);
+      const long double want = std::exp((long double)x / (long double)temperature);
+      const double error = ulps(exp_one(x, temperature), want) - bound_per_unit * double(-x) / temperature;
+      worst = error > worst ? error : worst;
+    }
+  }
+  std::printf("exp_scaled<%d bytes>: %.2f ulp beyond the slope\n", int(sizeof(F)), worst);
+  CHECK(worst <= bound, "%g ulp", worst);
+  const F infinity = std::numeric_limits<F>::infinity();
+  CHECK(exp_one<F>(0, 1) == 1, "exp(0) is %g", double(exp_one<F>(0, 1)));
+  CHECK(exp_one<F>(-infinity, 1) == 0, "exp(-inf) is %g", double(exp_one<F>(-infinity, 1)));
+  CHECK(std::isnan(exp_one<F>(std::numeric_limits<F>::quiet_NaN(), 1)), "exp(nan) is not NaN");
+  for (F x = F(-20); x > F(-1e30); x *= F(1.07)) {
+    const F y = exp_one(x, 1.0);
+    CHECK(y >= 0 && y <= std::exp(x) * F(1.001) + std::numeric_limits<F>::min(), "exp(%g) is %g", double(x), double(y));
+  }
+}
+
+template <class F>
+void test_log_mean(double bound) {
+  double worst = 0;
+  for (int i = 0; i <= 400000; ++i) {
+    const F r = F(i) / F(400000);
+    const F got = log_mean_of_one_and<F>(splat(r))[0];
+    const long double want = std::log1p(((long double)r - 1) / 2);
+    worst = std::fmax(worst, want == 0 ? (got == 0 ? 0 : 1e9) : ulps(got, want));
+  }
+  std::printf("log_mean_of_one_and<%d bytes>: %.2f ulp\n", int(sizeof(F)), worst);
+  CHECK(worst <= bound, "%g ulp", worst);
+}
+
+void test_log() {
+  double worst = 0;
+  for (int i = 0; i < 400000; ++i) {
+    const double x = std::exp2(double(i) / 10000);
+    const double got = log_of(Wide<float>{} + x)[0];
+    const long double want = std::log((long double)x);
+    worst = std::fmax(worst, want < 0.5L ? double(std::fabs(got - want) / 1.2e-16L) : ulps(got, want));
+  }
+  std::printf("log_of: %.2f ulp\n", worst);
+  CHECK(worst <= 2, "%g ulp", worst);
+  CHECK(log_of(Wide<float>{} + 1.0)[0] == 0, "log(1) is not 0");
+  CHECK(std::isnan(log_of(Wide<float>{} + std::nan(""))[0]), "log(nan) is not NaN");
+}
+
+int main() {
+  bool supported = true;
+#if defined(__AVX512F__)
+  supported = __builtin_cpu_supports("avx512f");
+#elif defined(__AVX2__)
+  supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  if (!supported) {
+    std::printf("this CPU lacks the instruction set: nothing was tested\n");
+    return 0;
+  }
+  test_exp<float>(3);
+  test_exp<double>(3);
+  test_log_mean<float>(4);
+  test_log_mean<double>(4);
+  test_log();
+  return failures != 0;
+}

@@ -1,0 +1,158 @@
+"""A text classifier from disk: any folder that transformers loads as one, checked before it is used."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from nanonet.cohort.load import quiet
+from nanonet.config import InputError
+from nanonet.data.batches import Encoded, encode
+from nanonet.folder import MARK
+
+CURE = "give a folder that nanonet train or save_pretrained wrote"
+MAX_TOKENS = 128  # where neither the user nor the model's run says
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A model in eval mode, its tokenizer, its class names in logit order, and the folder they came from."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    classes: list[str]
+    folder: Path
+
+    def encode(self, texts: list[str], max_tokens: int) -> Encoded:
+        """Token ids, cut to `max_tokens`; 0 takes what the model's run was told, else MAX_TOKENS.
+
+        Raises:
+            InputError: the model has no place for so many tokens, or the tokenizer is another model's.
+        """
+        room = most_tokens(self.model)
+        wanted = max_tokens or min(_run_tokens(self.folder) or MAX_TOKENS, room)
+        check_tokens(wanted, room)
+        encoded = encode(self.tokenizer, texts, wanted)
+        words: Any = self.model.get_input_embeddings()
+        known = len(words.weight)
+        if len(encoded.ids) and int(encoded.ids.max()) >= known:
+            raise InputError(f"--model {self.folder}: its tokenizer knows more tokens than the model ({known}); {CURE}")
+        return encoded
+
+
+def most_tokens(model: PreTrainedModel) -> int:
+    """Tokens that the model has position embeddings for, in whole eights, as batches are padded.
+
+    10**6 where positions are computed, as ModernBERT's are.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa's kind counts positions from the padding's own
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return (module.num_embeddings - first) // 8 * 8
+    return 10**6
+
+
+def check_tokens(max_tokens: int, room: int) -> None:
+    """Raise InputError unless `max_tokens` fits."""
+    if max_tokens < 1:
+        raise InputError(f"--max-tokens {max_tokens}: give 1 or more")
+    if max_tokens > room:
+        raise InputError(f"--max-tokens {max_tokens}: the model has places for {room} tokens; give {room} or fewer")
+
+
+def find_classifier(name: str, student: int = -1) -> Path:
+    """The folder of the classifier that `name` means: itself, or a run's best (student -1) or its student.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not name:
+        raise InputError(f"--model is missing: {CURE}")
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"--model {name}: {what}; {CURE}")
+    is_run = (folder / MARK).is_file() and not (folder / "config.json").exists()
+    if student >= 0:
+        if not (is_run and (folder / f"student-{student}").is_dir()):
+            there = ", ".join(sorted(path.name for path in folder.glob("student-*[0-9]"))) if is_run else ""
+            cure = f"it has {there}" if there else "give the output folder of nanonet train"
+            raise InputError(f"--student {student}: {name} holds no student-{student}; {cure}")
+        folder = folder / f"student-{student}"
+    elif student < -1:
+        raise InputError(f"--student {student}: give a number from 0, or -1 for the best")
+    elif is_run:
+        if not (folder / "best").is_dir():
+            raise InputError(f"--model {name}: this run is not finished; go on with nanonet train --resume")
+        folder = folder / "best"
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"--model {name}: an adapter, not a whole model; merge it with peft's merge_and_unload first")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model {name}: the folder has no config.json; {CURE}")
+    return folder
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Load what `find_classifier` found: safetensors only, no remote code, every weight present, float32.
+
+    Raises:
+        InputError: one line that says what is wrong with the folder.
+    """
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        there = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
+        raise InputError(f"--model {folder} has {there}; give model.safetensors, as save_pretrained writes it")
+    with quiet():
+        whole = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        model, info = _load(AutoModelForSequenceClassification, folder, **whole)
+        tokenizer = _load(AutoTokenizer, folder)
+    if info["missing_keys"]:
+        first = sorted(info["missing_keys"])[0]
+        raise InputError(
+            f"--model {folder}: not a trained text classifier ({len(info['missing_keys'])} weights are missing,"
+            f" first {first}); {CURE}"
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"--model {folder}: it has no tokenizer; put tokenizer.json beside its config.json")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"--model {folder}: its tokenizer has no padding token; name one in tokenizer_config.json")
+    names, kind = model.config.id2label, model.config.problem_type
+    one_of_many = kind in (None, "single_label_classification") and len(names) > 1
+    if not one_of_many or set(names) != set(range(len(names))):
+        raise InputError(f"--model {folder}: not a classifier into one of two or more classes; {CURE}")
+    if len(set(names.values())) < len(names):
+        raise InputError(f"--model {folder}: two classes have one name; give each its own in config.json's id2label")
+    return Classifier(model.eval(), tokenizer, [str(names[i]) for i in range(len(names))], folder)
+
+
+def device() -> torch.device:
+    """The accelerator that torch has, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _load(loader: Any, folder: Path, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        reason = re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0].rstrip(".")[:160]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than config.json says"
+        raise InputError(f"--model {folder}: {loader.__name__} cannot load it ({reason}); {CURE}") from error
+
+
+def _run_tokens(folder: Path) -> int:
+    """--max-tokens of the run that `folder` lies in; 0 where there is none."""
+    try:
+        settings = yaml.safe_load((folder.absolute().parent / MARK).read_text(encoding="utf-8"))
+        return max(int(settings["max_tokens"]), 0)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # some other folder's file of that name
+        return 0

@@ -1,0 +1,148 @@
+"""The figures of a report, as SVG that takes the page's text colour: dark on light and light on dark."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+
+COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#ec4899", "#84cc16")
+INK = "#010203"  # stands for the page's text colour until the figure is text
+STYLE: Any = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "legend.frameon": False,
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nanonet",
+    # class names may hold dollars
+    "text.parse_math": False,
+}
+TERMS = {"ce": "cross-entropy on the labels", "teacher": "divergence from the teacher", "peers": "from the peers"}
+ANNOTATED = 12  # classes up to which every cell of the confusion matrix shows its count
+NAMED = 160  # classes up to which every row has its name
+
+
+def losses(metrics: Sequence[dict[str, Any]]) -> str:
+    """The three terms of every student against the step, raw and smoothed; "" where nothing was logged."""
+    shown = {term: _numbers(metrics, term) for term in TERMS}
+    shown = {term: values for term, values in shown.items() if values.size and np.nan_to_num(values).any()}
+    if not shown:
+        return ""
+    steps = [record["step"] for record in metrics]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * len(shown), 2.6), layout="constrained")
+        axes = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axis, (term, values) in zip(axes, shown.items(), strict=True):
+            for k, line in enumerate(values.T):
+                colour = COLOURS[k % len(COLOURS)]
+                axis.plot(steps, line, color=colour, alpha=0.25, linewidth=0.8)
+                axis.plot(steps, _smooth(line), color=colour, linewidth=1.6, label=f"student {k}")
+            if term == "ce" and "teacher_ce" in metrics[0]:
+                own = np.array([record["teacher_ce"] for record in metrics], float)
+                axis.plot(steps, _smooth(own), color=INK, linestyle="--", linewidth=1.2, label="teacher")
+            axis.set_title(TERMS[term], fontsize=9)
+            axis.set_xlabel("step")
+            axis.set_ylim(bottom=0)
+        axes[0].set_ylabel("nats")
+        axes[0].legend(fontsize=8)
+        return _svg(figure, "losses")
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """The confusion matrix, coloured by the fraction of the true class; counts written where there is room."""
+    C = len(classes)
+    matrix = np.asarray(counts, float)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in map(_one_line, classes)]
+    side = min(max(3.2, 1.6 + 0.42 * C), 9.5)
+    # the names shrink with their cells
+    size = min(9.0, 9.5 * 72 * 0.62 / max(C, 1))
+    shades = LinearSegmentedColormap.from_list("share", [(0.23, 0.51, 0.96, 0.0), (0.23, 0.51, 0.96, 1.0)])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axis = figure.subplots()
+        # below the diagonal's shares lie the mistakes: a power lifts them into sight
+        axis.imshow(share, cmap=shades, norm=PowerNorm(0.6, 0, 1), interpolation="nearest")
+        axis.set_xlabel("predicted")
+        axis.set_ylabel("true")
+        if C <= NAMED:
+            axis.set_xticks(range(C), names, rotation=90, fontsize=size)
+            axis.set_yticks(range(C), names, fontsize=size)
+        axis.tick_params(length=0 if C > ANNOTATED else 3)
+        if C <= ANNOTATED:
+            for i, j in np.ndindex(C, C):
+                if matrix[i, j]:
+                    axis.text(j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", fontsize=8)
+        for spine in axis.spines.values():
+            spine.set_visible(True)
+            spine.set_linewidth(0.5)
+        return _svg(figure, "confusion")
+
+
+def size(points: Sequence[tuple[str, float | None, int]]) -> str:
+    """Accuracy against parameters: (name, accuracy, parameters); "" where nothing was tested."""
+    tested = [(name, 100 * accuracy, count / 1e6) for name, accuracy, count in points if accuracy is not None]
+    if not tested:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 2.8), layout="constrained")
+        axis = figure.subplots()
+        for i, (name, accuracy, count) in enumerate(tested):
+            axis.scatter([count], [accuracy], s=55, color=COLOURS[i % len(COLOURS)], label=_one_line(name), zorder=3)
+        axis.set_xlabel("parameters [millions]")
+        axis.set_ylabel("test accuracy [%]")
+        axis.set_xlim(0, 1.15 * max(count for _, _, count in tested))
+        axis.margins(y=0.25)
+        axis.grid(alpha=0.15, color=INK)
+        figure.legend(loc="outside right upper", fontsize=8)
+        return _svg(figure, "size")
+
+
+def _numbers(metrics: Sequence[dict[str, Any]], term: str) -> np.ndarray[Any, Any]:
+    """(steps, K)"""
+    return np.array([record[term] for record in metrics], float) if metrics else np.empty((0, 0))
+
+
+def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The mean of the last twentieth of the run, at every step."""
+    window = max(1, len(values) // 20)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(last - window, 0)
+    return (total[last] - total[first]) / (last - first)
+
+
+def _one_line(text: str) -> str:
+    """XML takes no control characters, and a tick label no line breaks."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", text)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    file = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own fonts
+        figure.savefig(file, format="svg", transparent=True, dpi=200, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    # several figures share a page: their ids must not
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    width = math.ceil(figure.get_figwidth() * 96)
+    shape = f'role="img" aria-label="{name}" style="width:{width}px;max-width:100%;height:auto"'
+    return re.sub(r'width="[^"]*pt" height="[^"]*pt"', shape, text, count=1)

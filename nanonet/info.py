@@ -1,0 +1,76 @@
+"""What this installation has: versions, devices, and who serves each op."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from nanonet import backends
+from nanonet.backends import cpp
+
+PACKAGES = ("nanonet", "torch", "transformers", "peft", "accelerate", "triton", "onnxruntime", "datasets")
+KEYS = ("CPU", "CUDA")
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that decide a result; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def facts() -> dict[str, Any]:
+    """versions, devices, cpu {threads, native}, and ops {op: {CPU, CUDA: who serves it, and why}}."""
+    native = cpp.build_info()
+    if native:
+        native["isa_forced"] = os.environ.get("NANONET_CPU_ISA")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions(),
+        "devices": ["cpu", *(f"cuda:{i} ({name})" for i, name in enumerate(names))],
+        "cpu": {"threads": torch.get_num_threads(), "native": native or None},
+        "ops": {op: {key: _served(op, key) for key in KEYS} for op in backends.OPS},
+    }
+
+
+def _served(op: str, key: str) -> str:
+    served = backends.served_by(op, key)
+    if served == "kernel":
+        return served
+    if key == "CUDA" and not torch.cuda.is_available():
+        return f"{served}: torch finds no CUDA device"
+    return f"{served}: {backends.MISSING.get(key, 'no faster kernel for this op on this device')}"
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """`facts()` for a person."""
+    native = found["cpu"]["native"]
+    if native:
+        compiled, used = ", ".join(native["isa_compiled"]), native["isa_in_use"]
+        why = "by NANONET_CPU_ISA" if native["isa_forced"] else "the widest that this CPU has"
+        built = [
+            f"built with     {native['compiler']}",
+            f"compiled for   {compiled}",
+            f"in use         {used} ({why}; set NANONET_CPU_ISA to choose another)",
+        ]
+    else:
+        built = [f"native         none: {backends.MISSING.get('CPU', 'not built')}"]
+    width = max(map(len, found["ops"]))
+    ops = [f"  {op:<{width}}  {key:<4}  {served}" for op, by in found["ops"].items() for key, served in by.items()]
+    return [
+        *(f"{name:<14} {version or 'not installed'}" for name, version in found["versions"].items()),
+        f"{'devices':<14} {', '.join(found['devices'])}",
+        f"{'cpu threads':<14} {found['cpu']['threads']}",
+        *built,
+        "",
+        "who serves what",
+        *ops,
+    ]

@@ -1,0 +1,69 @@
+"""A tiny random encoder and a tiny data set that it can learn, for whole runs in a second or two."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+TOPICS = {
+    "animals": "cat dog horse cow sheep bird fish frog".split(),
+    "food": "bread cheese apple soup rice cake salt tea".split(),
+    "weather": "rain snow wind storm cloud sun fog frost".split(),
+}
+FILLER = "the a some we saw had was near today again very little".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small wait for a second thread far longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT of 4 layers, width 32, and a word-level tokenizer."""
+    folder = tmp_path_factory.mktemp("encoder")
+    words = SPECIAL + FILLER + [word for topic in TOPICS.values() for word in topic]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), SPECIAL, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl (150 rows) and test.jsonl (60 rows): three topics, told apart by their words."""
+    folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
+    for name, rows in (("train", 150), ("test", 60)):
+        with (folder / f"{name}.jsonl").open("w") as file:
+            for i in range(rows):
+                topic = list(TOPICS)[i % 3]
+                words = rng.choices(TOPICS[topic], k=2) + rng.choices(FILLER, k=rng.randint(2, 9))
+                rng.shuffle(words)
+                file.write(json.dumps({"text": " ".join(words), "label": topic}) + "\n")
+    return folder

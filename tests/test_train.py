@@ -1,0 +1,248 @@
+"""The training loop: the same step however it is cut, killed or spread, and each setting doing what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nanonet.config import InputError, TrainConfig
+from nanonet.job import train
+from nanonet.losses import DistillLoss, confidence, ramp
+from nanonet.targets import soften
+from nanonet.train import TEACHER_LEARNING_RATE, clip_per_student, learning_rate
+
+
+@pytest.fixture
+def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        output=str(tmp_path / "run"),
+        data=str(tiny_data),
+        teacher=str(tiny_encoder),
+        labels_per_class=5,
+        steps=12,
+        labelled_batch=5,
+        unlabelled_batch=11,
+        learning_rate=3e-3,
+        max_tokens=32,
+    )
+
+
+def weights(folder: str | Path, student: int = 0) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / f"student-{student}" / "model.safetensors")
+
+
+def run(config: TrainConfig, name: str, **changes) -> tuple[dict, dict]:
+    output = str(Path(config.output).with_name(name))
+    result = train(dataclasses.replace(config, output=output, **changes))
+    return result, weights(output)
+
+
+def distance(a: dict, b: dict) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def records(config: TrainConfig, name: str) -> list[dict]:
+    lines = (Path(config.output).with_name(name) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_seed_decides_the_weights(config: TrainConfig) -> None:
+    views = dict(views="cutoff,shuffle")
+    _, one = run(config, "one", **views)
+    _, again = run(config, "again", **views)
+    _, other = run(config, "other", **views, seed=1)
+    assert distance(one, again) == 0 and distance(one, other) > 0
+
+
+def test_micro_batches_make_the_same_step(config: TrainConfig) -> None:
+    _, whole = run(config, "whole")
+    _, cut = run(config, "cut", gradient_accumulation=3)
+    assert distance(whole, cut) < 2e-5
+    for a, b in zip(records(config, "whole"), records(config, "cut"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4) and a["ce"] == pytest.approx(b["ce"], abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "online"])
+def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: str) -> None:
+    config = dataclasses.replace(config, teacher_mode=mode, steps=6, views="cutoff")
+    _, one = run(config, "one")
+    folder = Path(config.output).with_name("two")
+    flags = flags_of(dataclasses.replace(config, output=str(folder)))
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "nanonet"]
+    done = subprocess.run(
+        [*launch, "train", *flags], capture_output=True, text=True, env=environment(), cwd=folder.parent
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert distance(one, weights(folder)) < 2e-5
+    assert len(records(config, "two")) == 6
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def flags_of(config: TrainConfig) -> list[str]:
+    changed = {k: v for k, v in dataclasses.asdict(config).items() if v != getattr(TrainConfig(), k)}
+    return [part for k, v in changed.items() for part in (f"--{k.replace('_', '-')}", *([] if v is True else [str(v)]))]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
+    config = dataclasses.replace(
+        config, steps=400, save_every=7, views="dropout,shuffle", tuning="lora", lora_dropout=0.1
+    )
+    _, whole = run(config, "whole")
+    folder = Path(config.output).with_name("killed")
+    killed = dataclasses.replace(config, output=str(folder))
+    process = subprocess.Popen([sys.executable, "-m", "nanonet", "train", *flags_of(killed)], env=environment())
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "report.json").exists() and (folder / "checkpoint.safetensors").exists()
+    with pytest.raises(InputError, match="seed 0 -> 1"):
+        train(dataclasses.replace(killed, resume=True, seed=1))
+    train(dataclasses.replace(killed, resume=True))
+    assert distance(whole, weights(folder)) == 0
+    assert [r["step"] for r in records(config, "killed")] == list(range(400))
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("tuning", ["bias", "lora", "full", "head"])
+def test_each_tuning_trains_its_parameters_only(config: TrainConfig, tuning: str) -> None:
+    result, trained = run(config, "long", tuning=tuning, steps=12)
+    _, start = run(config, "start", tuning=tuning, steps=1, learning_rate=1e-12)
+    moved = {name for name in trained if not torch.allclose(trained[name], start[name], atol=1e-6)}
+    body = {name for name in moved if "pooler" not in name and "classifier" not in name}
+    assert moved - body, "the head is always trained"
+    assert not any("embeddings" in name for name in moved)
+    if tuning == "bias":
+        assert body and all(name.endswith("bias") for name in body)
+    elif tuning == "lora":
+        assert body and all(name.endswith("weight") and "LayerNorm" not in name for name in body)
+        assert (Path(config.output).with_name("long") / "student-1-adapter" / "adapter_model.safetensors").exists()
+    else:
+        assert bool(body) == (tuning == "full")
+    assert result["students"][0]["parameters"]["trainable"] < result["students"][0]["parameters"]["total"]
+
+
+@pytest.mark.parametrize("mode", ["frozen", "online"])
+def test_students_learn_the_topics(config: TrainConfig, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TEACHER_LEARNING_RATE, "full", 3e-3)
+    result, _ = run(config, mode, steps=200, teacher_mode=mode, labels_per_class=30, labelled_batch=15)
+    assert max(s["accuracy"] for s in result["students"]) > 0.7  # chance: 0.33
+    first, last = records(config, mode)[0], records(config, mode)[-1]
+    assert sum(last["ce"]) < sum(first["ce"])
+    if mode == "online":
+        assert last["teacher_ce"] < first["teacher_ce"]
+
+
+def test_a_tuned_teacher_makes_other_targets(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TEACHER_LEARNING_RATE, "full", 3e-3)
+    config = dataclasses.replace(config, labels_per_class=30, labelled_batch=15, steps=4)
+    _, classifier = run(config, "classifier", targets="classifier")
+    result, tuned = run(config, "tuned", targets="tuned", teacher_steps=80)
+    assert distance(classifier, tuned) > 0 and result["teacher"]["accuracy"] > 0.7
+
+
+BASE: dict[str, torch.Tensor] = {}
+
+
+# what each setting is expected to change, from a run that has all of it at rest
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(divergence="js"),
+        dict(temperature=2.0),
+        dict(ce_weight=0.5),
+        dict(teacher_weight=0.5),
+        dict(peers_weight=2.0),
+        dict(confidence=True),
+        dict(sharpen=3.0),
+        dict(targets="propagation"),
+        dict(views="adversarial"),
+        dict(views="dropout"),
+        dict(weight_decay=0.5),
+        dict(max_grad_norm=0.01),
+        dict(schedule="constant"),
+        dict(warmup=0.5),
+        dict(layer_mapping="bottom-top"),
+        dict(labelled_batch=2),
+        dict(unlabelled_batch=5),
+        dict(max_unlabelled=40),
+        dict(max_tokens=5),
+        dict(precision="bfloat16"),
+        dict(labels_per_class=4),
+    ],
+    ids=str,
+)
+def test_each_setting_changes_the_students(config: TrainConfig, change: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanonet.report.write_report", lambda *arguments: {})
+    short = dataclasses.replace(config, steps=4, targets="classifier")
+    if not BASE:
+        BASE.update(run(short, "base")[1])
+    _, changed = run(short, "changed", **change)
+    assert distance(BASE, changed) > 1e-7
+
+
+def test_clipping_is_per_student() -> None:
+    p = torch.nn.Parameter(torch.zeros(2, 3))
+    q = torch.nn.Parameter(torch.zeros(2, 2, 2))
+    p.grad, q.grad = torch.ones(2, 3), torch.zeros(2, 2, 2)
+    p.grad[1] = 1e6
+    norms = clip_per_student([p, q], 1.0)
+    assert norms.tolist() == pytest.approx([3**0.5, 1e6 * 3**0.5])
+    assert p.grad.norm(dim=1).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+    clip_per_student([p, q], 0.0)
+    assert p.grad.norm(dim=1).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+
+
+def test_schedules() -> None:
+    at = lambda step, **k: learning_rate(TrainConfig(steps=100, warmup=0.1, **k), step, 2.0)  # noqa: E731
+    assert at(0) == pytest.approx(0.2) and at(9) == pytest.approx(2.0) and at(55) == pytest.approx(1.0)
+    assert at(55, schedule="cosine") == pytest.approx(1.0) and at(99, schedule="constant") == 2.0
+    assert 0 < at(99) < 0.05
+
+
+def test_ramps_and_confidence() -> None:
+    assert [ramp(x, 0.1, 0.3) for x in (0.0, 0.1, 0.2, 0.3, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert ramp(0.0, 0.0, 0.0) == 1
+    loss = DistillLoss(2.0, 3.0, 4.0, teacher_ramp=(0.0, 0.5), peers_ramp=(0.5, 1.0))
+    assert loss.weights(0.25) == pytest.approx((2.0, 1.5, 0.0)) and loss.weights(0.75) == pytest.approx((2.0, 3.0, 2.0))
+    sure = confidence(torch.tensor([[0.0, 0, 0, 0], [50.0, 0, 0, 0]]))
+    torch.testing.assert_close(sure, torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_soften_sets_the_mean_confidence() -> None:
+    logits = 9 * torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    for trust in (0.4, 0.7, 0.95):
+        p = soften(logits, trust).softmax(-1)
+        assert p.amax(-1).mean().item() == pytest.approx(trust, abs=1e-3)
+        assert torch.equal(p.argmax(-1), logits.argmax(-1))
+
+
+def test_too_few_rows_for_the_parts(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match="--gradient-accumulation 40"):
+        run(config, "many", gradient_accumulation=40)
