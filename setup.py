@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.resolve()
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+        candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+        compiler = next(filter(None, map(shutil.which, candidates)), None)
         if compiler is None:
             print(
                 "nanonet: no C++ compiler found (set CXX): installing without nanonet._C, the reference serves the CPU"
@@ -24,7 +25,9 @@ class CMakeBuild(build_ext):
             import pybind11
             from torch.utils.cpp_extension import include_paths, library_paths
         except ImportError as error:
-            raise SystemExit(f"nanonet: {error}. Install torch and pybind11, then build with --no-build-isolation")
+            raise SystemExit(
+                f"nanonet: {error}. Install torch and pybind11, then build with --no-build-isolation"
+            ) from None
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -44,6 +47,9 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    ext_modules=[Extension("nanonet._C", sources=[])],
+    packages=[*find_packages(include=["nanonet", "nanonet.*"]), "nanonet.kernels", "nanonet.benchmarks"],
+    package_dir={"nanonet.kernels": "kernels", "nanonet.benchmarks": "benchmarks"},
+    # optional: without a compiler there is no file to copy; a compiler that fails still ends the build
+    ext_modules=[Extension("nanonet._C", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

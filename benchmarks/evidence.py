@@ -3,7 +3,7 @@
     python benchmarks/evidence.py --data ../shared/data/ag_news --labels 10 --seeds 0-4
     python benchmarks/evidence.py --table                    # writes README.md and docs/results.md anew
 
-Each run is one `nanonet train` with the default settings and appends one JSON line to benchmarks/results/evidence.jsonl;
+Each run is one `nanonet train` with the default settings and appends one line to benchmarks/results/evidence.jsonl;
 a run that stands there already (same data, labels, seed and flags) is skipped, so an interrupted command goes on.
 Flags after `--` go to `nanonet train` and name the variant.
 """

@@ -35,12 +35,13 @@ struct PackedRows {
   void pack(const Rows& rows, F* out) {
     for (int64_t i = 0; i < count; ++i) {
       const T* row = (const T*)(rows.data + n[i] * rows.row_bytes);
-      for (int64_t begin = 0; begin < p.C; begin += L) {
-        const int64_t classes = p.C - begin < L ? p.C - begin : L;
-        F buffer[L];
-        const F* x = staged<F, T>(row + begin, classes, buffer, F(0));
-        for (int64_t c = 0; c < classes; ++c) out[(begin + c) * L + i] = x[c];
-      }
+      F buffer[kPackedClasses + L];
+      const F* x = buffer;
+      if constexpr (std::is_same_v<F, T>)
+        x = row;
+      else
+        staged<F, T>(row, p.C, buffer, F(0));
+      for (int64_t c = 0; c < p.C; ++c) out[c * L + i] = x[c];
     }
     for (int64_t i = count; i < L; ++i)
       for (int64_t c = 0; c < p.C; ++c) out[c * L + i] = 0;
@@ -154,9 +155,11 @@ struct PackedRows {
 
   void unpack(int k, int64_t i) {
     char* out = dstudent_of(p, k, n[i]);
-    F row[kPackedClasses + L];
+    const bool converts = size_of(p.student->dtype) != sizeof(F);
+    F buffer[kPackedClasses + L];
+    F* row = converts ? buffer : (F*)out;
     for (int64_t c = 0; c < p.C; ++c) row[c] = e[k][c * L + i];
-    put<F>(out, p.student->dtype, row, 0, p.C, false, true);
+    if (converts) put<F>(out, p.student->dtype, row, 0, p.C, false, true);
   }
 };
 

@@ -5,7 +5,7 @@
 
 namespace nanonet::NANONET_ISA {
 
-constexpr int64_t kPackedClasses = 24;  // up to here rows, not classes, fill the lanes
+constexpr int64_t kPackedClasses = 48;  // up to here rows, not classes, fill the lanes
 
 template <class F>
 NN_INLINE int64_t padded(int64_t n) {

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from nanonet.cohort.load import quiet
+from nanonet.cohort.load import check_tokenizer, quiet, read_pretrained
 from nanonet.config import InputError
 from nanonet.data.batches import Encoded, encode
 from nanonet.folder import MARK
@@ -111,20 +109,18 @@ def load_classifier(folder: Path) -> Classifier:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         there = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
         raise InputError(f"--model {folder} has {there}; give model.safetensors, as save_pretrained writes it")
+    what = f"--model {folder}"
     with quiet():
-        whole = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-        model, info = _load(AutoModelForSequenceClassification, folder, **whole)
-        tokenizer = _load(AutoTokenizer, folder)
+        whole = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
+        model, info = read_pretrained(AutoModelForSequenceClassification, str(folder), what, CURE, **whole)
+        tokenizer = read_pretrained(AutoTokenizer, str(folder), what, CURE, local_files_only=True)
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
         raise InputError(
             f"--model {folder}: not a trained text classifier ({len(info['missing_keys'])} weights are missing,"
             f" first {first}); {CURE}"
         )
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise InputError(f"--model {folder}: it has no tokenizer; put tokenizer.json beside its config.json")
-    if tokenizer.pad_token_id is None:
-        raise InputError(f"--model {folder}: its tokenizer has no padding token; name one in tokenizer_config.json")
+    check_tokenizer(tokenizer, what)
     names, kind = model.config.id2label, model.config.problem_type
     one_of_many = kind in (None, "single_label_classification") and len(names) > 1
     if not one_of_many or set(names) != set(range(len(names))):
@@ -137,16 +133,6 @@ def load_classifier(folder: Path) -> Classifier:
 def device() -> torch.device:
     """The accelerator that torch has, else the CPU."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
-
-
-def _load(loader: Any, folder: Path, **options: Any) -> Any:
-    try:
-        return loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
-        reason = re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0].rstrip(".")[:160]
-        if "ignore_mismatched_sizes" in reason:
-            reason = "its weights have other shapes than config.json says"
-        raise InputError(f"--model {folder}: {loader.__name__} cannot load it ({reason}); {CURE}") from error
 
 
 def _run_tokens(folder: Path) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanonet.config import EvaluateConfig, ExportConfig, InfoConfig, InputError, PredictConfig, TrainConfig
+from nanonet.config import BenchConfig, EvaluateConfig, ExportConfig, InfoConfig, InputError, PredictConfig, TrainConfig
 from nanonet.flags import parse
 
 
@@ -62,11 +62,18 @@ def _info(config: InfoConfig) -> None:
     print(json.dumps(found, indent=2) if config.json else "\n".join(lines(found)))
 
 
+def _bench(config: BenchConfig) -> None:
+    from nanonet.bench import bench
+
+    bench(config)
+
+
 COMMANDS = {
     "train": Command(TrainConfig, _train, "Train a teacher's students on a few labels and much unlabelled text."),
     "evaluate": Command(EvaluateConfig, _evaluate, "Score a model on labelled texts; prints one JSON object."),
     "predict": Command(PredictConfig, _predict, "Label texts; one JSON object a line, in the input's order.", "file"),
     "export": Command(ExportConfig, _export, "Write a model as ONNX, or copy a student out of its run; both checked."),
+    "bench": Command(BenchConfig, _bench, "Time the distillation loss against what is used today, and check it."),
     "info": Command(InfoConfig, _info, "Show versions, devices, and which kernels serve each operation."),
 }
 

@@ -162,6 +162,8 @@ def check_train(config: TrainConfig) -> None:
         refuse("temperature", "--divergence mse compares raw logits; leave it at 1")
     if config.teacher_mode == "online" and config.targets not in ("auto", "tuned"):
         refuse("targets", "an online teacher gives its own soft targets; leave it at auto, or --teacher-mode frozen")
+    if config.labels_per_class == 1:
+        refuse("labels_per_class", "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all")
     if config.resume and config.overwrite:
         raise InputError("--resume and --overwrite: give one of them, to go on or to start again")
 
@@ -248,6 +250,20 @@ class ExportConfig:
     output: str = ""
     # replace what `output` names
     overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    # shapes `KxNxC`, separated by commas; empty takes the suite's own
+    shapes: str = ""
+    # dtypes, separated by commas: float32, bfloat16
+    dtypes: str = "float32,bfloat16"
+    # print one JSON object a line instead of a table
+    json: bool = False
+    # also write a bar chart of the times (.png or .svg)
+    plot: str = ""
+    # leave torch.compile's versions out: they take half a minute to compile
+    eager_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def plain(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def pooling_of(source: str) -> str:
-    """The pooling that the encoder was trained with ("mean", "cls" or "max"), from 1_Pooling/config.json; else "mean"."""
+    """The pooling that the encoder was trained with: mean, cls or max, by 1_Pooling/config.json; mean without it."""
     path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
     if path is None:
         return "mean"

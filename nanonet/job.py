@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from nanonet import checkpoint, report
+from nanonet.classifier import check_tokens, most_tokens
 from nanonet.cohort.extract import save_adapter, save_student
 from nanonet.cohort.load import find_model, load_encoder, load_tokenizer
 from nanonet.cohort.mapping import layer_mapping
@@ -40,8 +41,11 @@ HELD_ROWS = 500  # unlabelled rows kept from training: the best student is chose
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """The checked input as token ids. rows: what is trained on, labelled first, then unlabelled; label: (N,) int64, -100
-    where unlabelled; held: unlabelled rows that are not trained on; test and its labels, both empty if there is none."""
+    """The checked input as token ids.
+
+    rows: what is trained on, labelled first, then unlabelled; label: (N,) int64, -100 where unlabelled
+    held: unlabelled rows that are not trained on; test and its labels: both empty where there is none
+    """
 
     name: str
     classes: list[str]
@@ -108,9 +112,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     tokenizer, encoder = load_tokenizer(config.teacher), load_encoder(config.teacher)
     views, depth = parse_views(config.views, config.students), encoder.config.num_hidden_layers
     mapping = layer_mapping(config.layer_mapping, config.students, config.student_layers, depth)
-    room = min(tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", config.max_tokens))
-    if config.max_tokens > room:
-        raise InputError(f"--max-tokens {config.max_tokens}: {config.teacher} takes at most {room}")
+    check_tokens(config.max_tokens, most_tokens(encoder))
     material = prepare(config, tokenizer)
     labelled = int((material.label >= 0).sum())
     check_parts(config, labelled, len(material.rows) - labelled, accelerator.num_processes)
@@ -134,7 +136,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
             # a resumed run takes the targets that it has
             if not (folder / TARGETS).exists():
                 embedding = embed(material.rows, "embedding the texts")
-                save_teacher(folder, make_teacher(config, embedding, material.label, len(material.classes)))
+                with progress.stage("choosing soft targets", 1) as tick:
+                    made = make_teacher(config, embedding, material.label, len(material.classes))
+                    tick(1, made.choice.rule)
+                save_teacher(folder, made)
         accelerator.wait_for_everyone()
         frozen = load_teacher(folder)
 

@@ -21,13 +21,13 @@ def ramp(progress: float, start: float, end: float) -> float:
 
 
 def confidence(teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """1 - H(p) / log C of every row of teacher logits (N,C): 0 where all classes are alike, 1 where one is sure. (N,)"""
+    """1 - H(p) / log C of teacher logits (N,C): 0 where all classes are alike, 1 where one is sure. (N,)"""
     p = torch.softmax(teacher.float() / temperature, -1)
     return 1 - torch.special.entr(p).sum(-1) / math.log(max(teacher.shape[-1], 2))
 
 
 class DistillLoss(nn.Module):
-    """loss = ce_weight * CE + teacher_weight * ramp * D(teacher, student) + peers_weight * ramp * mean KL(peer, student)
+    """ce_weight * CE + teacher_weight * ramp * D(teacher, student) + peers_weight * ramp * mean KL(peer, student)
 
     `teacher_ramp` and `peers_ramp` are (start, end) in fractions of the training between which the weight of that
     term rises from 0 to full. `forward` takes what `nanonet.distill_loss` takes, and `progress` in [0, 1].

@@ -21,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from nanonet.config import InputError
 from nanonet.data.split import folds
 
 Array = NDArray[np.float64]
@@ -135,7 +136,7 @@ def diffuse(graph: csr_matrix, p: Array) -> Array:
     return result
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Choice:
     """Which rule the labels prefer: its name, the classifier's strength, and each rule's cross-validated accuracy."""
 
@@ -154,6 +155,9 @@ def choose(
     """Cross-validate the rules inside the labelled rows; `rule` other than "auto" is taken as it is.
 
     Each fold's labels are hidden from the rules; the unlabelled rows, at most TRIAL_ROWS of them, are seen as in use.
+
+    Raises:
+        InputError: no class has two labels, so none can be hidden.
     """
     known = np.flatnonzero(label >= 0)
     free = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))[:TRIAL_ROWS]
@@ -176,6 +180,8 @@ def choose(
                 guesses["propagation", STRENGTH] = propagate(graph, hidden, classes, uniform_prior)[held].argmax(1)
             for key, guess in guesses.items():
                 right.setdefault(key, []).extend(guess == y[held])
+    if not right:
+        raise InputError("--labels-per-class 1: soft targets are cross-validated inside the labels; give 2 or more")
     mean = {key: float(np.mean(hits)) for key, hits in right.items()}
     strengths = {name: s for (name, s) in sorted(mean, key=lambda key: mean[key])}
     accuracy = {name: mean[name, s] for name, s in strengths.items()}

@@ -27,6 +27,7 @@ from nanonet.cohort.stack import Cohort, matrix_names
 from nanonet.cohort.views import set_views, view_batch
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import BatchPlan, Encoded, collate
+from nanonet.folder import write
 from nanonet.losses import DistillLoss
 from nanonet.ops import distill_loss
 from nanonet.targets import soften
@@ -74,7 +75,7 @@ def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
 
 
 def make_optimizer(cohort: Cohort, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained. Decay is chosen by name: a stacked bias is 2-d, and a rule on dimensions decays it."""
+    """AdamW over what is trained. Decay is chosen by name: a rule on dimensions would decay a stacked bias."""
     decayed = matrix_names(cohort)
     groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
     for name, parameter in cohort.named_parameters():
@@ -169,16 +170,18 @@ def fit(
         batch = labelled + [row + rows.labelled for row in unlabelled]
         torch.manual_seed(config.seed * 1_000_003 + step)
         model.train()
-        for name, (_, own) in trained.items():
-            for group in own.param_groups:
+        for name, (_, each) in trained.items():
+            for group in each.param_groups:
                 group["lr"] = learning_rate(config, step, peaks[name])
         means = torch.zeros(3, cohort.students, device=device)
         loss = torch.zeros((), device=device)
         teacher_loss = torch.zeros((), device=device)
         # soft terms are divided by the rows, not by their confidence: a batch that is unsure pulls less
         denominators = torch.tensor([len(labelled), len(batch)], dtype=torch.float32, device=device)
+        soft = _online_soft(online, rows, batch, accelerator, config) if online else None
         for part in range(config.gradient_accumulation):
-            own_rows = batch[part * world + rank :: parts]
+            own = slice(part * world + rank, None, parts)
+            own_rows = batch[own]
             last = part == config.gradient_accumulation - 1
             ids, mask = (t.to(device) for t in collate(rows.encoded, own_rows, rows.pad_id))
             label = rows.label[own_rows].to(device)
@@ -187,13 +190,12 @@ def fit(
                     cohort, views, ids, mask, config.seed * 1_000_003 + step, torch.tensor(own_rows, device=device)
                 )
                 logits = model(**seen)
-                if online:
-                    with torch.no_grad():
-                        soft: Tensor | None = soften(online.model.eval()(ids, mask)[0], online.trust)
+                if soft is not None:
+                    part_soft: Tensor | None = soft[own]
                 else:
-                    soft = None if rows.soft is None else rows.soft[own_rows].to(device)
+                    part_soft = None if rows.soft is None else rows.soft[own_rows].to(device)
                 part_loss, part_means = criterion(
-                    logits, soft, label, progress=step / config.steps, denominators=denominators
+                    logits, part_soft, label, progress=step / config.steps, denominators=denominators
                 )
             # DDP averages over the processes; the denominators are already those of all of them
             accelerator.backward(part_loss * world)
@@ -208,12 +210,12 @@ def fit(
                 accelerator.backward(part_loss * world)
                 teacher_loss = teacher_loss + part_loss.detach()
         norms = torch.zeros(cohort.students)
-        for name, (trained_model, own) in trained.items():
-            accelerator.unscale_gradients(own)
+        for name, (trained_model, each) in trained.items():
+            accelerator.unscale_gradients(each)
             norm = clip_per_student(trained_model.parameters(), config.max_grad_norm)
             norms = norm if name == "students" else norms
-            own.step()
-            own.zero_grad()
+            each.step()
+            each.zero_grad()
         loss, means, teacher_loss = (accelerator.reduce(t, "sum") for t in (loss, means, teacher_loss))
         record = {
             "step": step,
@@ -234,6 +236,26 @@ def fit(
     cohort.eval()
 
 
+@torch.no_grad()
+def _online_soft(
+    online: OnlineTeacher, rows: Rows, batch: list[int], accelerator: Accelerator, config: TrainConfig
+) -> Tensor:
+    """The online teacher's logits (B,C) of the whole step, in eval mode on the texts as they are, softened as one.
+
+    Every process runs its own rows and gets the others': the temperature is the batch's, however it is cut.
+    """
+    world, device = accelerator.num_processes, accelerator.device
+    classes: Any = online.model.model.config.num_labels
+    logits = torch.zeros(len(batch), classes, device=device)
+    online.model.eval()
+    for part in range(config.gradient_accumulation):
+        own = slice(part * world + accelerator.process_index, None, world * config.gradient_accumulation)
+        ids, mask = (t.to(device) for t in collate(rows.encoded, batch[own], rows.pad_id))
+        with accelerator.autocast():
+            logits[own] = online.model(ids, mask)[0].float()
+    return soften(accelerator.reduce(logits, "sum"), online.trust)
+
+
 def _numbers(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
@@ -245,9 +267,8 @@ class _Log:
         self.file = None
         if active:
             old = path.read_text().splitlines() if start and path.exists() else []
-            kept = [line for line in old if json.loads(line)["step"] < start]
-            self.file = path.open("w")
-            self.file.writelines(line + "\n" for line in kept)
+            write(path, "".join(line + "\n" for line in old if json.loads(line)["step"] < start))
+            self.file = path.open("a")
 
     def write(self, record: dict) -> None:
         if self.file:

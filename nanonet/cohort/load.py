@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers.utils import logging
 from nanonet.config import InputError
 
 HUB_TIMEOUT_S = 5.0
+CURE = "give a complete model folder with model.safetensors and its tokenizer"
 
 
 @contextlib.contextmanager
@@ -100,10 +102,11 @@ def load_encoder(name: str) -> PreTrainedModel:
     """
     source, local = find_model(name)
     with quiet():
-        model, info = _load(
-            name,
+        model, info = read_pretrained(
             AutoModel,
             source,
+            f"--teacher {name}",
+            CURE,
             local_files_only=local,
             dtype=torch.float32,
             use_safetensors=True,
@@ -123,21 +126,31 @@ def load_tokenizer(name: str) -> Any:
     """
     source, local = find_model(name)
     with quiet():
-        tokenizer = _load(name, AutoTokenizer, source, local_files_only=local)
-    # where the files are missing transformers makes a tokenizer that knows its special tokens only
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise InputError(f"--teacher {name}: it has no tokenizer; put tokenizer.json beside its config.json")
-    return tokenizer
+        tokenizer = read_pretrained(AutoTokenizer, source, f"--teacher {name}", CURE, local_files_only=local)
+    return check_tokenizer(tokenizer, f"--teacher {name}")
 
 
-def _load(name: str, loader: Any, source: str, **options: Any) -> Any:
+def read_pretrained(loader: Any, source: str, what: str, cure: str, **options: Any) -> Any:
+    """loader.from_pretrained(source) without remote code; `what` names the flag and its value in an error.
+
+    Raises:
+        InputError: one line of the reason, and the cure.
+    """
     from safetensors import SafetensorError
 
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise InputError(
-            f"--teacher {name}: {loader.__name__} cannot load {source}: {reason.rstrip('.')};"
-            " give a complete model folder with model.safetensors and its tokenizer"
-        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        reason = re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0].rstrip(".")[:160]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than config.json says"
+        raise InputError(f"{what}: {loader.__name__} cannot load it ({reason}); {cure}") from error
+
+
+def check_tokenizer(tokenizer: Any, what: str) -> Any:
+    """Refuse a tokenizer without words, which transformers makes where the files are missing, or without padding."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"{what}: it has no tokenizer; put tokenizer.json beside its config.json")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{what}: its tokenizer has no padding token; name one in tokenizer_config.json")
+    return tokenizer

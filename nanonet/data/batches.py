@@ -54,7 +54,7 @@ def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
     """
     special = tokenizer.num_special_tokens_to_add()
     if max_tokens <= special:
-        raise InputError(f"max_tokens is {max_tokens}, of which the tokenizer itself takes {special}: raise it")
+        raise InputError(f"--max-tokens {max_tokens}: the tokenizer itself takes {special} of them; give more")
     chunks: list[Tensor] = []
     lengths: list[int] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):

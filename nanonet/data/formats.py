@@ -167,7 +167,7 @@ def _json_array(path: Path, columns: Mapping[str, str], text: str) -> Iterator[R
 
 def _parse(path: Path, text: str, first_line: int, wanted: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         place = f"line {first_line + error.lineno - 1}"
         raise problem(path, f"invalid JSON ({error.msg} at character {error.colno}): write {wanted}", place) from error

@@ -48,7 +48,7 @@ def test_encode_keeps_every_text_whole_and_in_order() -> None:
 def test_encode_cuts_and_refuses() -> None:
     assert encode(WordTokenizer(), ["a bb ccc dddd"], 4).ids.tolist() == [101, 1, 2, 102]
     assert len(encode(WordTokenizer(), [], 4)) == 0
-    with pytest.raises(InputError, match="max_tokens is 2, of which the tokenizer itself takes 2"):
+    with pytest.raises(InputError, match="--max-tokens 2: the tokenizer itself takes 2"):
         encode(WordTokenizer(), ["a"], 2)
     with pytest.raises(InputError, match="text 2 of 2, '  ', has no tokens"):
         encode(WordTokenizer(special=0), ["a", "  "], 4)

@@ -1,0 +1,1 @@
+"""The benchmark suite, imported as nanonet.benchmarks."""

@@ -1,0 +1,170 @@
+"""The distillation loss, forward and gradient: ours against what people write today.
+
+naive          K divergences from the teacher, K(K-1) between the students, one at a time, as most programs do
+closed         the same with one log-softmax a tensor and all pairs at O(K), in eager torch
+compiled       torch.compile of `closed`; compiled-naive of `naive`
+torchtune      one call a student in torchtune's ForwardKLLoss pattern (float32 copies, masked mean), teacher only
+nanonet        distill_loss, then backward
+nanonet-op     the op alone, loss and gradient, into a reused buffer; fresh: into memory the system has just given
+sum            student.sum().backward(): the least that autograd costs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import nanonet
+from nanonet import distill_loss, reference
+from nanonet.benchmarks.measure import commit, copy_of, cpu_name, keep_freed_memory, peak_mb, small_times_ms, times_ms
+from nanonet.config import InputError
+
+# text classification; a middle and a vocabulary-sized number of classes
+SHAPES = ((2, 32, 4), (4, 32, 4), (3, 512, 1000), (2, 256, 30522), (4, 256, 30522))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WEIGHTS = (1.0, 1.0, 0.5)
+SMALL = 10_000  # logits below which calls are timed many at a time
+ATOL = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+
+
+def setup(K: int, N: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Student (K,N,C), teacher (N,C), label (N,), half of it -100."""
+    g = torch.Generator().manual_seed(0)
+    student = (2 * torch.randn(K, N, C, generator=g)).to(dtype)
+    teacher = (2 * torch.randn(N, C, generator=g)).to(dtype)
+    label = torch.randint(0, C, (N,), generator=g)
+    label[N // 2 :] = -100
+    return student, teacher, label
+
+
+def naive(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+    """Pair by pair, as most programs do."""
+    K = len(student)
+    loss = student.new_zeros((), dtype=torch.float32)
+    for k in range(K):
+        log_q = student[k].float().log_softmax(-1)
+        loss = loss + WEIGHTS[0] * F.cross_entropy(student[k].float(), label)
+        loss = loss + WEIGHTS[1] * F.kl_div(log_q, teacher.float().softmax(-1), reduction="batchmean")
+        for j in range(K):
+            if j != k:
+                peer = student[j].detach().float().softmax(-1)
+                loss = loss + WEIGHTS[2] / (K - 1) * F.kl_div(log_q, peer, reduction="batchmean")
+    return loss
+
+
+def closed(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+    """One log-softmax a tensor, all pairs at O(K): sum_{j != k} KL(q_j || q_k) = sum_c (A - Q l_k)."""
+    K, N, _ = student.shape
+    log_q, log_p = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    p, q = log_p.exp(), log_q.detach().exp()
+    known = label >= 0
+    picked = log_q.gather(-1, label.clamp(min=0).expand(K, N)[..., None])[..., 0]
+    ce = -torch.where(known, picked, 0).sum() / known.sum()
+    from_teacher = (p * (log_p - log_q)).sum() / N
+    others = q.sum(0) - q
+    peers = ((q * log_q.detach()).sum(0) - q * log_q.detach() - others * log_q).sum() / (N * max(K - 1, 1))
+    return WEIGHTS[0] * ce + WEIGHTS[1] * from_teacher + WEIGHTS[2] * peers
+
+
+def torchtune(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+    """torchtune's ForwardKLLoss, student by student: the teacher's term alone."""
+    loss = student.new_zeros((), dtype=torch.float32)
+    for row in student:
+        p = F.softmax(teacher, -1, dtype=torch.float32)
+        log_q = F.log_softmax(row, -1, dtype=torch.float32)
+        masked = torch.masked_fill(p * log_q, torch.isinf(row), 0)
+        loss = loss - masked.sum(-1).mean()
+    return loss
+
+
+def ours(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+    return distill_loss(student, teacher, label, weights=WEIGHTS)[0]
+
+
+def with_backward(loss: Callable[..., Tensor], student: Tensor, *others: Tensor) -> Callable[[], Tensor]:
+    leaf = student.detach().requires_grad_()
+
+    def run() -> Tensor:
+        leaf.grad = None
+        loss(leaf, *others).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    return run
+
+
+def op_alone(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
+    weights = torch.tensor(WEIGHTS)
+    op = torch.ops.nanonet.distill_loss.default
+    return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, True)
+
+
+def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, float]:
+    """Largest error of the gradient, ours and the reference's in the same dtype, against float64.
+
+    Raises:
+        InputError: ours is more than twice the reference's: there is nothing to be timed.
+    """
+    w = torch.tensor(WEIGHTS)
+    truth = reference.distill_loss(student.double(), teacher.double(), label, w.double(), None, None)[2]
+    plain = reference.distill_loss(student, teacher, label, w, None, None)[2]
+    mine = with_backward(ours, student, teacher, label)()
+    error, own = ((g.double() - truth).abs().max().item() for g in (mine, plain))
+    if not error <= 2 * own + ATOL[student.dtype] / student.shape[1]:
+        raise InputError(
+            f"distill_loss is wrong by {error:.3g} (torch: {own:.3g}) at {tuple(student.shape)}: not timed"
+        )
+    return error, own
+
+
+def records(shapes: tuple = SHAPES, dtypes: tuple = tuple(DTYPES), compiled: bool = True) -> Iterator[dict[str, Any]]:
+    """One record for each shape, dtype and implementation."""
+    for dtype_name in dtypes:
+        for K, N, C in shapes:
+            dtype = DTYPES[dtype_name]
+            inputs = setup(K, N, C, dtype)
+            error, own = errors(*inputs)
+            losses: dict[str, Callable[..., Tensor]] = {
+                "nanonet": ours,
+                "naive": naive,
+                "closed": closed,
+                "torchtune": torchtune,
+                "sum": lambda student, *_: student.sum(),
+            }
+            if compiled:
+                torch._dynamo.reset()
+                losses["compiled"] = torch.compile(closed, fullgraph=True, dynamic=False)
+                losses["compiled-naive"] = torch.compile(naive, fullgraph=True, dynamic=False)
+            runs: dict[str, Callable[[], Any]] = {name: with_backward(loss, *inputs) for name, loss in losses.items()}
+            floor = (2 * K + 1) * N * C * dtype.itemsize
+            clock = small_times_ms if K * N * C < SMALL else times_ms
+            keep_freed_memory(False)
+            taken = clock({**runs, "nanonet-op-fresh": op_alone(*inputs)})
+            keep_freed_memory(True)
+            taken |= clock({"nanonet-op": op_alone(*inputs), "memcpy": copy_of(floor)})
+            keep_freed_memory(False)
+            copy_ms = float(sorted(taken["memcpy"])[len(taken["memcpy"]) // 2])
+            for name, values in taken.items():
+                p20, p50, p80 = (float(sorted(values)[int(len(values) * q)]) for q in (0.2, 0.5, 0.8))
+                run = runs.get(name)
+                yield {
+                    "op": "distill_loss",
+                    "shape": {"K": K, "N": N, "C": C},
+                    "dtype": dtype_name,
+                    "device": cpu_name(),
+                    "implementation": name,
+                    "p20_ms": p20,
+                    "p50_ms": p50,
+                    "p80_ms": p80,
+                    "bytes_floor": floor,
+                    "floor_fraction": copy_ms / p50,
+                    "peak_mem_mb": round(peak_mb(run), 3) if run else None,
+                    "error": error if name.startswith("nanonet") else None,
+                    "reference_error": own,
+                    "versions": {"torch": torch.__version__, "nanonet": nanonet.__version__},
+                    "commit": commit(),
+                }

@@ -1,0 +1,105 @@
+"""How things are timed: interleaved runs, percentiles, peak memory, and a memcpy in the same run to compare with."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+def keep_freed_memory(keep: bool) -> None:
+    """Let the allocator hand a freed large buffer out again (True), or give it back to the system at once (False).
+
+    The first times a kernel that writes into a reused buffer, the second one that pays its page faults, as a fresh
+    gradient at every step does. Without glibc nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except OSError:
+        return
+    mallopt(M_MMAP_THRESHOLD, 1 << 30 if keep else 1 << 17)
+    mallopt(M_TRIM_THRESHOLD, -1 if keep else 1 << 17)
+
+
+def times_ms(runs: dict[str, Callable[[], Any]], seconds: float = 2.0, most: int = 400) -> dict[str, np.ndarray]:
+    """Times [ms] of every run, taken in turn (A B C A B C ...), so that a machine that slows down slows all of them."""
+    for run in runs.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds * len(runs)
+    while time.perf_counter() < end and len(next(iter(times.values()))) < most:
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: np.asarray(values) for name, values in times.items()}
+
+
+def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: int = 200) -> dict[str, np.ndarray]:
+    """As `times_ms`, for calls of microseconds: each time is the mean of `calls` calls in a row."""
+
+    def many(run: Callable[[], Any]) -> Callable[[], None]:
+        def body() -> None:
+            for _ in range(calls):
+                run()
+
+        return body
+
+    times = times_ms({name: many(run) for name, run in runs.items()}, seconds=60, most=rounds)
+    return {name: values / calls for name, values in times.items()}
+
+
+def peak_mb(run: Callable[[], Any]) -> float:
+    """Peak memory of one call beyond what was held before it [MB]: the high-water mark of the resident set."""
+    gc.collect()
+    run()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux: the mark cannot be set back
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def copy_of(size_bytes: int) -> Callable[[], Any]:
+    """A memcpy that reads and writes `size_bytes` in all."""
+    source = torch.ones(max(size_bytes // 8, 1), dtype=torch.float32)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def commit() -> str:
+    """The commit of the tree that is measured, marked where it has changes; "" outside a repository."""
+    place = Path(__file__).parent
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=place, capture_output=True, text=True)
+    return told.stdout.strip() if told.returncode == 0 else ""
+
+
+def cpu_name() -> str:
+    """Cores in use and the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = os.uname().machine
+    return f"{torch.get_num_threads()} x {name}"
