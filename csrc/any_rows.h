@@ -10,6 +10,13 @@
 namespace nanonet::NANONET_ISA {
 
 template <class F>
+NN_INLINE F top_of(const F* x, int64_t count) {
+  Vec<F> top = load(x);
+  for (int64_t i = 1; i < count; ++i) top = larger<F>(load(x + i * kLanes<F>), top);
+  return max_lanes(top);
+}
+
+template <class F>
 struct AnyRow {
   static constexpr int64_t L = kLanes<F>;
   using V = Vec<F>;

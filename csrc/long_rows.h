@@ -5,19 +5,6 @@
 
 namespace nanonet::NANONET_ISA {
 
-template <class F>
-NN_INLINE F top_of(const F* x, int64_t count) {
-  constexpr int64_t L = kLanes<F>;
-  Vec<F> a = load(x), b = a;
-  int64_t i = 0;
-  for (; i + 2 <= count; i += 2) {
-    a = larger<F>(load(x + i * L), a);
-    b = larger<F>(load(x + (i + 1) * L), b);
-  }
-  if (i < count) a = larger<F>(load(x + i * L), a);
-  return max_lanes(larger<F>(a, b));
-}
-
 // Students k0 .. k0+K-1 (and the teacher) of row n.
 template <class F, int K, bool HasTeacher>
 struct LongRow {

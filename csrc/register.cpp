@@ -56,7 +56,7 @@ double value_at(const void* data, Dtype dtype, int64_t offset) {
   }
 }
 
-// Copies a tensor of two dimensions, with a leading one added (or spread over `leading`), into (leading, N) of F.
+// (rows, N) values of any dtype and strides, from an offset on, as a contiguous array of F.
 template <class F>
 void copy_values(const Tensor& from, int64_t rows, int64_t row_stride, int64_t N, int64_t stride, F* to,
                  int64_t offset = 0) {
@@ -125,7 +125,7 @@ struct Call {
     }
   }
 
-  // Of a float (or double, where wide) array of the call: 0 and 1 of (3,K,N), 2 of (K,N).
+  // Room for an array of float, or of double where wide: 0 and 1 hold (3,K,N), 2 holds (K,N).
   void* values(int which) const { return reinterpret_cast<char*>(students + problem.K) + which * 3 * KN() * 8; }
 
   int64_t KN() const { return problem.K * problem.N; }
@@ -196,12 +196,7 @@ Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const
   return dstudent;
 }
 
-// Sums over rows, one after the other in double: the same bits for any number of threads.
-struct Totals {
-  double labelled = 0;
-  std::vector<double> weight;  // (K)
-};
-
+// Everything that goes across rows is summed one row after the other in double: the same bits for any number of threads.
 template <class F>
 std::tuple<Tensor, Tensor, Tensor> loss_of(Call& call, const Tensor& weights, const Optional& row_weight,
                                            const Optional& denominators, bool need_grad) {

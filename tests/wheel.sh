@@ -4,7 +4,7 @@
 set -euo pipefail
 wheel=$(realpath "$1")
 root=$(cd "$(dirname "$0")/.." && pwd)
-if unzip -l "$wheel" | grep -E 'libtorch|libc10'; then
+if python3 -m zipfile -l "$wheel" | grep -E 'libtorch|libc10'; then
   echo "the wheel packs torch's own libraries in" >&2
   exit 1
 fi

@@ -108,7 +108,7 @@ def test_the_kernels_serve_the_cpu():
     assert info["isa_in_use"] in info["isa_compiled"] and info["version"] == nanonet.__version__
 
 
-# N: fewer rows than threads, ragged; C: packed rows, long rows
+# packed rows in blocks that threads cut at other places; long rows; rows of the general path
 @pytest.mark.parametrize("K, N, C", [(2, 4100, 4), (2, 37, 5000), (5, 67, 3000)])
 def test_bits_do_not_depend_on_threads_runs_or_neighbours(K, N, C):
     student, teacher, label = logits(K, N, C), logits(N, C, seed=1), labels(N, C)

@@ -1,0 +1,81 @@
+"""The benchmark measures what it says, refuses a wrong kernel, and keeps its keys; small cases for pytest-benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanonet import distill_loss
+from nanonet.benchmarks import bench_distill, measure
+from nanonet.cli import main
+
+KEYS = [
+    "op", "shape", "dtype", "device", "implementation", "p20_ms", "p50_ms", "p80_ms", "bytes_floor", "floor_fraction",
+    "peak_mem_mb", "error", "reference_error", "versions", "commit",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("K", [1, 2, 3])
+@pytest.mark.parametrize("name", ["closed", "ours"])
+def test_every_implementation_computes_the_same_loss_and_gradient(name, K):
+    student, teacher, label = bench_distill.setup(K, 8, 12, torch.float32)
+    results = []
+    for loss in (bench_distill.naive, getattr(bench_distill, name)):
+        leaf = student.clone().requires_grad_()
+        value = loss(leaf, teacher, label)
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_json_lines_have_the_agreed_keys(capsys, tmp_path: Path):
+    plot = tmp_path / "times.svg"
+    flags = ["--json", "--eager-only", "--shapes", "2x64x400", "--dtypes", "float32", "--plot", str(plot)]
+    assert main(["bench", *flags]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(list(record) == KEYS for record in records)
+    by_name = {record["implementation"]: record for record in records}
+    assert {"nanonet", "nanonet-op", "nanonet-op-fresh", "naive", "closed", "torchtune", "sum", "memcpy"} == set(
+        by_name
+    )
+    assert by_name["memcpy"]["floor_fraction"] == 1 and by_name["nanonet"]["bytes_floor"] == 5 * 64 * 400 * 4
+    assert all(0 < r["p20_ms"] <= r["p50_ms"] <= r["p80_ms"] for r in records)
+    assert plot.read_text().startswith("<?xml")
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys):
+    def wrong(student, teacher, label):
+        return 1.01 * distill_loss(student, teacher, label, weights=bench_distill.WEIGHTS)[0]
+
+    monkeypatch.setattr(bench_distill, "ours", wrong)
+    assert main(["bench", "--json", "--eager-only", "--shapes", "2x4x8", "--dtypes", "float32"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "not timed" in told.err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--shapes", "2x3"], ["--shapes", "2x0x4"], ["--dtypes", "int8"], ["--plot", "a.pdf"]]
+)
+def test_bad_flags(flags, capsys):
+    assert main(["bench", *flags]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_memory_beyond_inputs_and_gradient_is_of_the_order_of_the_rows():
+    K, N, C = 2, 128, 30522
+    inputs = bench_distill.setup(K, N, C, torch.float32)
+    gradient_mb = K * N * C * 4 / 2**20
+    ours = measure.peak_mb(bench_distill.op_alone(*inputs))
+    plain = measure.peak_mb(bench_distill.with_backward(bench_distill.naive, *inputs))
+    # a row of scratch a thread and the allocator's own: far from one more (N,C) tensor of 15 MB
+    assert ours < gradient_mb + 5 and plain > 2 * gradient_mb
+
+
+@pytest.mark.benchmark(warmup=True, max_time=0.2)
+@pytest.mark.parametrize("K", [2, 4])
+@pytest.mark.parametrize("name", ["ours", "closed", "naive"])
+def test_small_case(benchmark, name, K):
+    benchmark(bench_distill.with_backward(getattr(bench_distill, name), *bench_distill.setup(K, 32, 4, torch.float32)))
