@@ -41,8 +41,6 @@ def check_folder(config: TrainConfig) -> Path:
         raise InputError(f"--resume: {folder} holds no run to go on with; leave --resume out to start one")
     if full and not config.resume and not config.overwrite:
         raise InputError(f"--output {folder} is not empty: give --resume to go on, or --overwrite to replace it")
-    if config.resume and (folder / "report.json").exists():
-        raise InputError(f"--resume: the run in {folder} is finished; give --overwrite to run it again")
     if config.resume:
         try:
             changed = changes(yaml.safe_load((folder / MARK).read_text(encoding="utf-8")), config)
@@ -50,6 +48,8 @@ def check_folder(config: TrainConfig) -> Path:
             raise InputError(f"--resume: {folder / MARK} is damaged; give --overwrite to start again") from error
         if changed:
             raise InputError(f"--resume: {folder} was begun with other settings ({changed}); give the same ones")
+        if (folder / "report.json").exists():
+            raise InputError(f"--resume: the run in {folder} is finished; give --overwrite to run it again")
     return folder
 
 

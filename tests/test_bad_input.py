@@ -350,6 +350,8 @@ def test_resuming_under_other_settings(run: Path, tmp_path: Path, capsys: pytest
     words = ["train", "--config", str(run / "config.yaml"), "--output", str(copy), "--resume", "--seed", "5"]
     assert main(words) == 2
     assert "seed 0 -> 5" in capsys.readouterr().err
+    assert main([*words[:-1], "0"]) == 2
+    assert "is finished; give --overwrite" in capsys.readouterr().err
     assert snapshot(copy) == before
 
 

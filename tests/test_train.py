@@ -207,6 +207,12 @@ def test_each_setting_changes_the_students(config: TrainConfig, change: dict, mo
     assert distance(BASE, changed) > 1e-7
 
 
+def test_tensorboard_writes_what_the_steps_measure(config: TrainConfig) -> None:
+    run(config, "board", tensorboard=True, steps=3)
+    files = list(Path(config.output).with_name("board").rglob("events.out.tfevents*"))
+    assert files and any(b"loss" in file.read_bytes() for file in files)
+
+
 def test_clipping_is_per_student() -> None:
     p = torch.nn.Parameter(torch.zeros(2, 3))
     q = torch.nn.Parameter(torch.zeros(2, 2, 2))
