@@ -6,6 +6,8 @@ N rows, C classes, K students; M rows, D features in, F features out, R LoRA ran
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ DIVERGENCES = {"kl": 0, "reverse_kl": 1, "js": 2, "mse": 3}
 KL, REVERSE_KL, JS, MSE = range(4)
 UNLABELLED = -100
 LOG_2 = 0.6931471805599453
+Bits = TypeVar("Bits", int, Tensor)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -158,8 +161,8 @@ def distill_loss(
     return loss, means, row_gradient(weights[..., None] * share, student, teacher, label, temperature, divergence)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """The 32-bit finalizer of MurmurHash3, in int64 (only the low 32 bits count)."""
+def mix32(x: Bits) -> Bits:
+    """The 32-bit finalizer of MurmurHash3, of an int or an int64 tensor (only the low 32 bits count)."""
     low = 0xFFFFFFFF
     x = x & low
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & low
@@ -171,7 +174,7 @@ def dropout_scale(seed: Tensor, K: int, M: int, D: int, dropout: float) -> Tenso
     """0 or 1/(1-dropout) for element (k,m,d) of x, float32 (K,M,D): a hash of its index and the seed, so that
     every backend draws the same mask and none need store it."""
     index = torch.arange(K * M * D, device=seed.device).view(K, M, D)
-    keep = _mix(_mix(index) + _mix(seed) * 0x9E3779B1) >= int(dropout * 2**32)
+    keep = mix32(mix32(index) + mix32(seed) * 0x9E3779B1) >= int(dropout * 2**32)
     return keep.float() / (1 - dropout)
 
 

@@ -14,7 +14,7 @@ K students, B rows, L tokens, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +22,12 @@ from torch import Tensor
 
 from nanonet.cohort.stack import Cohort
 from nanonet.config import VIEWS, InputError
+from nanonet.reference import mix32
 
 DROPOUT = 0.1
 CUTOFF = 0.2
 # length of an adversarial step per token, and of the trial step along whose end the gradient is taken
 STEP, TRIAL = 1.0, 0.1
-
-Bits = TypeVar("Bits", int, Tensor)
 
 
 def parse_views(text: str, students: int) -> list[str]:
@@ -87,18 +86,9 @@ def view_batch(
 
 def noise(seed: int, k: int, rows: Tensor, columns: int) -> Tensor:
     """Uniform float64 in [0,1), (B, columns): a hash of the seed, the student, the row's number and the column."""
-    key = _mix(_mix(_mix(seed) ^ (seed >> 32)) ^ k)
-    row = _mix(_mix(rows) ^ key)
-    return _mix(row[:, None] + torch.arange(columns, device=rows.device) * 0x9E3779B1).double() / 2**32
-
-
-def _mix(x: Bits) -> Bits:
-    """The 32-bit finalizer of MurmurHash3, of an int or an int64 tensor (only the low 32 bits count)."""
-    low = 0xFFFFFFFF
-    x = x & low
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & low
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & low
-    return x ^ (x >> 16)
+    key = mix32(mix32(mix32(seed) ^ (seed >> 32)) ^ k)
+    row = mix32(mix32(rows) ^ key)
+    return mix32(row[:, None] + torch.arange(columns, device=rows.device) * 0x9E3779B1).double() / 2**32
 
 
 def ordinary(attention_mask: Tensor) -> Tensor:

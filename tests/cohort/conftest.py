@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -32,15 +32,6 @@ CONFIGS = {
     "mpnet": MPNetConfig(**WIDE),
     "deberta": DebertaV2Config(**WIDE, relative_attention=True, pos_att_type=["c2p", "p2c"]),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small wait for a second thread far longer than they compute (113 s against 6 on a busy machine)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
