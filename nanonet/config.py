@@ -164,6 +164,8 @@ def check_train(config: TrainConfig) -> None:
         refuse("targets", "an online teacher gives its own soft targets; leave it at auto, or --teacher-mode frozen")
     if config.labels_per_class == 1:
         refuse("labels_per_class", "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all")
+    if config.uniform_prior and config.targets != "propagation":
+        refuse("uniform_prior", "it balances propagated targets; give --targets propagation with it")
     if config.resume and config.overwrite:
         raise InputError("--resume and --overwrite: give one of them, to go on or to start again")
 

@@ -253,7 +253,7 @@ def _online_soft(
         ids, mask = (t.to(device) for t in collate(rows.encoded, batch[own], rows.pad_id))
         with accelerator.autocast():
             logits[own] = online.model(ids, mask)[0].float()
-    return soften(accelerator.reduce(logits, "sum"), online.trust)
+    return soften(accelerator.reduce(logits, "sum"), online.trust) * config.sharpen
 
 
 def _numbers(values: Tensor) -> list[float]:

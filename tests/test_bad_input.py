@@ -65,6 +65,11 @@ DATA: dict[str, Case] = {
 CONFIG: dict[str, Case] = {
     "no output": ({}, "train --data {data}", ["--output is missing", "name the folder"]),
     "unknown choice": ({}, "train --tuning biases --output {out}", ["--tuning biases", "bias, lora, full, head"]),
+    "prior without propagation": (
+        {},
+        "train --uniform-prior --output {out}",
+        ["--uniform-prior", "--targets propagation"],
+    ),
     "no number": ({}, "train --steps many --output {out}", ["--steps many", "whole number"]),
     "fraction for a count": ({}, "train --steps 1.5 --output {out}", ["--steps 1.5", "whole number"]),
     "more threads than cores": ({}, "train --threads 100000 --output {out}", ["--threads 100000", "or less"]),

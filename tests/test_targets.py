@@ -53,6 +53,15 @@ def test_a_uniform_prior_balances_the_classes():
     assert np.ptp(free.sum(0)) > np.ptp(balanced.sum(0))
 
 
+def test_a_stated_prior_reaches_the_soft_targets():
+    x, label, _ = clusters(90)
+    free, stated = (
+        make_teacher(TrainConfig(targets="propagation", uniform_prior=u), torch.tensor(x), torch.tensor(label), 3)
+        for u in (False, True)
+    )
+    assert not torch.allclose(free.soft, stated.soft, atol=1e-3)
+
+
 def test_diffusion_keeps_probabilities_and_draws_neighbours_together():
     x, _, _ = clusters(60)
     p = np.random.default_rng(0).dirichlet(np.ones(3), 60)

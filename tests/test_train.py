@@ -213,6 +213,11 @@ def test_tensorboard_writes_what_the_steps_measure(config: TrainConfig) -> None:
     assert files and any(b"loss" in file.read_bytes() for file in files)
 
 
+def test_sharpening_reaches_an_online_teacher(config: TrainConfig) -> None:
+    online = dataclasses.replace(config, teacher_mode="online", steps=4)
+    assert distance(run(online, "base")[1], run(online, "sharp", sharpen=3.0)[1]) > 1e-7
+
+
 def test_clipping_is_per_student() -> None:
     p = torch.nn.Parameter(torch.zeros(2, 3))
     q = torch.nn.Parameter(torch.zeros(2, 2, 2))
