@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+import nanonet.cnn_model  # noqa: F401  tells transformers of CNN students
 from nanonet.cohort.load import check_tokenizer, quiet, read_pretrained
 from nanonet.config import InputError
 from nanonet.data.batches import Encoded, encode

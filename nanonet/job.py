@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nanonet import checkpoint, report
 from nanonet.classifier import check_tokens, most_tokens
+from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
 from nanonet.cohort.load import find_model, load_encoder, load_tokenizer
 from nanonet.cohort.mapping import layer_mapping
@@ -111,13 +112,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise InputError("--precision float16: a CPU has no float16 arithmetic of its own; give bfloat16 or float32")
     tokenizer, encoder = load_tokenizer(config.teacher), load_encoder(config.teacher)
     views, depth = parse_views(config.views, config.students), encoder.config.num_hidden_layers
-    mapping = layer_mapping(config.layer_mapping, config.students, config.student_layers, depth)
+    convolutional = config.student == "cnn"
+    mapping: list[list[int]] = [[] for _ in range(config.students)]
+    if not convolutional:
+        mapping = layer_mapping(config.layer_mapping, config.students, config.student_layers, depth)
     check_tokens(config.max_tokens, most_tokens(encoder))
     material = prepare(config, tokenizer)
     labelled = int((material.label >= 0).sum())
     check_parts(config, labelled, len(material.rows) - labelled, accelerator.num_processes)
     lora = Lora(config.lora_rank, config.lora_alpha, config.lora_dropout)
-    cohort = build_cohort(encoder, mapping, material.classes, config.tuning, lora=lora, seed=config.seed)
+    if convolutional:
+        cohort = build_cnn_cohort(encoder, material.classes, config.students, config.embedding_width, config.seed)
+    else:
+        cohort = build_cohort(encoder, mapping, material.classes, config.tuning, lora=lora, seed=config.seed)
     pad_id, device = tokenizer.pad_token_id, accelerator.device
 
     with Progress(main) as progress:
@@ -165,7 +172,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     accelerator.log({k: v for k, v in record.items() if isinstance(v, float)}, step=record["step"])
 
             rows = Rows(material.rows, material.label, soft, pad_id)
-            fit(config, cohort, views, rows, accelerator, folder, online, each_step)
+            rate = config.learning_rate or (LEARNING_RATE if convolutional else 0.0)
+            fit(replace(config, learning_rate=rate), cohort, views, rows, accelerator, folder, online, each_step)
         if config.tensorboard:
             accelerator.end_training()
         if not main:

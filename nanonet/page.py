@@ -50,7 +50,8 @@ def rows(report: dict[str, Any]) -> list[Row]:
     name = f"teacher ({teacher['targets'].replace('_', ' ')})"
     table.append(Row(name, teacher["accuracy"], teacher["macro_f1"], size, None, 1.0))
     for k, student in enumerate(students):
-        name = f"student {k} (layers {', '.join(map(str, student['layers']))})"
+        layers = ", ".join(map(str, student["layers"]))
+        name = f"student {k} (layers {layers})" if layers else f"student {k} (CNN)"
         count, own = student["parameters"]["total"], student["parameters"]["trainable"]
         scores = student["accuracy"], student["macro_f1"]
         table.append(Row(name, *scores, count, own, size / count, k == report["best"]))
@@ -85,8 +86,8 @@ def page(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
         f" {test}; tuning {escape(best['tuning'])}, seed {report['config']['seed']}.</p>",
         _headline_table(report),
         "<p class=soft>The best student, in bold, is the one nearest to the soft targets of unlabelled rows that were"
-        " kept from training: no test label was used. Sizes are against the teacher; the students' embeddings are its"
-        " own, frozen.</p>",
+        f" kept from training: no test label was used. Sizes are against the teacher; the students' embeddings are"
+        f" {'its own, frozen' if best['layers'] else 'cut down from its own and trained'}.</p>",
         _section("What each student learned", figures.losses(metrics)),
         _section("Accuracy against size", figures.size(sizes)),
     ]

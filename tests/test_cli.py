@@ -55,7 +55,14 @@ def test_every_field_is_a_flag_with_its_text_and_default(
 def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> None:
     other: dict = {bool: not field.default, int: 7, float: 0.5, str: "other"}
     value = other.get(type(field.default), "other")
-    for choices in (("bias", "lora"), ("kl", "js"), ("frozen", "online"), ("auto", "tuned"), ("linear", "cosine")):
+    for choices in (
+        ("bias", "lora"),
+        ("kl", "js"),
+        ("frozen", "online"),
+        ("auto", "tuned"),
+        ("linear", "cosine"),
+        ("encoder", "cnn"),
+    ):
         value = choices[1] if field.default in choices or (field.name == "tuning") and "lora" in choices else value
     value = "bfloat16" if field.name == "precision" else value
     for name in (field.name, field.name.replace("_", "-")):

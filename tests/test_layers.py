@@ -17,6 +17,7 @@ RANKS = {
     "nanonet.losses": 4,
     "nanonet.config": 4,
     "nanonet.data": 5,
+    "nanonet.cnn_model": 5,
     "nanonet.cohort": 6,
     "nanonet.cli": 8,
     "nanonet.__main__": 9,

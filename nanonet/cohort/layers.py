@@ -109,6 +109,57 @@ class CohortLayerNorm(nn.Module):
         return f"weight={tuple(self.weight.shape)}, bias={self.bias is not None}, eps={self.eps}"
 
 
+class CohortConv2d(nn.Module):
+    """K convolutions of stride 1 as one with K groups, for nn.Conv2d.
+
+    weight: (K,F,D,H,W); bias: (K,F) or None
+    forward: x (K*B,D,h,w) -> (K*B,F,h,w), both channels last
+    """
+
+    def __init__(self, span: Span, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]):
+        super().__init__()
+        self.span = span
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        K, F_ = self.weight.shape[:2]
+        bias = None if self.bias is None else self.bias.flatten()
+        if K == 1:
+            return F.conv2d(x, self.weight[0], bias, padding=self.padding)
+        D, h, w = x.shape[1:]
+        # students beside each other in the channels: (K*B,D,h,w) -> (B,K*D,h,w), and back
+        x = x.view(K, -1, D, h, w).permute(1, 3, 4, 0, 2).reshape(-1, h, w, K * D).permute(0, 3, 1, 2)
+        y = F.conv2d(x, self.weight.flatten(0, 1), bias, padding=self.padding, groups=K).permute(0, 2, 3, 1)
+        h, w = y.shape[1:3]
+        return y.reshape(-1, h, w, K, F_).permute(3, 0, 1, 2, 4).reshape(-1, h, w, F_).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return f"weight={tuple(self.weight.shape)}, bias={self.bias is not None}, padding={self.padding}"
+
+
+class CohortEmbedding(nn.Module):
+    """A table for every student, for an nn.Embedding that is trained.
+
+    weight: (K,V,D)
+    forward: ids (K*B, ...) -> (K*B, ..., D)
+    """
+
+    def __init__(self, span: Span, weight: Tensor):
+        super().__init__()
+        self.span = span
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        K, V, D = self.weight.shape
+        own = ids.view(K, -1) + V * torch.arange(K, device=ids.device)[:, None]
+        return F.embedding(own, self.weight.view(K * V, D)).view(*ids.shape, D)
+
+    def extra_repr(self) -> str:
+        return f"weight={tuple(self.weight.shape)}"
+
+
 class CohortDropout(nn.Module):
     """Dropout with a probability per student, for nn.Dropout; 0 for every student until it is set.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nanonet.cohort.build import Parts, check_mapping, find_parts, plain_student, probe
-from nanonet.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear, Span
+from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLayerNorm, CohortLinear, Span
 from nanonet.config import InputError, Tuning
 
 # between the dropout masks of two layers and of two chunks of students
@@ -139,11 +139,11 @@ def _stacked_names(model: nn.Module) -> Iterator[str]:
         if isinstance(module, CohortLinear):
             names = ["weight"] if module.weight.dim() == 3 else []
             names += ["bias", "lora_a", "lora_b", "scale"]
-        elif isinstance(module, CohortLayerNorm):
+        elif isinstance(module, CohortLayerNorm | CohortConv2d | CohortEmbedding):
             names = ["weight", "bias"]
         else:
             continue
-        yield from (f"{path}.{name}" for name in names if getattr(module, name) is not None)
+        yield from (f"{path}.{name}" for name in names if getattr(module, name, None) is not None)
 
 
 def build_cohort(
@@ -277,14 +277,15 @@ def count_parameters(cohort: Cohort) -> tuple[int, int]:
 
 
 def matrix_names(cohort: Cohort) -> frozenset[str]:
-    """The parameters that weight decay is for: weights of linear layers and adapters, never biases or norms.
+    """The parameters that weight decay is for: weights of linear layers, convolutions and adapters, never biases, norms
+    or embeddings.
 
     By layer, not by dimensions: a stacked bias has two.
     """
     return frozenset(
         f"{path}.{name}"
         for path, module in cohort.named_modules()
-        if isinstance(module, CohortLinear)
+        if isinstance(module, CohortLinear | CohortConv2d)
         for name in ("weight", "lora_a", "lora_b")
-        if getattr(module, name) is not None
+        if getattr(module, name, None) is not None
     )

@@ -124,7 +124,7 @@ def adversarial(cohort: Cohort, k: int, input_ids: Tensor, attention_mask: Tenso
     """
     B, L = input_ids.shape
     word: Any = cohort.model.get_input_embeddings()
-    D = word.weight.shape[1]
+    D = word.weight.shape[-1]
     real = attention_mask[..., None]
     trial = noise(seed, k, rows, L * D).view(B, L, D).float() - 0.5
     trial = (TRIAL * F.normalize(trial, dim=-1) * real).requires_grad_()

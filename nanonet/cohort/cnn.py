@@ -1,0 +1,87 @@
+"""Convolutional students: K blend CNNs in one model, their word embeddings cut down from the teacher's.
+
+They come as the same `Cohort` as students cut from a teacher's layers, so training, views, export and report are the
+same. All of a student is trained, its embeddings too. V words, D width of the teacher's embeddings.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nanonet.cnn_model import CnnConfig, CnnForSequenceClassification
+from nanonet.cohort.build import Parts
+from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLinear, Span
+from nanonet.cohort.stack import Cohort, Lora
+from nanonet.config import InputError
+
+LEARNING_RATE = 1e-3
+PARTS = Parts(base="", embeddings="embeddings.", layers="layers.")
+
+
+@torch.no_grad()
+def factorise(table: Tensor, width: int) -> Tensor:
+    """The table (V,width) whose dot products are nearest to those of `table` (V,D), up to one factor.
+
+        table = U S V^T;  U S of the `width` largest singular values, scaled to a mean square of 1
+
+    table @ table.T is then reproduced as well as any table of that width can (Eckart and Young). The scale is what the
+    initialisation of the convolutions expects.
+    """
+    x = table.double()
+    # the right singular vectors as eigenvectors of a D x D matrix: V is eighty times D
+    _, vectors = torch.linalg.eigh(x.T @ x)
+    small = x @ vectors[:, -width:].flip(1)
+    return (small / small.square().mean().sqrt()).float()
+
+
+def build_cnn_cohort(
+    teacher: PreTrainedModel, labels: Sequence[str], students: int, width: int, seed: int = 0
+) -> Cohort:
+    """A cohort of `students` CNNs, each drawn by its own seed, with the teacher's words as vectors of `width`.
+
+    Raises:
+        InputError: the teacher's embeddings are narrower than that.
+    """
+    word: Any = teacher.get_input_embeddings()
+    V, D = word.weight.shape
+    if width > D:
+        raise InputError(f"--embedding-width {width}: the teacher's word embeddings have {D}; give {D} or less")
+    names = dict(enumerate(labels))
+    config = CnnConfig(
+        vocab_size=V,
+        embedding_size=width,
+        pad_token_id=teacher.config.pad_token_id,
+        id2label=names,
+        label2id={label: i for i, label in names.items()},
+    )
+    table, models = factorise(word.weight, width), []
+    for k in range(students):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed * 1009 + k)
+            models.append(CnnForSequenceClassification(config))
+        models[-1].embeddings.weight.data.copy_(table)
+    return stack_cnns(models)
+
+
+def stack_cnns(models: Sequence[CnnForSequenceClassification]) -> Cohort:
+    """K plain CNNs of one shape as one cohort in training mode; `models` stay as they are."""
+    span, skeleton = Span(0, len(models)), copy.deepcopy(models[0])
+    for name, module in list(skeleton.named_modules()):
+        apart = [model.get_submodule(name).state_dict() for model in models]
+        together = {key: torch.stack([state[key] for state in apart]) for key in apart[0]}
+        if isinstance(module, nn.Conv2d):
+            padding: Any = module.padding
+            skeleton.set_submodule(name, CohortConv2d(span, together["weight"], together["bias"], padding))
+        elif isinstance(module, nn.Linear):
+            skeleton.set_submodule(name, CohortLinear(span, together["weight"], together["bias"]))
+        elif isinstance(module, nn.Embedding):
+            skeleton.set_submodule(name, CohortEmbedding(span, together["weight"]))
+        elif isinstance(module, nn.Dropout):
+            skeleton.set_submodule(name, CohortDropout(span))
+    return Cohort(skeleton, span, PARTS, "full", Lora()).train()
