@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanonet.config import BenchConfig, EvaluateConfig, ExportConfig, InfoConfig, InputError, PredictConfig, TrainConfig
+from nanonet.config import (
+    BenchConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    InfoConfig,
+    InputError,
+    PredictConfig,
+    TrainConfig,
+)
 from nanonet.flags import parse
 
 
@@ -55,6 +64,12 @@ def _export(config: ExportConfig) -> None:
     print(json.dumps(export(config)))
 
 
+def _generate(config: GenerateConfig) -> None:
+    from nanonet.generate import generate
+
+    print(json.dumps(generate(config)))
+
+
 def _info(config: InfoConfig) -> None:
     from nanonet.info import facts, lines
 
@@ -73,6 +88,7 @@ COMMANDS = {
     "evaluate": Command(EvaluateConfig, _evaluate, "Score a model on labelled texts; prints one JSON object."),
     "predict": Command(PredictConfig, _predict, "Label texts; one JSON object a line, in the input's order.", "file"),
     "export": Command(ExportConfig, _export, "Write a model as ONNX, or copy a student out of its run; both checked."),
+    "generate": Command(GenerateConfig, _generate, "Write more texts like the few labelled ones, for --unlabelled."),
     "bench": Command(BenchConfig, _bench, "Time the distillation loss against what is used today, and check it."),
     "info": Command(InfoConfig, _info, "Show versions, devices, and which kernels serve each operation."),
 }

@@ -267,6 +267,63 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class GenerateConfig:
+    # causal language model: a folder or a Hugging Face id, such as gpt2
+    model: str = ""
+    # file (.jsonl) that receives the texts, one JSON object a line
+    output: str = ""
+    # --- data
+    # the few texts and their labels: a file (every row of it), a folder (its train table), `pydocs` or a dataset id
+    labelled: str = ""
+    # name of the text column
+    text_column: str = "text"
+    # name of the label column
+    label_column: str = "label"
+    # labels drawn per class, the same rows that `nanonet train` draws under this seed; 0 takes every row
+    labels_per_class: int = 0
+    # texts are cut to this many tokens, the prompt included [tokens]
+    max_tokens: int = 96
+    # --- fine-tuning
+    # tell the model the name of a text's class, and ask it for texts of every class in turn
+    conditioned: bool = True
+    # what is trained: LoRA adapters on every linear layer, or everything
+    tuning: Literal["lora", "full"] = "lora"
+    # rank of the LoRA adapters; their scale is 2
+    lora_rank: int = 8
+    # optimizer steps [steps]; 0 leaves the model as it is
+    steps: int = 100
+    # texts a step [rows]
+    batch_rows: int = 8
+    # peak learning rate, which falls linearly to 0; 0 chooses by tuning: lora 1e-3, full 1e-4
+    learning_rate: float = 0.0
+    # --- sampling
+    # texts to be written [texts]
+    count: int = 1000
+    # at most so many samples for every text asked for: the rest is dropped as below
+    tries: int = 4
+    # below 1 the model keeps to what is likely, above 1 it strays
+    temperature: float = 1.0
+    # each token is drawn from the likeliest that together have this probability
+    top_p: float = 0.95
+    # samples drawn at a time [rows]
+    sample_rows: int = 32
+    # seed of the label draw, the fine-tuning and the samples
+    seed: int = 0
+    # --- what is dropped
+    # samples with fewer words [words]
+    least_words: int = 5
+    # samples with a larger share of runs of three words that stood in them before
+    most_repeated: float = 0.2
+    # samples that share a larger part of their runs of four words with one labelled text, or it with them
+    most_copied: float = 0.3
+    # --- run
+    # replace what `output` names
+    overwrite: bool = False
+    # CPU threads [threads]; 0 leaves torch's choice
+    threads: int = 0
+
+
+@dataclass(frozen=True)
 class BenchConfig:
     # shapes `KxNxC`, separated by commas; empty takes the suite's own
     shapes: str = ""

