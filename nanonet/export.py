@@ -124,7 +124,7 @@ def _onnx(
             output_names=["logits"],
             verbose=False,
         )
-    difference = _compare(_logits(_session(path), encoded, classifier), wanted, "its ONNX form")
+    difference = _compare(_logits(onnx_session(path), encoded, classifier), wanted, "its ONNX form")
     facts: dict[str, Any] = {"int8": int8, "max_difference": difference}
     if int8:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -135,7 +135,7 @@ def _onnx(
         path = place / "int8.onnx"
         with _silent():
             quantize_dynamic(graph, path, weight_type=QuantType.QInt8)
-        logits = _logits(_session(path), encoded, classifier)
+        logits = _logits(onnx_session(path), encoded, classifier)
         facts["max_difference"] = round(float((logits - wanted).abs().max()), 9)
         facts["agreement"] = round(float((logits.argmax(-1) == wanted.argmax(-1)).float().mean()), 4)
     graph = onnx.load(path)
@@ -144,7 +144,8 @@ def _onnx(
     return path, facts
 
 
-def _session(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
+def onnx_session(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
+    """forward(input_ids, attention_mask) -> logits of a file that `export` wrote, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

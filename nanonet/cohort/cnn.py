@@ -20,7 +20,7 @@ from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, 
 from nanonet.cohort.stack import Cohort, Lora
 from nanonet.config import InputError
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-3
 PARTS = Parts(base="", embeddings="embeddings.", layers="layers.")
 
 
