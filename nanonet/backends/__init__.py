@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nanonet.backends import cpp
+from nanonet.backends import cpp, triton
 
 OPS = (
     "distill_terms",
@@ -22,6 +22,9 @@ def load() -> None:
     reason = cpp.load()
     if reason is not None:
         MISSING["CPU"] = reason
+    reason = triton.load()
+    if reason is not None:
+        MISSING["CUDA"] = reason
 
 
 def served_by(op: str, key: str) -> str:

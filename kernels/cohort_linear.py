@@ -1,0 +1,203 @@
+"""One linear layer for K students: a GEMM with the low-rank part, the bias and the dropout in its epilogue.
+
+    low_k = scale_k dropout(x_k) A_k^T          low_rank.py, a small launch that reads x once
+    y_k   = x_k W_k^T + low_k B_k^T + b_k       cohort_linear_kernel, every student in one launch
+
+Fusing the first into the GEMM's main loop would read x once less but multiply with A once for every column of tiles,
+and keep the dropout in registers there. The backward is the same two kernels on dy, B and A in place of x, A and B,
+and sums over the rows for dA, dB and the gradient of the bias. The gradient of W is torch's own product.
+Nothing waits for the device. float64 and empty tensors are not for these kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanonet.kernels.launch import multiprocessors
+from nanonet.kernels.low_rank import hash_threshold, kept, low_rank, low_rank_grad, precision, rank_block
+
+
+@triton.jit
+def cohort_linear_kernel(
+    x,  # (K,M,D), or (M,D) with stride_xk 0
+    weight,  # (K,F,D), or (F,D) with stride_wk 0
+    bias,  # (K,F) or None
+    low,  # (K,M,R) or None
+    b,  # (K,F,R)
+    seed,  # () int64, or None: no dropout on the low-rank product
+    y,  # (K,M,F), or (M,F) where the students are summed
+    M,
+    D,
+    F,
+    R,
+    stride_xk,
+    stride_xm,
+    stride_xd,
+    stride_wk,
+    stride_wf,
+    stride_wd,
+    stride_bk,
+    stride_bf,
+    stride_br,
+    threshold,
+    factor,
+    BASES: tl.constexpr,  # products x_k W_k^T summed in one tile
+    STUDENTS: tl.constexpr,  # students that share a tile's product
+    SUM: tl.constexpr,  # of them into one y, else a y each
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GROUP: tl.constexpr,  # rows of tiles that run together, so that they share W's tiles in the L2
+):
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_f = tl.cdiv(F, BLOCK_F)
+    pid = tl.program_id(0)
+    first = pid // (GROUP * tiles_f) * GROUP
+    height = min(tiles_m - first, GROUP)
+    inner = pid % (GROUP * tiles_f)
+    m = (first + inner % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    f = (inner // height) * BLOCK_F + tl.arange(0, BLOCK_F)
+    student = tl.program_id(1) * STUDENTS
+    inside = (m < M)[:, None] & (f < F)[None, :]
+    # rows outside wrap around: the main loop needs no mask for them
+    m64, f64 = (m % M).to(tl.int64), (f % F).to(tl.int64)
+
+    acc = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
+    for base in range(0, BASES):
+        k64 = (student + base).to(tl.int64)
+        x_rows = x + k64 * stride_xk + m64[:, None] * stride_xm
+        w_rows = weight + k64 * stride_wk + f64[None, :] * stride_wf
+        for start in range(0, D, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            x_tile = tl.load(x_rows + d[None, :] * stride_xd, mask=(d < D)[None, :], other=0.0)
+            w_tile = tl.load(w_rows + d[:, None] * stride_wd, mask=(d < D)[:, None], other=0.0)
+            acc = tl.dot(x_tile, w_tile, acc, input_precision=PRECISION)
+
+    for j in range(0, STUDENTS):
+        k = student + j
+        k64 = k.to(tl.int64)
+        out = acc
+        if low is not None:
+            product = tl.zeros((BLOCK_M, BLOCK_F), tl.float32) if seed is not None else acc
+            for start in range(0, R, BLOCK_R):
+                r = start + tl.arange(0, BLOCK_R)
+                low_at = low + (k64 * M + m64[:, None]) * R + r[None, :]
+                b_at = b + k64 * stride_bk + f64[None, :] * stride_bf + r[:, None] * stride_br
+                low_tile = tl.load(low_at, mask=(r < R)[None, :], other=0.0)
+                b_tile = tl.load(b_at, mask=(r < R)[:, None], other=0.0)
+                product = tl.dot(low_tile, b_tile, product, input_precision=PRECISION)
+            out = product
+            if seed is not None:
+                scaled = product * factor
+                out = acc + tl.where(kept(seed, k, m[:, None], f[None, :], M, F, threshold), scaled, 0.0)
+        if bias is not None:
+            out += tl.load(bias + k64 * F + f64)[None, :].to(tl.float32)
+        if SUM:
+            acc = out
+        else:
+            at = y + (k64 * M + m64[:, None]) * F + f[None, :]
+            tl.store(at, out.to(y.dtype.element_ty), mask=inside)
+    if SUM:
+        tl.store(y + m64[:, None] * F + f[None, :], acc.to(y.dtype.element_ty), mask=inside)
+
+
+def cohort_linear_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    scale: Tensor | None,
+    seed: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """y (K,M,F) in x's dtype."""
+    carriers = ((x, 3), (weight, 3), (bias, 2), (lora_a, 3))
+    K = next((t.shape[0] for t, dims in carriers if t is not None and t.dim() == dims), 1)
+    low = None
+    if lora_a is not None:
+        low = low_rank(x, lora_a, scale, seed, dropout, K)
+    y = x.new_empty(K, x.shape[-2], weight.shape[-2])
+    _product(x, weight, bias, low, lora_b, None, 0.0, y, shared=x.dim() == weight.dim() == 2)
+    return y
+
+
+def cohort_linear_bwd(
+    dy: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    scale: Tensor | None,
+    seed: Tensor | None,
+    dropout: float,
+    shared_x: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, dweight, dbias, dlora_a, dlora_b; an empty tensor where `needs` is False."""
+    (K, M, _), D = dy.shape, weight.shape[-1]
+    dx, dweight, dbias, da, db = (dy.new_empty(0) for _ in range(5))
+    dlow = None
+    if lora_a is not None and lora_b is not None and (needs[0] or needs[3]):
+        dlow = low_rank(dy, lora_b.mT, scale, None, 0.0, K)
+    if needs[0]:
+        dx = dy.new_empty((M, D) if shared_x else (K, M, D))
+        # W and x shared: the sum over the students goes through the product once
+        base = dy.sum(0) if shared_x and weight.dim() == 2 else dy
+        turned = None if lora_a is None else lora_a.mT
+        _product(base, weight.mT, None, dlow, turned, seed, dropout, dx, shared=shared_x, summed=shared_x, K=K)
+    if needs[1] and x is not None:
+        dweight = _weight_gradient(dy, x, weight)
+    if lora_a is not None and lora_b is not None and x is not None:
+        if dlow is not None and needs[3]:
+            da = low_rank_grad(x, dlow, seed, dropout, K, transposed=False)[0].to(dy.dtype)
+        if needs[4]:
+            low = low_rank(x, lora_a, scale, seed, dropout, K)
+            db, total = low_rank_grad(dy, low, None, 0.0, K, transposed=True, with_sum=needs[2])
+            db, dbias = db.to(dy.dtype), dbias if total is None else total.to(dy.dtype)
+    if needs[2] and not dbias.numel():
+        dbias = dy.sum(1)
+    return dx, dweight, dbias, da, db
+
+
+def _product(x, weight, bias, low, b, seed, dropout, y, *, shared, summed=False, K=None) -> None:
+    """y = x W^T + low b^T + bias: `shared` students have one product in a tile, and `summed` one y."""
+    K = y.shape[0] if K is None else K
+    (M, D), F, R = x.shape[-2:], weight.shape[-2], 0 if low is None else low.shape[-1]
+    blocks = product_blocks(K, M, F, x.element_size(), shared, multiprocessors(x.device))
+    tiles = triton.cdiv(M, blocks["BLOCK_M"]) * triton.cdiv(F, blocks["BLOCK_F"])
+    cohort_linear_kernel[(tiles, 1 if shared else K)](
+        x, weight, None if bias is None else bias.contiguous(), low, b, seed if dropout else None, y, M, D, F, R,
+        0 if x.dim() == 2 else x.stride(0), x.stride(-2), x.stride(-1),
+        0 if weight.dim() == 2 else weight.stride(0), weight.stride(-2), weight.stride(-1),
+        *((0, 0, 0) if b is None else b.stride()), *hash_threshold(dropout, x.dtype),
+        BASES=K if summed and weight.dim() == 3 else 1, STUDENTS=K if shared else 1, SUM=summed,
+        PRECISION=precision(x), BLOCK_R=rank_block(R), GROUP=8, **blocks,
+    )  # fmt: skip
+
+
+def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """torch's product; where W is shared the students are rows of one."""
+    if weight.dim() == 3:
+        return dy.mT @ x
+    if x.dim() == 2:
+        return dy.sum(0).mT @ x
+    return dy.flatten(0, 1).mT @ x.flatten(0, 1)
+
+
+def product_blocks(K: int, M: int, F: int, itemsize: int, shared: bool, processors: int) -> dict[str, Any]:
+    """Tile sizes by shape. To be measured on a GPU: so far they are what compiles without spills."""
+    if itemsize == 4:
+        return dict(BLOCK_M=64, BLOCK_F=64, BLOCK_D=32, num_warps=4, num_stages=3)
+    large = triton.cdiv(M, 128) * triton.cdiv(F, 256) * (1 if shared else K) >= processors
+    if large and not shared:
+        return dict(BLOCK_M=128, BLOCK_F=256, BLOCK_D=64, num_warps=8, num_stages=3)
+    if large:
+        return dict(BLOCK_M=128, BLOCK_F=128, BLOCK_D=64, num_warps=8, num_stages=3)
+    return dict(BLOCK_M=64, BLOCK_F=128, BLOCK_D=64, num_warps=4, num_stages=3)

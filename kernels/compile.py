@@ -1,0 +1,181 @@
+"""Every kernel compiled ahead of time for GPUs that need not be there, as its launcher would launch it.
+
+    python -m nanonet.kernels.compile [--write FILE] [PART OF A NAME]
+
+The launchers run on tensors without memory, and what they launch is compiled instead of run: so the dtypes, flags,
+blocks and alignments are those of real launches. Prints, for each case and architecture, registers a thread, bytes of
+shared memory, and bytes of stack, which are what did not fit into registers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from nanonet.kernels import cohort_linear, distill
+from nanonet.reference import JS, KL, MSE, REVERSE_KL
+
+ARCHITECTURES = (80, 90, 100)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def tensor(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def loss(K: int, N: int, C: int, dtype: torch.dtype, divergence: int = KL, temperature: float = 2.0, parts="tyr"):
+    """parts: t teacher, y label, r row_weight, k row_weight of each student."""
+    teacher = tensor(N, C, dtype=dtype) if "t" in parts else None
+    label = tensor(N, dtype=torch.int64) if "y" in parts else None
+    row_weight = tensor(K, N) if "k" in parts else tensor(N) if "r" in parts else None
+    student = tensor(K, N, C, dtype=dtype)
+    distill.distill_loss_fwd(
+        student,
+        teacher,
+        label,
+        tensor(3),
+        row_weight,
+        None,
+        1.0 if divergence == MSE else temperature,
+        divergence,
+        True,
+    )
+
+
+def terms(K: int, N: int, C: int, dtype: torch.dtype, divergence: int = KL, temperature: float = 2.0):
+    student, teacher, label = tensor(K, N, C, dtype=dtype), tensor(N, C, dtype=dtype), tensor(N, dtype=torch.int64)
+    _, stats = distill.distill_terms_fwd(student, teacher, label, temperature, divergence)
+    distill.distill_terms_bwd(tensor(3, K, N), student, teacher, label, stats, temperature, divergence)
+
+
+def linear(K: int, M: int, D: int, F: int, R: int, dtype: torch.dtype, shared_x=False, shared_w=False, dropout=0.1):
+    """Forward and backward of every part but the weight."""
+    x = tensor(M, D, dtype=dtype) if shared_x else tensor(K, M, D, dtype=dtype)
+    weight = tensor(F, D, dtype=dtype) if shared_w else tensor(K, F, D, dtype=dtype)
+    a, b = tensor(K, R, D, dtype=dtype), tensor(K, F, R, dtype=dtype)
+    lora = (a, b, tensor(K, dtype=dtype), torch.empty((), dtype=torch.int64, device="meta"), dropout)
+    y = cohort_linear.cohort_linear_fwd(x, weight, tensor(K, F, dtype=dtype), *lora)
+    cohort_linear.cohort_linear_bwd(y, x, weight, *lora, shared_x, [True, False, True, True, True])
+
+
+CASES: dict[str, Callable[[], object]] = {
+    # short rows: the shapes of the target table, every divergence, the widest cohort, the longest row
+    "loss N=1024 C=100 K=4 bf16": partial(loss, 4, 1024, 100, BF16),
+    "loss N=32 C=4 K=2 fp32": partial(loss, 2, 32, 4, FP32),
+    "loss N=1024 C=128 K=4 fp16 reverse_kl": partial(loss, 4, 1024, 128, FP16, REVERSE_KL),
+    "loss N=1024 C=128 K=4 bf16 js": partial(loss, 4, 1024, 128, BF16, JS, parts="tyk"),
+    "loss N=1024 C=128 K=4 bf16 mse": partial(loss, 4, 1024, 128, BF16, MSE),
+    "loss N=1024 C=1000 K=8 bf16": partial(loss, 8, 1024, 1000, BF16),
+    "loss N=1024 C=1000 K=1 bf16": partial(loss, 1, 1024, 1000, BF16),
+    "loss N=8192 C=2048 K=4 bf16 js": partial(loss, 4, 8192, 2048, BF16, JS),
+    # long rows
+    "loss N=8192 C=128256 K=4 bf16": partial(loss, 4, 8192, 128256, BF16),
+    "loss N=8192 C=128256 K=4 bf16 unit": partial(loss, 4, 8192, 128256, BF16, temperature=1.0),
+    "loss N=8192 C=128256 K=4 fp32": partial(loss, 4, 8192, 128256, FP32),
+    "loss N=8192 C=32000 K=2 bf16 js": partial(loss, 2, 8192, 32000, BF16, JS),
+    "loss N=8192 C=32000 K=2 bf16 mse": partial(loss, 2, 8192, 32000, BF16, MSE, parts="t"),
+    "loss N=8192 C=50257 K=4 bf16 reverse_kl": partial(loss, 4, 8192, 50257, BF16, REVERSE_KL),
+    "loss N=2048 C=32000 K=8 bf16": partial(loss, 8, 2048, 32000, BF16),
+    # terms, and their backward
+    "terms N=1024 C=100 K=4 bf16": partial(terms, 4, 1024, 100, BF16),
+    "terms N=8192 C=128256 K=4 bf16": partial(terms, 4, 8192, 128256, BF16),
+    "terms N=8192 C=32000 K=4 fp32 js": partial(terms, 4, 8192, 32000, FP32, JS),
+    # a large layer, encoder layers, the first layer of a cohort (shared input), exact float32
+    "linear M=8192 D=F=4096 R=16 K=1 bf16": partial(linear, 1, 8192, 4096, 4096, 16, BF16, shared_w=True, dropout=0.0),
+    "linear M=2048 D=F=768 R=8 K=4 bf16": partial(linear, 4, 2048, 768, 768, 8, BF16),
+    "linear M=2048 D=768 F=3072 R=64 K=4 fp16 shared": partial(linear, 4, 2048, 768, 3072, 64, FP16, True, True),
+    "linear M=100 D=770 F=33 R=5 K=3 bf16 stacked on shared input": partial(linear, 3, 100, 770, 33, 5, BF16, True),
+    "linear M=2048 D=F=768 R=8 K=2 fp32": partial(linear, 2, 2048, 768, 768, 8, FP32),
+    "scale bf16": lambda: distill.distill_scale(tensor(1 << 20, dtype=BF16), tensor()),
+}
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[JITFunction, tuple, dict[str, Any]]]]:
+    """The launches made in this context, none of which runs."""
+    launches: list[tuple[JITFunction, tuple, dict[str, Any]]] = []
+    run = JITFunction.run
+
+    def record(self, *args, grid, warmup, **kwargs):
+        launches.append((self, args, kwargs))
+
+    JITFunction.run = record
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+
+
+def compiled(kernel: JITFunction, args: tuple, kwargs: dict[str, Any], architecture: int):
+    """The kernel as Triton would compile it for this launch."""
+    target = GPUTarget("cuda", architecture, 32)
+    backend = CUDABackend(target)
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = binder(*args, debug=False, **kwargs)
+    names = {parameter.name for parameter in kernel.params}
+    options = {name: value for name, value in kwargs.items() if name not in names}
+    options, signature, constexprs, attrs = kernel._pack_args(backend, options, bound, specialization, options)
+    source = ASTSource(kernel, signature, constexprs, attrs)
+    return triton.compile(source, target=target, options=options.__dict__)
+
+
+def resources(cubin: Path) -> dict[str, int]:
+    """What `cuobjdump` says of it: registers, stack and local bytes."""
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name: int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
+
+
+def table(part: str = "") -> dict[str, dict[str, dict[str, int]]]:
+    """{case and kernel: {architecture: registers, shared, spilled}}"""
+    rows: dict[str, dict[str, dict[str, int]]] = {}
+    for name, case in CASES.items():
+        if part not in name:
+            continue
+        with recorded() as launches:
+            case()
+        for kernel, args, kwargs in launches:
+            row = rows.setdefault(f"{name}: {kernel.__name__}", {})
+            for architecture in ARCHITECTURES:
+                binary = compiled(kernel, args, kwargs, architecture)
+                used = resources(Path(binary.metadata_group[f"{kernel.__name__}.cubin"]))
+                row[f"sm_{architecture}"] = {
+                    "registers": used["REG"],
+                    "shared": binary.metadata.shared,
+                    "spilled": used["STACK"] + used["LOCAL"],
+                }
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile every Triton kernel ahead of time.")
+    parser.add_argument("part", nargs="?", default="", help="only the cases whose name has this")
+    parser.add_argument("--write", metavar="FILE", help="write the table as JSON")
+    options = parser.parse_args()
+    found = {"triton": triton.__version__, "kernels": table(options.part)}
+    text = json.dumps(found, indent=1)
+    # one line for each architecture
+    text = re.sub(r"\{\s+(\"registers\": \d+),\s+(\"shared\": \d+),\s+(\"spilled\": \d+)\s+\}", r"{\1, \2, \3}", text)
+    if options.write:
+        Path(options.write).write_text(text + "\n")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

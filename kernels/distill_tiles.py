@@ -1,0 +1,215 @@
+"""The loss of long rows, in tiles: twice over a row, three times for reverse_kl and js, whose gradient needs an
+expectation first.
+
+The last sweep runs backwards, so that it starts on what the L2 still holds. The fewer rows are in flight the more that
+is, hence a persistent grid with few programs of many warps. With `weights` it makes the loss, its means and its
+gradient in one launch; without, the terms and row statistics.
+"""
+
+import triton
+import triton.language as tl
+
+from nanonet.kernels.reduction import NAN, UNLABELLED, cross_entropy, finish, shares, store_row, store_stats, totals
+from nanonet.kernels.rowwise import (
+    INF,
+    JS,
+    REVERSE_KL,
+    cohort,
+    gradient,
+    load_rows,
+    merge,
+    peers_of,
+    running,
+    running_sum,
+    soften,
+    surprise,
+    teacher_of,
+    weigh,
+)
+
+
+@triton.jit
+def distill_tiles_kernel(
+    student,  # as in distill_rows_kernel
+    teacher,
+    label,
+    weights,
+    row_weight,
+    denominators,
+    terms,
+    stats,
+    loss,
+    means,
+    dstudent,
+    partials,
+    counter,
+    N,
+    C,
+    stride_k,
+    stride_n,
+    stride_t,
+    stride_rk,
+    stride_rn,
+    stride_di,
+    stride_dk,
+    inv_tau,
+    term_scale,
+    slope_scale,
+    K: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
+    UNIT: tl.constexpr,
+    PER_STUDENT: tl.constexpr,
+    SLOTS: tl.constexpr,
+    LANES: tl.constexpr,  # a tile is LANES x WIDTH classes; each lane keeps statistics of its own
+    WIDTH: tl.constexpr,  # up to 16 bytes of student: one load of one thread, summed inside it
+    STAGES: tl.constexpr,
+):
+    HAS_TEACHER: tl.constexpr = teacher is not None
+    COUNT: tl.constexpr = K + 1 if HAS_TEACHER else K
+    TILE: tl.constexpr = LANES * WIDTH
+    PLAIN: tl.constexpr = not UNIT and (label is not None or weights is None)
+    EXPECT: tl.constexpr = HAS_TEACHER and (DIVERGENCE == REVERSE_KL or DIVERGENCE == JS)
+    tile = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    slot = tl.arange(0, SLOTS)
+    sums = tl.zeros((SLOTS,), tl.float32)
+    if weights is not None:
+        hard, soft = totals(
+            label, row_weight, denominators, N, stride_rk, stride_rn, stride_di, stride_dk, K, PER_STUDENT, 1024
+        )
+        w_ce = tl.load(weights).to(tl.float32)
+        w_teacher = tl.load(weights + 1).to(tl.float32)
+        w_peers = tl.load(weights + 2).to(tl.float32)
+
+    block = tl.program_id(0)
+    while block < N:
+        n = block.to(tl.int64)
+        present = n < N
+
+        # first sweep: the statistics of every lane
+        maxima = ()
+        soft_sums = ()
+        plain_sums = ()
+        for _ in tl.static_range(COUNT):
+            maxima = maxima + (tl.full((LANES,), -INF, tl.float32),)
+            soft_sums = soft_sums + (tl.zeros((LANES,), tl.float32),)
+            plain_sums = plain_sums + (tl.zeros((LANES,), tl.float32),)
+        for start in tl.range(0, C, TILE, num_stages=STAGES):
+            c = start + tile
+            rows = load_rows(student, teacher, n, c, c < C, stride_k, stride_n, stride_t, K)
+            new_maxima = ()
+            new_soft = ()
+            new_plain = ()
+            for k in tl.static_range(COUNT):
+                top, base = running(maxima[k], rows[k])
+                new_maxima = new_maxima + (top,)
+                new_soft = new_soft + (running_sum(soft_sums[k], maxima[k], base, rows[k], inv_tau),)
+                if PLAIN:
+                    new_plain = new_plain + (running_sum(plain_sums[k], maxima[k], base, rows[k], 1.0),)
+                else:
+                    new_plain = new_plain + (plain_sums[k],)
+            maxima = new_maxima
+            soft_sums = new_soft
+            plain_sums = new_plain
+        tops = ()
+        softs = ()
+        plains = ()
+        for k in tl.static_range(COUNT):
+            top = tl.max(maxima[k], 0)
+            soft_k = merge(maxima[k], soft_sums[k], top, inv_tau)
+            tops = tops + (top,)
+            softs = softs + (soft_k,)
+            plains = plains + (merge(maxima[k], plain_sums[k], top, 1.0) if PLAIN else soft_k,)
+
+        # reverse_kl and js: the expectation in their gradient
+        lanes = ()
+        for _ in tl.static_range(K):
+            lanes = lanes + (tl.zeros((LANES,), tl.float32),)
+        expectations = lanes
+        if EXPECT:
+            for start in tl.range(0, C, TILE, num_stages=STAGES):
+                c = start + tile
+                rows = load_rows(student, teacher, n, c, c < C, stride_k, stride_n, stride_t, K)
+                ls, qs = soften(rows, tops, softs, inv_tau, COUNT)
+                new = ()
+                for k in tl.static_range(K):
+                    new = new + (expectations[k] + tl.sum(weigh(qs[k], surprise(ls[K], ls[k], DIVERGENCE)), 1),)
+                expectations = new
+        expected = ()
+        for k in tl.static_range(K):
+            expected = expected + (tl.sum(expectations[k], 0),)
+
+        y = tl.full((), UNLABELLED, tl.int64)
+        if label is not None:
+            y = tl.load(label + n)
+        counted = y != UNLABELLED
+        valid = (y >= 0) & (y < C)
+        hard_shares = ()
+        soft_shares = ()
+        for k in tl.static_range(K):
+            if weights is not None:
+                of_k = tl.full((), k, tl.int64) * stride_rk
+                hard_share, soft_share = shares(row_weight, n, present, counted, hard[k], soft[k], of_k, stride_rn)
+                hard_shares = hard_shares + (hard_share,)
+                soft_shares = soft_shares + (soft_share,)
+
+        # last sweep, backwards: the terms and the gradient
+        teacher_sums = lanes
+        peers_sums = lanes
+        tiles = tl.cdiv(C, TILE)
+        for i in tl.range(0, tiles, num_stages=STAGES):
+            c = (tiles - 1 - i) * TILE + tile
+            inside = c < C
+            rows = load_rows(student, teacher, n, c, inside, stride_k, stride_n, stride_t, K)
+            ls, qs = soften(rows, tops, softs, inv_tau, COUNT)
+            centre, A, Q = cohort(rows, ls, qs, K, DIVERGENCE)
+            new_teacher = ()
+            new_peers = ()
+            for k in tl.static_range(K):
+                if HAS_TEACHER:
+                    per_class = teacher_of(rows[k], rows[K], ls[k], ls[K], qs[k], qs[K], DIVERGENCE)
+                    new_teacher = new_teacher + (teacher_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
+                if K > 1:
+                    per_class = peers_of(rows[k], ls[k], centre, A, Q, K, DIVERGENCE)
+                    new_peers = new_peers + (peers_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
+                if dstudent is not None:
+                    a_ce = w_ce * hard_shares[k]
+                    ds = gradient(
+                        k, rows, ls, qs, centre, Q, c == y, tops[k], plains[k], expected[k],
+                        tl.where((a_ce == 0) | valid, a_ce, NAN),
+                        w_teacher * soft_shares[k] * slope_scale,
+                        w_peers * soft_shares[k] * (slope_scale / (K - 1 if K > 1 else 1)),
+                        K, label is not None, HAS_TEACHER, UNIT, DIVERGENCE,
+                    )  # fmt: skip
+                    at = dstudent + (tl.full((), k, tl.int64) * N + n) * C + c
+                    tl.store(at, ds.to(dstudent.dtype.element_ty), mask=inside)
+            if HAS_TEACHER:
+                teacher_sums = new_teacher
+            if K > 1:
+                peers_sums = new_peers
+
+        for k in tl.static_range(K):
+            ce = 0.0
+            if label is not None:
+                row = student + tl.full((), k, tl.int64) * stride_k + n * stride_n
+                ce = cross_entropy(row, y, counted, valid, tops[k], plains[k])
+            teacher_term = tl.sum(teacher_sums[k], 0) * term_scale
+            peers_term = tl.sum(peers_sums[k], 0) * (term_scale / (K - 1 if K > 1 else 1))
+            if weights is None:
+                store_row(
+                    terms, stats, n, present, k, ce, teacher_term, peers_term,
+                    tops[k], softs[k], plains[k], expected[k], N, K,
+                )  # fmt: skip
+            else:
+                sums += tl.where(slot == k, weigh(hard_shares[k], ce), 0.0)
+                sums += tl.where(slot == K + k, weigh(soft_shares[k], teacher_term), 0.0)
+                sums += tl.where(slot == 2 * K + k, weigh(soft_shares[k], peers_term), 0.0)
+        if weights is None:
+            rest = stats + (tl.full((), K, tl.int64) * N + n) * 4
+            if HAS_TEACHER:
+                store_stats(rest, present, tops[K], softs[K], plains[K], 0.0)
+            else:
+                store_stats(rest, present, 0.0, 0.0, 0.0, 0.0)
+        block += tl.num_programs(0)
+
+    if weights is not None:
+        finish(sums, partials, counter, weights, loss, means, K, SLOTS, 128)

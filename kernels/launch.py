@@ -1,0 +1,30 @@
+"""What launchers need of a device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def counter(device: torch.device) -> Tensor:
+    """The number of finished programs (): 0, and the kernel leaves it 0.
+
+    One for each stream, where launches never overlap. Replays of two captured graphs can, so each graph gets its own,
+    cleared by the graph itself.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros((), dtype=torch.int32, device=device)
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _COUNTERS:
+        _COUNTERS[key] = torch.zeros((), dtype=torch.int32, device=device)
+    return _COUNTERS[key]

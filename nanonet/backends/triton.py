@@ -1,0 +1,94 @@
+"""The Triton kernels, on CUDA devices: float32, bfloat16 and float16. float64 and empty tensors are the reference's."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanonet import reference
+
+NO_DEVICE = "torch finds no CUDA device"
+NOT_INSTALLED = "triton is not installed (pip install 'nanonet[triton]'): the reference serves CUDA"
+_LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
+
+
+def load() -> str | None:
+    """Register the kernels for CUDA, except for ops that something else serves there already; why not, else None.
+
+    A triton that is installed but does not load raises its own error.
+    """
+    if not torch.cuda.is_available():
+        return NO_DEVICE
+    if importlib.util.find_spec("triton") is None:
+        return NOT_INSTALLED
+    for op, function in implementations().items():
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"nanonet::{op}", "CUDA"):
+            _LIBRARY.impl(op, function, "CUDA")
+    return None
+
+
+def implementations() -> dict[str, Callable[..., Any]]:
+    """Each op by its name. They take CPU tensors too where Triton's interpreter is on (TRITON_INTERPRET=1)."""
+    distill: Any = importlib.import_module("nanonet.kernels.distill")
+    linear: Any = importlib.import_module("nanonet.kernels.cohort_linear")
+
+    def distill_terms(student, teacher, label, temperature, divergence):
+        if student.dtype == torch.float64:
+            terms = reference.distill_terms(student, teacher, label, temperature, divergence)
+            return terms, reference.row_stats(student, teacher, temperature, divergence)
+        return distill.distill_terms_fwd(student, teacher, label, temperature, divergence)
+
+    def distill_terms_backward(dterms, student, teacher, label, stats, temperature, divergence):
+        if student.dtype == torch.float64:
+            return reference.row_gradient(dterms, student, teacher, label, temperature, divergence)
+        return distill.distill_terms_bwd(dterms, student, teacher, label, stats, temperature, divergence)
+
+    def distill_loss(student, *options_and_need_grad):
+        *options, need_grad = options_and_need_grad
+        if student.dtype != torch.float64:
+            return distill.distill_loss_fwd(student, *options, need_grad)
+        loss, means, dstudent = reference.distill_loss(student, *options)
+        return loss, means, dstudent if need_grad else dstudent.new_empty(0)
+
+    def distill_scale_(dstudent, dloss):
+        if dstudent.dtype == torch.float64:
+            dstudent.mul_(dloss)
+        else:
+            distill.distill_scale(dstudent, dloss)
+
+    def cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout):
+        if _plain(x, weight, lora_a):
+            return reference.cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
+        return linear.cohort_linear_fwd(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
+
+    def cohort_linear_backward(dy, x, weight, lora_a, *options):
+        if _plain(dy, weight, lora_a):
+            gradients = reference.cohort_linear_backward(dy, x, weight, lora_a, *options)
+        else:
+            gradients = linear.cohort_linear_bwd(dy, x, weight, lora_a, *options)
+        return tuple(gradient.contiguous() for gradient in gradients)
+
+    functions = (
+        distill_terms, distill_terms_backward, distill_loss, distill_scale_, cohort_linear, cohort_linear_backward,
+    )  # fmt: skip
+    return {function.__name__: _on_its_device(function) for function in functions}
+
+
+def _plain(x: Tensor, weight: Tensor, lora_a: Tensor | None) -> bool:
+    return x.dtype == torch.float64 or not all(t.numel() for t in (x, weight, lora_a) if t is not None)
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Launched on the device of the first argument, on its current stream."""
+
+    def launch(first: Tensor, *others):
+        with torch.no_grad(), torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+            return function(first, *others)
+
+    return launch
