@@ -31,7 +31,7 @@ from nanonet.benchmarks.measure import commit, cpu_name
 from nanonet.cohort.build import plain_student
 from nanonet.cohort.cnn import build_cnn_cohort
 from nanonet.cohort.extract import student
-from nanonet.cohort.load import load_encoder, load_tokenizer
+from nanonet.cohort.load import load_encoder, load_tokenizer, quiet
 from nanonet.config import ExportConfig
 from nanonet.data.batches import collate, encode, length_buckets
 from nanonet.data.read import load_dataset
@@ -59,7 +59,8 @@ def in_onnx(model: Any, tokenizer: Any, int8: bool = False) -> Forward:
     """The model as `nanonet export` writes it, in onnxruntime with torch's count of threads."""
     with TemporaryDirectory() as place:
         folder, file = Path(place) / "model", Path(place) / "model.onnx"
-        model.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         export(ExportConfig(model=str(folder), output=str(file), int8=int8))
         return onnx_session(file)

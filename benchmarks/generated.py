@@ -26,7 +26,7 @@ from nanonet.data.split import draw_labels
 
 LINES = ROOT / "benchmarks" / "results" / "generated.jsonl"
 # a student of 1.1M parameters on a vocabulary of 30,522
-STUDENT = "--student cnn --embedding-width 22 --students 1 --steps 800 --max-unlabelled 0"
+STUDENT = "--student cnn --embedding-width 22 --students 1 --steps 800 --learning-rate 4e-3 --max-unlabelled 0"
 KINDS = ("0", "1x generated", "4x generated", "real")
 
 

@@ -46,8 +46,8 @@ def train_generator(
     layers: int = 4,
     width: int = 192,
     block: int = 128,
-    rows: int = 32,
-    steps: int = 400,
+    rows: int = 8,
+    steps: int = 800,
     learning_rate: float = 2e-3,
     seed: int = 0,
     report: Callable[[int, float], Any] = lambda step, loss: None,
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--data", default="pydocs", help="what `nanonet train --data` takes; its train texts are read")
     parser.add_argument("--output", required=True, type=Path, help="folder that receives the model")
     parser.add_argument("--words", default=4096, type=int, help="pieces of the BPE (default: 4096)")
-    parser.add_argument("--steps", default=400, type=int, help="optimizer steps of 32 x 128 tokens (default: 400)")
+    parser.add_argument("--steps", default=800, type=int, help="optimizer steps of 8 x 128 tokens (default: 800)")
     parser.add_argument("--seed", default=0, type=int)
     arguments = parser.parse_args()
     texts = load_dataset(arguments.data).train.texts
@@ -98,7 +98,7 @@ def main() -> None:
     began = time.perf_counter()
 
     def report(step: int, loss: float) -> None:
-        if step % 50 == 0 or step == arguments.steps - 1:
+        if step % 100 == 0 or step == arguments.steps - 1:
             print(f"step {step}: loss {loss:.3f}, {time.perf_counter() - began:.0f} s", flush=True)
 
     model = train_generator(texts, tokenizer, steps=arguments.steps, seed=arguments.seed, report=report)

@@ -78,10 +78,11 @@ class CnnForSequenceClassification(PreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         shown = mask[:, None, None].to(self.embeddings.weight.dtype)  # (B,1,1,L)
         x = self.embeddings(input_ids)[:, None].permute(0, 3, 1, 2) * shown  # (B,W,1,L)
+        # ReLU and mask in one pass: 0 on the padding is what lies beyond a text's end anyway, and never the maximum
+        least, most = shown.new_zeros(()), torch.where(shown > 0, torch.inf, 0.0).to(shown.dtype)
         pooled = []
         for layer in self.layers:
-            # 0 on the padding is what lies beyond a text's end anyway, and never above the maximum of a ReLU
-            x = F.relu(layer(x), inplace=True) * shown
+            x = torch.clamp(layer(x), least, most)
             pooled.append(x.amax((2, 3)))
         features = self.dropout(F.relu(self.dense(torch.cat(pooled, -1))))
         logits = self.classifier(features)
