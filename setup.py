@@ -1,4 +1,9 @@
-"""The build of nanonet._C: CMake and ninja do it, CMakeLists.txt says how. Metadata is in pyproject.toml."""
+"""The build of nanonet._C and nanonet._C_cuda: CMake and ninja do it, CMakeLists.txt says how. Metadata is in
+pyproject.toml.
+
+_C_cuda is built where torch has CUDA and nvcc is found. The environment variable NANONET_CUDA=0 leaves it out,
+NANONET_CUDA=1 builds it whatever torch is. NANONET_CUDA_ARCHES (such as 90a, or 80;90a) chooses the architectures,
+CUDACXX names another nvcc."""
 
 import os
 import shutil
@@ -10,6 +15,19 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+
+
+def wants_cuda() -> bool:
+    """Whether _C_cuda is to be built: asked for, or torch has CUDA and nvcc is here."""
+    choice = os.environ.get("NANONET_CUDA")
+    if choice is not None:
+        return choice != "0"
+    import torch
+
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if torch.version.cuda is not None and nvcc is None:
+        print("nanonet: torch has CUDA but nvcc is not found: installing without nanonet._C_cuda")
+    return torch.version.cuda is not None and nvcc is not None
 
 
 class CMakeBuild(build_ext):
@@ -28,11 +46,16 @@ class CMakeBuild(build_ext):
             raise SystemExit(
                 f"nanonet: {error}. Install torch and pybind11, then build with --no-build-isolation"
             ) from None
+        cuda = ext.name == "nanonet._C_cuda"
+        if cuda and not wants_cuda():
+            return
+        module = ext.name.rpartition(".")[2]
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DNANONET_MODULE=ON",
+            f"-DNANONET_CUDA={'ON' if cuda else 'OFF'}",
             f"-DCMAKE_CXX_COMPILER={compiler}",
             f"-DNANONET_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",
@@ -40,8 +63,10 @@ class CMakeBuild(build_ext):
             f"-DTORCH_INCLUDE_DIRS={';'.join(include_paths())}",
             f"-DTORCH_LIBRARY_DIRS={';'.join(library_paths())}",
         ]  # fmt: skip
+        if arches := os.environ.get("NANONET_CUDA_ARCHES"):
+            configure.append(f"-DNANONET_CUDA_ARCHES={arches}")
         subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)
+        subprocess.run(["cmake", "--build", str(build), "--target", module], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(build / target.name, target)
 
@@ -50,6 +75,6 @@ setup(
     packages=[*find_packages(include=["nanonet", "nanonet.*"]), "nanonet.kernels", "nanonet.benchmarks"],
     package_dir={"nanonet.kernels": "kernels", "nanonet.benchmarks": "benchmarks"},
     # optional: without a compiler there is no file to copy; a compiler that fails still ends the build
-    ext_modules=[Extension("nanonet._C", sources=[], optional=True)],
+    ext_modules=[Extension(name, sources=[], optional=True) for name in ("nanonet._C", "nanonet._C_cuda")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,0 +1,37 @@
+// The launchers, for register.cpp: each kernel family is compiled in a file of its own, so that they build side by side.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "call.h"
+
+namespace nanonet::cuda {
+
+constexpr int kMaxDevices = 64;
+
+struct Launch {
+  Call call;
+  Plan plan;
+  Device device;
+  int device_index;
+  cudaStream_t stream;
+};
+
+Plan plan_for(const Call& call, const Device& device);
+void launch_small(const Launch& launch);
+void launch_chip(const Launch& launch);
+void launch_cluster(const Launch& launch);
+void launch_sweep(const Launch& launch);
+void launch_count(const Launch& launch, int blocks, double* totals);
+void launch_scale(const Launch& launch, char* data, Dtype dtype, int64_t elements, const Values& factor);
+
+inline void check(cudaError_t status) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch, of whoever, reports it again
+  throw std::runtime_error(std::string("nanonet: CUDA says ") + cudaGetErrorString(status));
+}
+
+}  // namespace nanonet::cuda

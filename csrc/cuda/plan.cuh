@@ -1,0 +1,50 @@
+// Which kernel serves which shape on which device: the one table. Host code, no CUDA.
+#pragma once
+
+#include "kernels.cuh"
+
+namespace nanonet::cuda {
+
+constexpr int kLanes = 32, kMaxCluster = 16;  // clusters above 8 blocks have to be asked for
+
+// Classes a lane that a cohort of K students has registers for; 0: none.
+inline int values_of(int K, int64_t C) { return C <= 4 * kLanes ? 4 : C <= 8 * kLanes && K <= 4 ? 8 : 0; }
+
+inline int64_t chip_bytes(const Call& p, int parts) {
+  return int64_t(shared_bytes<BlockShared<kMaxStudents>>()) + stage_bytes(p, parts);
+}
+
+//   C up to 256, or 128 where K > 4            small
+//   the row in half a processor's memory      on chip: one block computes while the other loads
+//   in that of up to 16 blocks, from sm_90 on the smallest cluster that leaves room for two blocks a processor
+//   in a whole processor's memory             on chip, one block a processor
+//   longer, and every backward from saved statistics, which reads once anyway     sweep
+// Not yet measured: the limits follow from registers and shared memory alone.
+inline Plan plan_of(const Call& p, const Device& device) {
+  if (const int values = values_of(p.K, p.C)) {
+    int width = kMinWidth;
+    while (width * values < p.C) width *= 2;
+    const int64_t groups = kSmallThreads / width, blocks = (p.N + groups - 1) / groups;
+    const int64_t most = 4 * device.processors;
+    return {Regime::kSmall, values, width, 1, int(blocks < 1 ? 1 : blocks < most ? blocks : most)};
+  }
+  const int resident_blocks = resident(p.K, p.divergence == kKl);
+  constexpr int64_t kReserved = 1024;  // of shared memory, for each block
+  const auto with = [&](Regime regime, int cluster, int64_t bytes) {
+    const int64_t fitting = device.shared_of_processor / (bytes + kReserved);
+    const int64_t teams = device.processors * (fitting < resident_blocks ? fitting : resident_blocks) / cluster;
+    const int64_t wanted = p.N < 1 ? 1 : p.N < teams ? p.N : teams < 1 ? 1 : teams;
+    return Plan{regime, 0, 0, cluster, int(wanted) * cluster};
+  };
+  if (p.from_stats) return with(Regime::kSweep, 1, 0);
+  const int64_t half = device.shared_of_processor / 2 - kReserved;
+  const int64_t roomy = resident_blocks > 1 && half < device.shared_of_block ? half : device.shared_of_block;
+  if (chip_bytes(p, 1) <= roomy) return with(Regime::kChip, 1, chip_bytes(p, 1));
+  for (const int64_t limit : {roomy, device.shared_of_block})
+    for (int cluster = 2; device.major >= 9 && cluster <= kMaxCluster; cluster *= 2)
+      if (chip_bytes(p, cluster) <= limit) return with(Regime::kCluster, cluster, chip_bytes(p, cluster));
+  if (chip_bytes(p, 1) <= device.shared_of_block) return with(Regime::kChip, 1, chip_bytes(p, 1));
+  return with(Regime::kSweep, 1, 0);
+}
+
+}  // namespace nanonet::cuda

@@ -1,0 +1,110 @@
+// The few things that the kernels ask of a GPU. nvcc takes them from CUDA; g++ takes them from the emulation that the
+// tests bring (csrc/tests/cuda_on_cpu.h), so that what is tested without a GPU is this very code.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define NN_DEVICE __device__ __forceinline__
+#define NN_UNROLL _Pragma("unroll")
+#define NN_NO_UNROLL _Pragma("unroll 1")
+// Compiled for every architecture, with a body only where the hardware has clusters.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define NN_CLUSTERS 1
+#endif
+#else
+#include "cuda_on_cpu.h"
+#define NN_DEVICE inline
+#define NN_UNROLL
+#define NN_NO_UNROLL
+#define NN_CLUSTERS 1
+#endif
+
+namespace nanonet::cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr float kLog2e = 1.4426950408889634f;
+
+#if defined(__CUDACC__)
+
+NN_DEVICE float infinity() { return __int_as_float(0x7f800000); }
+NN_DEVICE float not_a_number() { return __int_as_float(0x7fffffff); }
+NN_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+NN_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+// The same number, but nothing that was computed from it outlives this point in registers: it is computed again.
+NN_DEVICE int64_t forgotten(int64_t n) {
+  asm volatile("" : "+l"(n));
+  return n;
+}
+
+NN_DEVICE float exp2_fast(float x) {  // 2 ulp; what would be denormal is 0
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+NN_DEVICE float float_of_half(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+NN_DEVICE uint32_t two_halves(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+NN_DEVICE uint32_t two_bfloat16(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+NN_DEVICE uint4 load_once(const uint4* at) { return __ldg(at); }
+NN_DEVICE void store_once(uint4* at, uint4 value) { __stcs(at, value); }  // nobody on this chip reads it soon
+
+// 16 bytes from global to shared memory past the registers; done after copies_wait().
+NN_DEVICE void copy_async(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+}
+NN_DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// All shared memory is dynamic: its size is a launch parameter.
+NN_DEVICE char* shared_memory() {
+  extern __shared__ __align__(16) char memory[];
+  return memory;
+}
+
+#if defined(NN_CLUSTERS)
+NN_DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+NN_DEVICE uint32_t cluster_size() {
+  uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+// All threads of all blocks of the cluster; what was written before, to shared memory too, is seen after.
+NN_DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// What another block of the cluster holds at the place of `mine`.
+NN_DEVICE float read_from(const float* mine, uint32_t rank) {
+  uint32_t address;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(uint32_t(__cvta_generic_to_shared(mine))), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+#endif
+
+#endif  // __CUDACC__
+
+}  // namespace nanonet::cuda

@@ -1,0 +1,120 @@
+// What goes across rows: the denominators, the means and the loss. No float atomics: every block leaves its sums, and the
+// block that finishes last adds them in the order of the blocks.
+#pragma once
+
+#include "row.cuh"
+
+namespace nanonet::cuda {
+
+static __device__ unsigned int counters[kCounters];
+
+template <int kK>
+struct Reduction {
+  double of_warp[kMaxWarps][kK + 1];
+  double total[3 * kK];  // first the denominators: of ce, then of each student's soft terms
+  float share[3 * kK];   // their reciprocals, for every term and student
+  float weight[3];
+  int last;
+};
+
+template <int kCount>
+NN_DEVICE void sum_of_block(double (&values)[kCount], double (*of_warp)[kCount], double* total) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    NN_UNROLL
+    for (int i = 0; i < kCount; ++i) values[i] += __shfl_xor_sync(kAllLanes, values[i], offset);
+  }
+  if (threadIdx.x % 32 == 0) {
+    NN_UNROLL
+    for (int i = 0; i < kCount; ++i) of_warp[threadIdx.x / 32][i] = values[i];
+  }
+  __syncthreads();
+  if (threadIdx.x < kCount) {
+    double all = 0;
+    for (unsigned w = 0; w < blockDim.x / 32; ++w) all += of_warp[w][threadIdx.x];
+    total[threadIdx.x] = all;
+  }
+  __syncthreads();
+}
+
+// The number of labelled rows, and the sum of each student's row weights, over the rows first, first + step, ...
+template <int kK>
+NN_DEVICE void count(const Call& p, Reduction<kK>& shared, int64_t first, int64_t step) {
+  double found[kK + 1] = {};
+  for (int64_t n = first; n < p.N; n += step) {
+    if (p.label && p.label[n * p.label_stride] != kUnlabelled) found[0] += 1;
+    NN_UNROLL
+    for (int k = 0; k < kK; ++k)
+      if (k < p.K) found[1 + k] += p.row_weight.data ? value_at(p.row_weight, 0, k, n) : 1;
+  }
+  sum_of_block(found, shared.of_warp, shared.total);
+}
+
+// The weights, and the reciprocal denominators (0 of 0) of every term and student, in shared memory.
+template <int kK>
+NN_DEVICE void set_shares(const Call& p, Reduction<kK>& shared) {
+  if (!p.loss) return;
+  if (!p.denominators.data) count(p, shared, threadIdx.x, blockDim.x);
+  const int i = int(threadIdx.x) / kK, k = int(threadIdx.x) % kK;
+  if (i < 3 && k < p.K) {
+    const double d = p.denominators.data ? double(value_at(p.denominators, i > 0, k)) : shared.total[i == 0 ? 0 : 1 + k];
+    shared.share[threadIdx.x] = d == 0 ? 0 : float(1 / d);
+    shared.weight[i] = value_at(p.weights, i);
+  }
+  __syncthreads();
+}
+
+// True in every thread of the block that comes last of `blocks`; what the others wrote before can be read there.
+NN_DEVICE bool comes_last(const Call& p, int& flag, unsigned blocks) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    flag = atomicAdd(&counters[p.counter], 1u) == blocks - 1;
+    if (flag) counters[p.counter] = 0;
+  }
+  __syncthreads();
+  if (flag) __threadfence();
+  return flag;
+}
+
+// `mine` of thread i*kK + k: the block's sum for term i of student k. The last of the blocks makes means and loss.
+template <int kK>
+NN_DEVICE void finish(const Call& p, Reduction<kK>& shared, double mine, int block, int blocks) {
+  constexpr int kCount = 3 * kK;
+  if (threadIdx.x < kCount) p.partials[int64_t(block) * kCount + threadIdx.x] = mine;
+  if (!comes_last(p, shared.last, unsigned(blocks))) return;
+  const int lane = int(threadIdx.x) % 32;
+  for (int i = int(threadIdx.x) / 32; i < kCount; i += int(blockDim.x) / 32) {
+    double sum = 0;
+    for (int b = lane; b < blocks; b += 32) sum += p.partials[int64_t(b) * kCount + i];
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    if (lane == 0) shared.total[i] = shared.share[i] == 0 ? 0 : sum * shared.share[i];
+  }
+  __syncthreads();
+  const int i = int(threadIdx.x) / kK, k = int(threadIdx.x) % kK;
+  if (i < 3 && k < p.K) p.means[i * p.K + k] = float(shared.total[threadIdx.x]);
+  if (threadIdx.x != 0) return;
+  double loss = 0;
+  for (int j = 0; j < kCount; ++j)
+    if (j % kK < p.K && shared.weight[j / kK] != 0) loss += double(shared.weight[j / kK]) * shared.total[j];
+  *p.loss = float(loss);
+}
+
+// A row for its group: what arrives from above, then the row itself.
+template <int kK, bool kKl, class Group, class Source>
+NN_DEVICE void run_row(const Call& p, const Reduction<kK>& shared, const Group& group, Source& source, int64_t n,
+                       float* counted) {
+  Row<kK, kKl, Group, Source> row(p, group, source, n);
+  const auto counts = [&](int i, int k) {
+    return i == 0 ? float(row.labelled) : p.row_weight.data ? value_at(p.row_weight, 0, k, n) : 1.0f;
+  };
+  if (p.upstream.data) {
+    row.set_upstream([&](int i, int k) { return value_at(p.upstream, i, k, n); });
+  } else {
+    row.set_upstream([&](int i, int k) {
+      return p.loss ? shared.weight[i] * shared.share[i * kK + k] * counts(i, k) : 0.0f;
+    });
+  }
+  row.run(counts, counted);
+}
+
+}  // namespace nanonet::cuda

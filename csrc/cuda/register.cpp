@@ -1,0 +1,284 @@
+// The loss ops for CUDA tensors: checks, allocation, the current stream, registration. Through torch's stable ABI alone,
+// as csrc/register.cpp does for the CPU. Nothing here waits for the device.
+#define USE_CUDA
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+#include "launch.h"
+
+namespace nanonet::cuda {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::BFloat16: return Dtype::kBfloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: throw std::runtime_error("nanonet: expected float32, float64, bfloat16 or float16");
+  }
+}
+
+const Device& device_at(int index) {
+  static Device devices[kMaxDevices];
+  static std::atomic<bool> known[kMaxDevices];
+  if (index < 0 || index >= kMaxDevices) throw std::runtime_error("nanonet: more than 64 CUDA devices");
+  if (!known[index]) {
+    const auto get = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, attribute, index));
+      return value;
+    };
+    devices[index] = {get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrComputeCapabilityMajor),
+                      get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+    known[index] = true;
+  }
+  return devices[index];
+}
+
+Values values_of(const Tensor& tensor, std::initializer_list<int64_t> strides) {
+  Values values{static_cast<const char*>(tensor.const_data_ptr()), dtype_of(tensor), {}};
+  std::copy(strides.begin(), strides.end(), values.stride);
+  return values;
+}
+
+Tensor with_contiguous_rows(const Tensor& logits) {
+  return logits.stride(logits.dim() - 1) == 1 ? logits : torch::stable::contiguous(logits);
+}
+
+// Whether the kernels take these logits; the reference takes the rest: float64, more than eight students.
+bool served(const Tensor& student, const Optional& teacher) {
+  const auto narrow = [](const Tensor& logits) { return dtype_of(logits) != Dtype::kFloat64; };
+  return narrow(student) && (!teacher || narrow(*teacher)) && student.size(0) <= kMaxStudents &&
+         student.size(2) < (int64_t(1) << 30);
+}
+
+// Calls nanonet::reference_<op>, which nanonet/backends/cuda.py defines, and leaves what it returns in the stack.
+template <size_t kCount>
+void call_reference(const char* op, std::array<StableIValue, kCount>& stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+}
+template <class T>
+StableIValue put(const T& value) { return torch::stable::detail::from(value); }
+Tensor take(StableIValue value) { return torch::stable::detail::to<Tensor>(value); }
+
+// A launch and the tensors that it points into. Built where the ops begin: it makes their device current.
+struct Work {
+  int device_index;
+  torch::stable::accelerator::DeviceGuard guard;
+  Launch launch{};
+  Tensor student;
+  Optional teacher;
+
+  explicit Work(const Tensor& logits) : device_index(logits.get_device_index()), guard(device_index), student(logits) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+    launch.stream = static_cast<cudaStream_t>(stream);
+    launch.device_index = device_index;
+    launch.device = device_at(device_index);
+  }
+
+  Work(const Tensor& student_, const Optional& teacher_, const Optional& label, double temperature, int64_t divergence)
+      : Work(with_contiguous_rows(student_)) {
+    Call& p = launch.call;
+    const Dtype dtype = dtype_of(student);
+    p.K = int32_t(student.size(0)), p.N = student.size(1), p.C = int32_t(student.size(2));
+    p.divergence = int32_t(divergence), p.temperature = float(temperature);
+    const char* data = static_cast<const char*>(student.const_data_ptr());
+    for (int k = 0; k < p.K; ++k)
+      p.student[k] = {data + k * student.stride(0) * size_of(dtype), student.stride(1) * size_of(dtype), dtype};
+    if (teacher_) {
+      teacher = with_contiguous_rows(*teacher_);
+      const Dtype from = dtype_of(*teacher);
+      p.teacher = {static_cast<const char*>(teacher->const_data_ptr()), teacher->stride(0) * size_of(from), from};
+    }
+    if (label) p.label = static_cast<const int64_t*>(label->const_data_ptr()), p.label_stride = label->stride(0);
+  }
+
+  Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) const {
+    int64_t strides[4], elements = 1;
+    for (size_t i = sizes.size(); i-- > 0; elements *= sizes.begin()[i]) strides[i] = elements;
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype,
+                                                    aoti_torch_device_type_cuda(), device_index, &handle));
+    return Tensor(handle);
+  }
+  Tensor floats(std::initializer_list<int64_t> sizes) const { return empty(sizes, aoti_torch_dtype_float32()); }
+  Tensor doubles(int64_t count) const { return empty({count}, aoti_torch_dtype_float64()); }
+
+  int32_t dtype_code() const {
+    switch (launch.call.student[0].dtype) {
+      case Dtype::kFloat32: return aoti_torch_dtype_float32();
+      case Dtype::kBfloat16: return aoti_torch_dtype_bfloat16();
+      default: return aoti_torch_dtype_float16();
+    }
+  }
+  Tensor new_gradient() const {
+    const Call& p = launch.call;
+    return empty({p.K, p.N, p.C}, dtype_code());
+  }
+
+  void run() {
+    switch (launch.plan.regime) {
+      case Regime::kSmall: return launch_small(launch);
+      case Regime::kChip: return launch_chip(launch);
+      case Regime::kCluster: return launch_cluster(launch);
+      default: return launch_sweep(launch);
+    }
+  }
+
+  // A counter that no other launch in flight has: the first quarter in turn for what runs at once, the rest, each once
+  // until they are used up, for captured launches, which may run at any time.
+  uint32_t counter() const {
+    static std::atomic<uint32_t> eager, captured;
+    cudaStreamCaptureStatus status;
+    check(cudaStreamIsCapturing(launch.stream, &status));
+    constexpr uint32_t kEager = kCounters / 4;
+    return status == cudaStreamCaptureStatusNone ? eager++ % kEager : kEager + captured++ % (kCounters - kEager);
+  }
+};
+
+std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& teacher, const Optional& label,
+                                         double temperature, int64_t divergence) {
+  if (!served(student, teacher)) {
+    std::array stack{put(student), put(teacher), put(label), put(temperature), put(divergence)};
+    call_reference("nanonet::reference_distill_terms", stack);
+    return {take(stack[0]), take(stack[1])};
+  }
+  Work work(student, teacher, label, temperature, divergence);
+  Call& p = work.launch.call;
+  Tensor terms = work.floats({3, p.K, p.N}), stats = work.floats({p.K + 1, p.N, kStats});
+  if (p.N == 0) return {terms, stats};
+  p.terms = static_cast<float*>(terms.mutable_data_ptr());
+  p.stats = static_cast<float*>(stats.mutable_data_ptr());
+  work.launch.plan = plan_for(p, work.launch.device);
+  work.run();
+  return {terms, stats};
+}
+
+Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const Optional& teacher,
+                              const Optional& label, const Tensor& stats_, double temperature, int64_t divergence) {
+  if (!served(student, teacher)) {
+    std::array stack{put(dterms), put(student), put(teacher),     put(label),
+                     put(stats_), put(temperature), put(divergence)};
+    call_reference("nanonet::reference_distill_terms_backward", stack);
+    return take(stack[0]);
+  }
+  Work work(student, teacher, label, temperature, divergence);
+  Call& p = work.launch.call;
+  Tensor dstudent = work.new_gradient();
+  if (p.N == 0) return dstudent;
+  const Tensor stats = stats_.is_contiguous() ? stats_ : torch::stable::contiguous(stats_);
+  STD_TORCH_CHECK(dtype_of(stats) == Dtype::kFloat32, "stats: expected the dtype that distill_terms returned");
+  p.from_stats = true;
+  p.stats = static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));
+  p.upstream = values_of(dterms, {dterms.stride(0), dterms.stride(1), dterms.stride(2)});
+  p.dstudent = static_cast<char*>(dstudent.mutable_data_ptr());
+  work.launch.plan = plan_for(p, work.launch.device);
+  work.run();
+  return dstudent;
+}
+
+// Loss and means; the gradient goes into dstudent, (K,N,C) or empty.
+std::tuple<Tensor, Tensor> loss_into(Work& work, const Tensor& weights, const Optional& row_weight,
+                                     const Optional& denominators, const Tensor& dstudent) {
+  Launch& launch = work.launch;
+  Call& p = launch.call;
+  Tensor loss = work.floats({}), means = work.floats({3, p.K});
+  p.loss = static_cast<float*>(loss.mutable_data_ptr());
+  p.means = static_cast<float*>(means.mutable_data_ptr());
+  if (dstudent.dim() == 3) p.dstudent = static_cast<char*>(dstudent.mutable_data_ptr());
+  p.weights = values_of(weights, {weights.stride(0)});
+  if (row_weight) {
+    const bool alike = row_weight->dim() == 1;
+    p.row_weight = values_of(*row_weight, {0, alike ? 0 : row_weight->stride(0), row_weight->stride(alike ? 0 : 1)});
+  }
+  launch.plan = plan_for(p, launch.device);
+  const int count_blocks = launch.device.processors;
+  const int64_t most = launch.plan.blocks > count_blocks ? launch.plan.blocks : count_blocks;
+  const Tensor partials = work.doubles(most * 3 * kMaxStudents + 2 * kMaxStudents);
+  p.partials = static_cast<double*>(partials.mutable_data_ptr());
+  if (denominators) {
+    const bool alike = denominators->dim() == 1;
+    p.denominators = values_of(*denominators, {denominators->stride(0), alike ? 0 : denominators->stride(1)});
+  } else if (p.N > kCountedByEveryBlock) {
+    double* totals = p.partials + most * 3 * kMaxStudents;
+    p.counter = work.counter();
+    launch_count(launch, count_blocks, totals);
+    p.denominators = {reinterpret_cast<const char*>(totals), Dtype::kFloat64, {p.K, 1, 0}};
+  }
+  p.counter = work.counter();
+  work.run();
+  return {loss, means};
+}
+
+std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Optional& teacher, const Optional& label,
+                                                const Tensor& weights, const Optional& row_weight,
+                                                const Optional& denominators, double temperature, int64_t divergence,
+                                                bool need_grad) {
+  if (!served(student, teacher)) {
+    std::array stack{put(student),      put(teacher),     put(label),      put(weights),  put(row_weight),
+                     put(denominators), put(temperature), put(divergence), put(need_grad)};
+    call_reference("nanonet::reference_distill_loss", stack);
+    return {take(stack[0]), take(stack[1]), take(stack[2])};
+  }
+  Work work(student, teacher, label, temperature, divergence);
+  const Tensor dstudent = need_grad ? work.new_gradient() : work.empty({0}, work.dtype_code());
+  const auto [loss, means] = loss_into(work, weights, row_weight, denominators, dstudent);
+  return {loss, means, dstudent};
+}
+
+std::tuple<Tensor, Tensor> distill_loss_into_(const Tensor& dstudent, const Tensor& student, const Optional& teacher,
+                                              const Optional& label, const Tensor& weights, const Optional& row_weight,
+                                              const Optional& denominators, double temperature, int64_t divergence) {
+  if (!served(student, teacher)) {
+    std::array stack{put(dstudent),   put(student),      put(teacher),     put(label),     put(weights),
+                     put(row_weight), put(denominators), put(temperature), put(divergence)};
+    call_reference("nanonet::reference_distill_loss_into_", stack);
+    return {take(stack[0]), take(stack[1])};
+  }
+  Work work(student, teacher, label, temperature, divergence);
+  const Call& p = work.launch.call;
+  const bool fits = dstudent.dim() == 3 && dstudent.size(0) == p.K && dstudent.size(1) == p.N && dstudent.size(2) == p.C;
+  STD_TORCH_CHECK(fits && dtype_of(dstudent) == p.student[0].dtype && dstudent.is_contiguous(),
+                  "dstudent: expected a contiguous tensor of student's shape and dtype");
+  return loss_into(work, weights, row_weight, denominators, dstudent);
+}
+
+void distill_scale_(const Tensor& dstudent, const Tensor& dloss) {
+  if (dtype_of(dstudent) == Dtype::kFloat64) {
+    std::array stack{put(dstudent), put(dloss)};
+    return call_reference("nanonet::reference_distill_scale_", stack);
+  }
+  STD_TORCH_CHECK(dstudent.is_contiguous(), "dstudent: expected the contiguous gradient that distill_loss made");
+  if (dstudent.numel() == 0) return;
+  Work work(dstudent);
+  launch_scale(work.launch, static_cast<char*>(dstudent.mutable_data_ptr()), dtype_of(dstudent), dstudent.numel(),
+               values_of(dloss, {}));
+}
+
+}  // namespace
+}  // namespace nanonet::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(nanonet, CUDA, library) {
+  library.impl("distill_terms", TORCH_BOX(&nanonet::cuda::distill_terms));
+  library.impl("distill_terms_backward", TORCH_BOX(&nanonet::cuda::distill_terms_backward));
+  library.impl("distill_loss", TORCH_BOX(&nanonet::cuda::distill_loss));
+  library.impl("distill_loss_into_", TORCH_BOX(&nanonet::cuda::distill_loss_into_));
+  library.impl("distill_scale_", TORCH_BOX(&nanonet::cuda::distill_scale_));
+}

@@ -1,0 +1,180 @@
+// Where the row of a block group lies: in global memory, read again by every sweep; in shared memory, read once; or in
+// registers.
+#pragma once
+
+#include "chunk.cuh"
+
+namespace nanonet::cuda {
+
+// The chunks [begin, end) of a row for the threads of one block, in turn.
+struct Turns {
+  int begin, end;
+
+  template <class Body>
+  NN_DEVICE void each(bool backwards, Body body) const {
+    const int first = begin + int(threadIdx.x), step = int(blockDim.x);
+    if (first >= end) return;
+    const int last = first + (end - 1 - first) / step * step;
+    NN_NO_UNROLL
+    for (int chunk = backwards ? last : first; backwards ? chunk >= first : chunk <= last; chunk += backwards ? -step : step)
+      body(chunk);
+  }
+};
+
+template <int kK>
+struct BlockRows {
+  static constexpr int kElements = kK <= 4 ? 4 : 2, kClasses = kChunk;
+  struct Held {
+    uint4 piece[kK + 1] = {}, gradient[kK] = {};
+  };
+  const Call& p;
+  int64_t n;
+  Grid grid;
+  Turns turns;
+
+  NN_DEVICE BlockRows(const Call& p, int64_t n, int part, int parts) : p(p), n(n), grid(grid_of(p, n)) {
+    const int each_part = (grid.chunks + parts - 1) / parts, begin = min(part * each_part, grid.chunks);
+    turns = {begin, min(begin + each_part, grid.chunks)};
+  }
+
+  NN_DEVICE static bool active() { return true; }
+  template <class Body>
+  NN_DEVICE void each(bool backwards, Body body) const { turns.each(backwards, body); }
+
+  NN_DEVICE bool present(int r) const { return r < p.K || (r == kK && p.teacher.data); }
+  NN_DEVICE const Rows& rows(int r) const { return r == kK ? p.teacher : p.student[r]; }
+  NN_DEVICE Dtype dtype(int r) const { return r == kK ? p.teacher.dtype : p.student[0].dtype; }
+  NN_DEVICE int class_at(int chunk, int c) const { return grid.first_class(chunk) + c; }
+  NN_DEVICE bool inside(int chunk, int c) const { return class_at(chunk, c) >= 0 && class_at(chunk, c) < grid.C; }
+  NN_DEVICE bool holds(int chunk, int64_t y) const {
+    return y >= grid.first_class(chunk) && y < grid.first_class(chunk) + kChunk;
+  }
+
+  NN_DEVICE void unpack(const Held& held, int at, float (&x)[kK + 1][kElements]) const {
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r)
+      if (present(r)) cuda::unpack(held.piece[r], dtype(r), at, x[r]);
+  }
+  NN_DEVICE void put(Held& held, int chunk, int at, int k, const float (&d)[kElements]) const {
+    pack(held.gradient[k], dtype(k), at, d);
+    if (completes_piece<kElements>(dtype(k), at))
+      cuda::put(gradient_row(p, k, forgotten(n)), dtype(k), grid, chunk, at + kElements, held.gradient[k]);
+  }
+};
+
+template <int kK>
+struct GlobalRows : BlockRows<kK> {
+  using BlockRows<kK>::BlockRows, BlockRows<kK>::kElements;
+
+  NN_DEVICE void load(typename BlockRows<kK>::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
+    const int64_t n = forgotten(this->n);
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r)
+      if (this->present(r) && begins_piece(this->dtype(r), at))
+        held.piece[r] = fetch(row_of(this->rows(r), n), this->dtype(r), this->grid, chunk, at);
+    this->unpack(held, at, x);
+  }
+};
+
+// Bytes of shared memory for the part of each row that one block of `parts` keeps.
+inline int64_t stage_bytes(const Call& p, int parts) {
+  const int64_t chunks = (p.C + 2 * kChunk - 2) / kChunk, kept = (chunks + parts - 1) / parts;
+  const int64_t student = size_of(p.student[0].dtype), teacher = p.teacher.data ? size_of(p.teacher.dtype) : 0;
+  return kept * kChunk * (p.K * student + teacher);
+}
+
+template <int kK>
+struct SharedRows : BlockRows<kK> {
+  using BlockRows<kK>::kElements;
+  char* memory;
+  int64_t student_bytes;
+
+  NN_DEVICE SharedRows(const Call& p, int64_t n, int part, int parts, char* memory)
+      : BlockRows<kK>(p, n, part, parts), memory(memory) {
+    student_bytes = int64_t(this->turns.end - this->turns.begin) * kChunk * size_of(this->dtype(0));
+  }
+
+  NN_DEVICE uint4* place(int r, int chunk, int at) const {
+    const int64_t row = r == kK ? this->p.K : r;
+    const int64_t within = (int64_t(chunk - this->turns.begin) * kChunk + at) * size_of(this->dtype(r));
+    return reinterpret_cast<uint4*>(memory + row * student_bytes + within);
+  }
+
+  // Every thread stages the chunks that it will read, so it waits for its own copies alone.
+  NN_DEVICE void stage() const {
+    this->each(false, [&](int chunk) {
+      NN_UNROLL
+      for (int r = 0; r <= kK; ++r) {
+        if (!this->present(r)) continue;
+        const Dtype dtype = this->dtype(r);
+        const char* row = row_of(this->rows(r), this->n);
+        for (int at = 0; at < kChunk; at += classes_of_piece(dtype)) {
+          uint4* to = place(r, chunk, at);
+          if (this->grid.vectors && this->grid.whole(chunk))
+            copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
+          else
+            *to = piece_by_classes(row, dtype, this->grid, chunk, at);
+        }
+      }
+    });
+    copies_wait();
+  }
+
+  NN_DEVICE void load(typename BlockRows<kK>::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r)
+      if (this->present(r) && begins_piece(this->dtype(r), at)) held.piece[r] = *place(r, chunk, at);
+    this->unpack(held, at, x);
+  }
+};
+
+// kV classes a lane, `width` apart; all of a row at once.
+template <int kK, int kV>
+struct LaneRows {
+  static constexpr int kElements = kV, kClasses = kV;
+  struct Held {};
+  const Call& p;
+  int64_t n;
+  int lane, width;
+  bool is_row;
+  float x[kK + 1][kV];
+
+  NN_DEVICE LaneRows(const Call& p, int64_t n, int lane, int width, bool is_row)
+      : p(p), n(n), lane(lane), width(width), is_row(is_row) {
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r) {
+      if (!(r < p.K || r == kK) || (r == kK && !p.teacher.data)) continue;
+      const Rows& from = r == kK ? p.teacher : p.student[r];
+      const char* row = row_of(from, n);
+      NN_UNROLL
+      for (int e = 0; e < kV; ++e) {
+        const int c = class_at(0, e);
+        x[r][e] = c < p.C ? element_at(row + c * size_of(from.dtype), from.dtype) : -infinity();
+      }
+    }
+  }
+
+  NN_DEVICE bool active() const { return is_row; }
+  template <class Body>
+  NN_DEVICE void each(bool, Body body) const { body(0); }
+  NN_DEVICE int class_at(int, int e) const { return lane + e * width; }
+  NN_DEVICE bool inside(int, int e) const { return class_at(0, e) < p.C; }
+  NN_DEVICE bool holds(int, int64_t y) const { return y >= 0 && (y & (width - 1)) == lane; }
+
+  NN_DEVICE void load(Held&, int, int, float (&to)[kK + 1][kV]) const {
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r) {
+      NN_UNROLL
+      for (int e = 0; e < kV; ++e) to[r][e] = x[r][e];
+    }
+  }
+
+  NN_DEVICE void put(Held&, int, int, int k, const float (&d)[kV]) const {
+    char* row = gradient_row(p, k, n);
+    NN_UNROLL
+    for (int e = 0; e < kV; ++e)
+      if (is_row && inside(0, e)) put_one(row, p.student[0].dtype, class_at(0, e), d[e]);
+  }
+};
+
+}  // namespace nanonet::cuda

@@ -1,0 +1,249 @@
+// Enough of CUDA to run the kernels of csrc/cuda on a CPU: every CUDA thread is a fiber, blocks of a grid run one after
+// the other, the blocks of a cluster together. A fiber runs until a barrier or a shuffle stops it, so a missing barrier
+// shows as a stale or poisoned value; the order of the threads can be turned round to show those that one order hides.
+// Shared memory starts as NaN. A barrier that some thread never reaches ends the program.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#define NN_FIBERS(call) call
+#else
+#define NN_FIBERS(call)
+#endif
+
+#define __global__
+#define __device__
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+namespace emulation {
+
+struct Barrier {
+  int members, arrived = 0;
+  int64_t generation = 0;
+};
+
+struct Block {
+  std::vector<char> storage;
+  char* shared;
+  Barrier all;
+  std::vector<Barrier> warps;
+  std::vector<uint64_t> lanes;  // what each thread offers in a shuffle
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  void* fake_stack = nullptr;
+  dim3 thread, block;
+  int rank;  // of the block in its cluster
+  bool done = false;
+  std::vector<std::pair<void*, const void*>> copies;  // asked for, not waited for
+};
+
+struct Machine {
+  dim3 grid, block;
+  std::vector<Block> blocks;  // of the cluster that runs
+  Barrier cluster;
+  std::vector<Fiber> fibers;
+  Fiber* now = nullptr;
+  ucontext_t scheduler;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_bytes = 0;
+  void* scheduler_fake_stack = nullptr;
+  bool progress = false;
+  std::function<void()> kernel;
+};
+
+inline Machine machine;
+inline bool backwards = false;  // the order in which threads take turns
+constexpr size_t kStack = 256 << 10;
+
+inline Fiber& self() { return *machine.now; }
+inline Block& my_block() { return machine.blocks[size_t(self().rank)]; }
+
+inline void yield() {
+  Fiber& fiber = self();
+  NN_FIBERS(__sanitizer_start_switch_fiber(&fiber.fake_stack, machine.scheduler_stack, machine.scheduler_bytes));
+  swapcontext(&fiber.context, &machine.scheduler);
+  NN_FIBERS(__sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr));
+}
+
+inline void wait(Barrier& barrier) {
+  machine.progress = true;
+  const int64_t mine = barrier.generation;
+  if (++barrier.arrived == barrier.members) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  while (barrier.generation == mine) yield();
+  machine.progress = true;
+}
+
+inline void enter() {
+  NN_FIBERS(__sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack, &machine.scheduler_bytes));
+  machine.kernel();
+  self().done = machine.progress = true;
+  NN_FIBERS(__sanitizer_start_switch_fiber(nullptr, machine.scheduler_stack, machine.scheduler_bytes));
+  swapcontext(&self().context, &machine.scheduler);
+}
+
+inline void resume(Fiber& fiber) {
+  machine.now = &fiber;
+  NN_FIBERS(__sanitizer_start_switch_fiber(&machine.scheduler_fake_stack, fiber.stack.get(), kStack));
+  swapcontext(&machine.scheduler, &fiber.context);
+  NN_FIBERS(__sanitizer_finish_switch_fiber(machine.scheduler_fake_stack, nullptr, nullptr));
+}
+
+inline void run_fibers() {
+  size_t left = machine.fibers.size();
+  while (left > 0) {
+    machine.progress = false;
+    left = 0;
+    for (size_t i = 0; i < machine.fibers.size(); ++i) {
+      Fiber& fiber = machine.fibers[backwards ? machine.fibers.size() - 1 - i : i];
+      if (!fiber.done) resume(fiber);
+      left += !fiber.done;
+    }
+    if (left > 0 && !machine.progress) {
+      std::printf("%zu threads wait at a barrier that the others do not reach\n", left);
+      std::abort();
+    }
+  }
+}
+
+// kernel<<<grid, block, shared_bytes>>>() with clusters of `cluster` blocks.
+inline void launch(unsigned grid, unsigned block, unsigned cluster, size_t shared_bytes, std::function<void()> kernel) {
+  machine.grid = {grid}, machine.block = {block};
+  machine.kernel = std::move(kernel);
+  machine.fibers.resize(size_t(block) * cluster);
+  machine.blocks.resize(cluster);
+  for (unsigned first = 0; first < grid; first += cluster) {
+    machine.cluster = {int(block * cluster)};
+    for (unsigned b = 0; b < cluster; ++b) {
+      Block& one = machine.blocks[b];
+      one.storage.assign(shared_bytes + 16, char(0xff));
+      one.shared = one.storage.data() + (16 - uintptr_t(one.storage.data()) % 16) % 16;
+      one.all = {int(block)};
+      one.warps.assign(block / 32, {32});
+      one.lanes.assign(block, 0);
+      for (unsigned t = 0; t < block; ++t) {
+        Fiber& fiber = machine.fibers[size_t(b) * block + t];
+        fiber.thread = {t, 0, 0}, fiber.block = {first + b, 0, 0};
+        fiber.rank = int(b);
+        fiber.done = false;
+        if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStack);
+        getcontext(&fiber.context);
+        fiber.context.uc_stack = {};
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = kStack;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, &enter, 0);
+      }
+    }
+    run_fibers();
+  }
+}
+
+}  // namespace emulation
+
+#define threadIdx emulation::self().thread
+#define blockIdx emulation::self().block
+#define blockDim emulation::machine.block
+#define gridDim emulation::machine.grid
+
+inline void __syncthreads() { emulation::wait(emulation::my_block().all); }
+inline void __threadfence() {}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int offset) {
+  auto& block = emulation::my_block();
+  const size_t thread = threadIdx.x;
+  std::memcpy(&block.lanes[thread], &value, sizeof value);
+  emulation::wait(block.warps[thread / 32]);
+  T other;
+  std::memcpy(&other, &block.lanes[thread ^ size_t(offset)], sizeof other);
+  emulation::wait(block.warps[thread / 32]);
+  return other;
+}
+
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at += value;
+  return before;
+}
+
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+using std::min;
+
+namespace nanonet::cuda {
+
+inline float infinity() { return INFINITY; }
+inline float not_a_number() { return NAN; }
+inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
+inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline int64_t forgotten(int64_t n) { return n; }
+inline float exp2_fast(float x) { return exp2f(x); }
+inline float float_of_half(uint16_t bits) { return float(std::bit_cast<_Float16>(bits)); }
+inline uint32_t two_halves(float low, float high) {
+  return std::bit_cast<uint16_t>(_Float16(low)) | uint32_t(std::bit_cast<uint16_t>(_Float16(high))) << 16;
+}
+inline uint32_t bfloat16_of(float x) {
+  const uint32_t bits = bits_of(x);
+  return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline uint32_t two_bfloat16(float low, float high) { return bfloat16_of(low) | bfloat16_of(high) << 16; }
+
+inline void on_grid(const void* at) {
+  if (uintptr_t(at) % 16 == 0) return;
+  std::printf("16 bytes at %p are not aligned\n", at);
+  std::abort();
+}
+inline uint4 load_once(const uint4* at) { return on_grid(at), *at; }
+inline void store_once(uint4* at, uint4 value) { on_grid(at), *at = value; }
+
+// Copied at the wait alone: who reads without waiting reads what was there before.
+inline void copy_async(void* shared, const void* global) {
+  on_grid(shared), on_grid(global);
+  emulation::self().copies.emplace_back(shared, global);
+}
+inline void copies_wait() {
+  for (const auto& [to, from] : emulation::self().copies) std::memcpy(to, from, 16);
+  emulation::self().copies.clear();
+}
+inline char* shared_memory() { return emulation::my_block().shared; }
+
+inline uint32_t cluster_rank() { return uint32_t(emulation::self().rank); }
+inline uint32_t cluster_size() { return uint32_t(emulation::machine.blocks.size()); }
+inline void cluster_sync() { emulation::wait(emulation::machine.cluster); }
+inline float read_from(const float* mine, uint32_t rank) {
+  const auto offset = reinterpret_cast<const char*>(mine) - shared_memory();
+  float value;
+  std::memcpy(&value, emulation::machine.blocks[rank].shared + offset, sizeof value);
+  return value;
+}
+
+}  // namespace nanonet::cuda

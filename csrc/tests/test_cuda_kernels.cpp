@@ -1,0 +1,355 @@
+// The CUDA kernels, run by the emulation (cuda_on_cpu.h), against the definition: every kernel, values and gradients, in
+// both orders of the threads. Outputs start as NaN between sentinels.
+#include "cuda_on_cpu.h"
+
+#include <random>
+#include <string>
+
+#include "check.h"
+#include "cuda/plan.cuh"
+#include "oracle.h"
+
+using namespace nanonet;
+using cuda::Call;
+using cuda::Plan;
+using cuda::Regime;
+
+struct Case {
+  Regime regime;
+  int K, C, cluster;
+  int64_t kind;
+  Dtype dtype, teacher_dtype;
+  double tau;
+  bool teacher, labels, aligned, hard;  // hard: -inf classes, one-hot teacher, logits of 1e4, rows of NaN with weight 0
+  int64_t N;
+};
+
+static std::string describe(const Case& t) {
+  char text[200];
+  std::snprintf(text, sizeof text, "kernel %d K %d C %d cluster %d divergence %d dtype %d/%d tau %g%s%s%s%s", int(t.regime),
+                t.K, t.C, t.cluster, int(t.kind), int(t.dtype), int(t.teacher_dtype), t.tau,
+                t.teacher ? "" : " no teacher", t.labels ? "" : " no labels", t.aligned ? " aligned" : "",
+                t.hard ? " hard" : "");
+  return text;
+}
+
+constexpr unsigned kThreads = 64;  // of a block: fewer than on a GPU, so that each takes several turns
+
+// Calls body.operator()<kK, kKl>() as the launchers do.
+template <class Body>
+static void with_kernel(const Call& p, Body body) {
+  if (p.divergence == kKl) {
+    if (p.K == 1) body.template operator()<1, true>();
+    else if (p.K == 2) body.template operator()<2, true>();
+    else if (p.K == 3) body.template operator()<3, true>();
+    else if (p.K == 4) body.template operator()<4, true>();
+    else body.template operator()<8, true>();
+  } else if (p.K <= 4) {
+    body.template operator()<4, false>();
+  } else {
+    body.template operator()<8, false>();
+  }
+}
+
+static void launch(const Call& p, const Plan& plan) {
+  with_kernel(p, [&]<int kK, bool kKl>() {
+    const size_t fixed = size_t(cuda::shared_bytes<cuda::BlockShared<kK>>());
+    if (plan.regime == Regime::kSmall) {
+      const auto kernel = [&] {
+        if constexpr (kK <= 4)
+          if (plan.values == 8) return cuda::distill_small_kernel<kK, kKl, 8>(p, plan.width);
+        cuda::distill_small_kernel<kK, kKl, 4>(p, plan.width);
+      };
+      emulation::launch(unsigned(plan.blocks), kThreads, 1, sizeof(cuda::SmallShared<kK>), kernel);
+    } else if (plan.regime == Regime::kSweep) {
+      emulation::launch(unsigned(plan.blocks), kThreads, 1, fixed, [&] { cuda::distill_sweep_kernel<kK, kKl>(p); });
+    } else if (plan.regime == Regime::kChip) {
+      emulation::launch(unsigned(plan.blocks), kThreads, 1, fixed + size_t(cuda::stage_bytes(p, 1)),
+                        [&] { cuda::distill_chip_kernel<kK, kKl, false>(p); });
+    } else {
+      emulation::launch(unsigned(plan.blocks), kThreads, unsigned(plan.cluster),
+                        fixed + size_t(cuda::stage_bytes(p, plan.cluster)),
+                        [&] { cuda::distill_chip_kernel<kK, kKl, true>(p); });
+    }
+  });
+}
+
+// Few blocks, so that each has several rows.
+static Plan plan_of(const Case& t, const Call& p) {
+  if (t.regime != Regime::kSmall) return {p.from_stats ? Regime::kSweep : t.regime, 0, 0, t.cluster, 2 * t.cluster};
+  Plan plan = cuda::plan_of(p, {1, 9, 227 << 10, 228 << 10});
+  CHECK(plan.regime == Regime::kSmall, "%s: regime %d", describe(t).c_str(), int(plan.regime));
+  plan.blocks = 2;
+  return plan;
+}
+
+// An output of n values between two guards that nobody may touch.
+struct Output {
+  static constexpr size_t kGuard = 64;
+  std::vector<char> memory;
+  size_t bytes, offset;
+  Output(size_t bytes, size_t offset = 0) : memory(bytes + offset + 2 * kGuard + 16, char(0xa5)), bytes(bytes), offset(offset) {
+    std::memset(data(), 0xff, bytes);
+  }
+  char* data() {
+    char* start = memory.data() + kGuard;
+    return start + (16 - uintptr_t(start) % 16) % 16 + offset;
+  }
+  bool intact() {
+    for (char* at = memory.data(); at < memory.data() + memory.size(); ++at)
+      if ((at < data() || at >= data() + bytes) && *at != char(0xa5)) return false;
+    return true;
+  }
+};
+
+struct Inputs {
+  std::vector<Array> logits;  // student by student, then the teacher; rows `stride` apart, NaN between them
+  size_t stride;
+  std::vector<int64_t> label;
+  std::vector<float> upstream, weight;
+  float weights[3] = {0.7f, 1.3f, 0.5f};
+};
+
+static Inputs draw(const Case& t, std::mt19937& random) {
+  Inputs in;
+  const size_t C = size_t(t.C), N = size_t(t.N), K = size_t(t.K);
+  std::normal_distribution<double> normal;
+  in.stride = t.aligned ? (C + 15) / 16 * 16 : C + 3;
+  in.label.assign(N, kUnlabelled);
+  for (size_t r = 0; r <= K; ++r) {
+    in.logits.emplace_back(r < K ? t.dtype : t.teacher_dtype, N * in.stride + 16);
+    for (size_t n = 0; n < N; ++n)
+      for (size_t c = 0; c < C; ++c) {
+        double x = 2 * normal(random);
+        if (t.hard && n % 5 == 0) x *= 4000;
+        if (t.hard && n % 5 == 1 && r == K && c != 0) x = -INFINITY;
+        if (t.hard && n % 5 == 2 && c % 5 == 2 && C > 5 && (r == K || t.kind == kKl)) x = -INFINITY;
+        if (t.hard && n % 5 == 3 && (r == K || r == 0) && c % 3 == 0) x = NAN;
+        in.logits[r].set(n * in.stride + c, x);
+      }
+  }
+  for (size_t n = 0; n < N; ++n)
+    if (t.labels && n % 4 != 3) in.label[n] = int64_t(n * 7 % C);
+  if (t.labels && t.hard) in.label[0] = t.C;  // no class
+  for (size_t i = 0; i < 3 * K * N; ++i) in.upstream.push_back(i % 7 == 5 ? 0 : float(normal(random)));
+  for (size_t i = 0; i < K * N; ++i)
+    in.weight.push_back(t.hard && i % N % 5 == 3 ? 0 : i % 6 == 4 ? 0 : float(0.2 + std::fabs(normal(random))));
+  return in;
+}
+
+// Every row's oracle for upstream gradients u(term, k, n); a gradient of 0 masks.
+template <class U>
+static std::vector<Oracle> oracles(const Case& t, const Inputs& in, U u) {
+  std::vector<Oracle> all;
+  for (size_t n = 0; n < size_t(t.N); ++n) {
+    std::vector<Values> x(size_t(t.K) + 1, Values(size_t(t.C)));
+    for (size_t r = 0; r < x.size(); ++r)
+      for (size_t c = 0; c < size_t(t.C); ++c) x[r][c] = in.logits[r].get(n * in.stride + c);
+    const Values teacher = x.back();
+    x.pop_back();
+    for (size_t k = 0; k < size_t(t.K); ++k) {
+      const Real up[3] = {u(0, k, n), u(1, k, n), u(2, k, n)};
+      const bool bad = in.label[n] == t.C;
+      all.push_back(definition(x, t.teacher ? &teacher : nullptr, bad ? 0 : in.label[n], k, t.tau, t.kind, up));
+      if (!bad) continue;
+      all.back().ce = NAN;
+      if (up[0] != 0)
+        for (Real& d : all.back().dstudent) d = NAN;
+    }
+  }
+  return all;
+}
+
+static Real largest(const Case& t) { return t.hard ? 4e4 : 12; }
+
+static void check_gradient(const Case& t, const char* op, char* data, const std::vector<Oracle>& want) {
+  Array got(t.dtype, size_t(t.K * t.N * t.C));
+  std::memcpy(got.bytes.data(), data, got.bytes.size());
+  for (size_t n = 0; n < size_t(t.N); ++n)
+    for (size_t k = 0; k < size_t(t.K); ++k)
+      for (size_t c = 0; c < size_t(t.C); ++c) {
+        const Real value = got.get((k * size_t(t.N) + n) * size_t(t.C) + c);
+        const Real wanted = want[n * size_t(t.K) + k].dstudent[c];
+        const Real bound = 6e-6L * (t.kind == kKl ? 4 : largest(t)) * std::fmax(1, t.tau) +
+                           std::fabs(wanted) * rounding(t.dtype) + 7e-8L;
+        CHECK(close(value, wanted, bound, 1), "%s of %s: student %d row %d class %d: %Lg, not %Lg", op,
+              describe(t).c_str(), int(k), int(n), int(c), value, wanted);
+      }
+}
+
+static double term_bound(const Case& t) {
+  return 8e-6 * double(t.kind == kMse ? largest(t) * largest(t) : largest(t) * std::fmax(1, t.tau * t.tau));
+}
+
+static void run_case(const Case& t, std::mt19937& random) {
+  Inputs in = draw(t, random);
+  const size_t K = size_t(t.K), N = size_t(t.N), KN = K * N;
+  Call p{};
+  p.N = t.N, p.K = t.K, p.C = t.C, p.divergence = int32_t(t.kind), p.temperature = float(t.tau);
+  const size_t skew = t.aligned ? 0 : 1;  // elements by which the logits are off the grid
+  std::vector<Output> logits;
+  for (size_t r = 0; r <= K; ++r) {
+    const size_t element = size_t(size_of(in.logits[r].dtype));
+    logits.emplace_back(in.logits[r].bytes.size(), skew * element * (1 + r % 2));
+    std::memcpy(logits[r].data(), in.logits[r].bytes.data(), in.logits[r].bytes.size());
+    (r < K ? p.student[r] : p.teacher) = {logits[r].data(), int64_t(in.stride * element), in.logits[r].dtype};
+  }
+  if (!t.teacher) p.teacher.data = nullptr;
+  if (t.labels) p.label = in.label.data(), p.label_stride = 1;
+
+  Output terms(3 * KN * 4), stats((K + 1) * N * 4 * 4), dstudent(KN * size_t(t.C) * size_t(size_of(t.dtype)));
+  p.terms = reinterpret_cast<float*>(terms.data());
+  p.stats = reinterpret_cast<float*>(stats.data());
+  launch(p, plan_of(t, p));
+  const auto upstream = [&](size_t i, size_t k, size_t n) { return Real(in.upstream[(i * K + k) * N + n]); };
+  const auto wanted = oracles(t, in, upstream);
+  for (size_t n = 0; n < N; ++n)
+    for (size_t k = 0; k < K; ++k) {
+      const Oracle& o = wanted[n * K + k];
+      const Real want[] = {o.ce, o.teacher, o.peers};
+      for (size_t i = 0; i < 3; ++i)
+        CHECK(close(p.terms[(i * K + k) * N + n], want[i], 1, term_bound(t)), "%s: term %d student %d row %d: %g, not %Lg",
+              describe(t).c_str(), int(i), int(k), int(n), double(p.terms[(i * K + k) * N + n]), want[i]);
+    }
+
+  p.terms = nullptr;
+  p.from_stats = true;
+  p.dstudent = dstudent.data();
+  p.upstream = {reinterpret_cast<char*>(in.upstream.data()), Dtype::kFloat32, {int64_t(KN), int64_t(N), 1}};
+  launch(p, plan_of(t, p));
+  check_gradient(t, "backward", dstudent.data(), wanted);
+
+  // the loss: weighted means and their gradient, denominators counted by the kernel
+  Output loss(4), means(3 * K * 4), again(dstudent.bytes), partials(4 * 3 * cuda::kMaxStudents * 8);
+  p.from_stats = false;
+  p.stats = nullptr;
+  p.upstream = {};
+  p.weights = {reinterpret_cast<char*>(in.weights), Dtype::kFloat32, {1, 0, 0}};
+  p.row_weight = {reinterpret_cast<char*>(in.weight.data()), Dtype::kFloat32, {0, int64_t(N), 1}};
+  p.dstudent = again.data();
+  p.loss = reinterpret_cast<float*>(loss.data());
+  p.means = reinterpret_cast<float*>(means.data());
+  p.partials = reinterpret_cast<double*>(partials.data());
+  p.counter = 5;
+  launch(p, plan_of(t, p));
+  CHECK(cuda::counters[5] == 0, "%s: the counter is left at %u", describe(t).c_str(), cuda::counters[5]);
+  std::vector<Real> total(3 * K);
+  const auto counts = [&](size_t i, size_t k, size_t n) {
+    return i == 0 ? Real(in.label[n] != kUnlabelled) : Real(in.weight[k * N + n]);
+  };
+  for (size_t i = 0; i < 3 * K; ++i)
+    for (size_t n = 0; n < N; ++n) total[i] += counts(i / K, i % K, n);
+  const auto share = [&](size_t i, size_t k, size_t n) {
+    return total[i * K + k] == 0 ? 0 : counts(i, k, n) / total[i * K + k];
+  };
+  const auto expected = oracles(t, in, [&](size_t i, size_t k, size_t n) { return in.weights[i] * share(i, k, n); });
+  check_gradient(t, "loss", again.data(), expected);
+  Real loss_wanted = 0;
+  for (size_t i = 0; i < 3; ++i)
+    for (size_t k = 0; k < K; ++k) {
+      Real mean = 0;
+      for (size_t n = 0; n < N; ++n) {
+        const Oracle& o = expected[n * K + k];
+        mean += times(share(i, k, n), i == 0 ? o.ce : i == 1 ? o.teacher : o.peers);
+      }
+      CHECK(close(p.means[i * K + k], mean, 1, term_bound(t)), "%s: mean %d of student %d: %g, not %Lg",
+            describe(t).c_str(), int(i), int(k), double(p.means[i * K + k]), mean);
+      loss_wanted += in.weights[i] * mean;
+    }
+  CHECK(close(*p.loss, loss_wanted, Real(3 * K), term_bound(t)), "%s: loss %g, not %Lg", describe(t).c_str(),
+        double(*p.loss), loss_wanted);
+  for (Output* output : {&terms, &stats, &dstudent, &loss, &means, &again, &partials})
+    CHECK(output->intact(), "%s: written outside", describe(t).c_str());
+}
+
+static void test_scale() {
+  for (Dtype dtype : {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16})
+    for (size_t skew : {0, 1})
+      for (float factor : {1.0f, -0.5f}) {
+        constexpr size_t n = 531;
+        Array values(dtype, n);
+        for (size_t i = 0; i < n; ++i) values.set(i, double(i) / 8);
+        Output data(values.bytes.size(), skew * size_t(size_of(dtype)));
+        std::memcpy(data.data(), values.bytes.data(), values.bytes.size());
+        const cuda::Values scalar = {reinterpret_cast<const char*>(&factor), Dtype::kFloat32, {0, 0, 0}};
+        emulation::launch(2, 32, 1, 0, [&] { cuda::distill_scale_kernel(data.data(), dtype, n, scalar); });
+        Array got(dtype, n);
+        std::memcpy(got.bytes.data(), data.data(), got.bytes.size());
+        for (size_t i = 0; i < n; ++i)
+          CHECK(got.get(i) == values.get(i) * factor, "scale dtype %d element %d", int(dtype), int(i));
+        CHECK(data.intact(), "scale wrote outside");
+      }
+}
+
+static void test_count() {
+  constexpr int64_t N = 1000;
+  std::vector<int64_t> label(N);
+  std::vector<float> weight(2 * N);
+  double sums[2] = {}, labelled = 0;
+  for (int64_t n = 0; n < N; ++n) {
+    labelled += (label[size_t(n)] = n % 3 ? kUnlabelled : n) != kUnlabelled;
+    for (int64_t k = 0; k < 2; ++k) sums[k] += weight[size_t(k * N + n)] = float(n % (5 + k));
+  }
+  std::vector<double> partials(3 * 9);
+  double totals[4];
+  Call p{};
+  p.N = N, p.K = 2, p.label = label.data(), p.label_stride = 1, p.partials = partials.data();
+  p.row_weight = {reinterpret_cast<char*>(weight.data()), Dtype::kFloat32, {0, N, 1}};
+  emulation::launch(3, 64, 1, sizeof(cuda::Reduction<8>), [&] { cuda::distill_count_kernel<8>(p, totals); });
+  for (int k = 0; k < 2; ++k) {
+    CHECK(totals[k] == labelled, "%g labelled rows, not %g", totals[k], labelled);
+    CHECK(totals[2 + k] == sums[k], "sum of the weights %g, not %g", totals[2 + k], sums[k]);
+  }
+}
+
+// Which kernel the table names, on an H200 and on a card without clusters.
+static void test_plan() {
+  const cuda::Device h200 = {132, 9, 227 << 10, 228 << 10}, a100 = {108, 8, 163 << 10, 164 << 10};
+  const auto plan = [](const cuda::Device& device, int K, int C, bool backward = false) {
+    Call p{};
+    p.N = 8192, p.K = K, p.C = C, p.from_stats = backward;
+    for (Rows& rows : p.student) rows.dtype = Dtype::kBfloat16;
+    p.teacher = {"", 0, Dtype::kBfloat16};
+    return cuda::plan_of(p, device);
+  };
+  CHECK(plan(h200, 2, 4).width == 4 && plan(h200, 4, 100).width == 32, "lanes of a small row");
+  CHECK(plan(h200, 4, 1000).regime == Regime::kChip, "1000 classes");
+  CHECK(plan(h200, 4, 32000).regime == Regime::kCluster && plan(h200, 4, 32000).cluster == 4, "32000 classes");
+  CHECK(plan(h200, 4, 128256).cluster == 16 && plan(h200, 4, 262144).cluster == 16, "large vocabularies");
+  CHECK(plan(h200, 4, 128256, true).regime == Regime::kSweep, "backward");
+  CHECK(plan(h200, 8, 1 << 20).regime == Regime::kSweep, "no cluster holds a million classes");
+  CHECK(plan(a100, 4, 15000).regime == Regime::kChip && plan(a100, 4, 32000).regime == Regime::kSweep, "sm_80");
+}
+
+int main() {
+  std::mt19937 random(3);
+  test_plan();
+  test_scale();
+  test_count();
+  const Dtype types[] = {Dtype::kBfloat16, Dtype::kFloat32, Dtype::kFloat16};
+  int turn = 0;  // options that need not be crossed with everything take turns
+  const auto run = [&](Regime regime, int K, int C, int cluster, int64_t kind, int64_t N) {
+    ++turn;
+    emulation::backwards = turn % 2;
+    const Dtype dtype = types[turn % 3], other = turn % 5 == 1 ? Dtype::kFloat32 : dtype;
+    const double tau = kind == kMse ? 1 : turn % 4 == 0 ? 1 : turn % 4 == 1 ? 2.5 : turn % 4 == 2 ? 2 : 1;
+    run_case({regime, K, C, cluster, kind, dtype, other, tau, turn % 6 != 5, turn % 7 != 6, turn / 3 % 2 == 0,
+              kind == kKl && turn % 4 == 3, N}, random);
+  };
+  for (int64_t kind : {kKl, kReverseKl, kJs, kMse})
+    for (int K : {1, 2, 3, 4, 5, 8}) {
+      if (kind != kKl && K == 3) continue;  // the same code as 4
+      // one class; fewer than a lane's; two lanes a row; a whole warp, ragged; more classes a lane
+      for (int C : {1, 3, 30, 100, 250})
+        if (C <= 128 || K <= 4) run(Regime::kSmall, K, C, 1, kind, 9);
+      // fewer chunks than threads; whole chunks; ragged
+      for (int C : {40, 1040, 611}) {
+        if (C != 611 && kind != kKl && K != 2) continue;
+        run(Regime::kChip, K, C, 1, kind, 5);
+        run(Regime::kSweep, K, C, 1, kind, 5);
+        run(Regime::kCluster, K, C, C == 611 ? 3 : 2, kind, 5);
+      }
+    }
+  std::printf("%d cases, %d failures\n", turn, failures);
+  return failures != 0;
+}
