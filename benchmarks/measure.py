@@ -18,18 +18,15 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
-def keep_freed_memory(keep: bool) -> None:
-    """Let the allocator hand a freed large buffer out again (True), or give it back to the system at once (False).
-
-    The first times a kernel that writes into a reused buffer, the second one that pays its page faults, as a fresh
-    gradient at every step does. Without glibc nothing happens.
-    """
+def fresh_memory() -> None:
+    """Have the allocator give large freed buffers back to the system at once, so that each new one costs its page
+    faults, as a fresh gradient at every step does. Without glibc nothing happens."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except OSError:
         return
-    mallopt(M_MMAP_THRESHOLD, 1 << 30 if keep else 1 << 17)
-    mallopt(M_TRIM_THRESHOLD, -1 if keep else 1 << 17)
+    mallopt(M_MMAP_THRESHOLD, 1 << 17)
+    mallopt(M_TRIM_THRESHOLD, 1 << 17)
 
 
 def times_ms(runs: dict[str, Callable[[], Any]], seconds: float = 2.0, most: int = 400) -> dict[str, np.ndarray]:

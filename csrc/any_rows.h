@@ -59,7 +59,7 @@ struct AnyRow {
   static NN_INLINE V weighted(V weight, V x) { return weight * (weight == 0 ? V{} : x); }  // 0 * (-inf) is 0
 
   Row statistics(int64_t r, double temperature) {
-    const Factor<F> c = exponent_factor<F>(temperature);
+    const F c = exponent_factor<F>(temperature);
     F top = -__builtin_huge_valf();
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       const F* x = stage(r, chunk, -__builtin_huge_valf());
@@ -93,7 +93,7 @@ struct AnyRow {
       }
       const F* x = stage(r, chunk, -__builtin_huge_valf());
       const F top = F(rows[r].top), per_tau = F(1 / p.temperature), scale = F(__builtin_exp(-rows[r].log_S));
-      const Factor<F> c = exponent_factor<F>(p.temperature);
+      const F c = exponent_factor<F>(p.temperature);
       each(chunk, [&](int64_t i) __attribute__((always_inline)) {
         const V u = load(x + i) - top;
         store(to_v + i, u * per_tau);
@@ -278,7 +278,7 @@ struct AnyRow {
   void add_ce(int64_t k, int64_t chunk, const Row& row, F u_ce, F* ds) {
     const F* x = stage(k, chunk, -__builtin_huge_valf());
     const F top = F(row.top), scale = F(__builtin_exp(-row.log_S1));
-    const Factor<F> c = exponent_factor<F>(1.0);
+    const F c = exponent_factor<F>(1.0);
     each(chunk, [&](int64_t i) __attribute__((always_inline)) {
       store(ds + i, load(ds + i) + u_ce * (exp_scaled<F>(load(x + i) - top, c) * scale));
     });

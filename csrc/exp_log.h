@@ -1,7 +1,8 @@
 // Exponential and logarithms on vectors, no tables, no branches.
 //
 // Bounds, measured against long double by tests/test_exp_log.cpp:
-//   exp_scaled            3 ulp; |x/tau| ulp more where multiply-add is not fused (baseline on x86)
+//   exp_scaled            3 + |x/tau| ulp, as though the temperature were off by half an ulp; as much again where
+//                         multiply-add is not fused (baseline on x86)
 //   log_mean_of_one_and   4 ulp on [0, 1]
 //   log_of                2 ulp of double on [1, 2^40], 2e-16 near 1
 #pragma once
@@ -10,19 +11,11 @@
 
 namespace nanonet::NANONET_ISA {
 
-// A factor c in two parts, so that x c keeps all its bits: c = high + low.
+// e^(x/tau) is 2^(x c), c = log2(e)/tau: the division by the temperature costs nothing. That c is rounded shifts the
+// temperature by half an ulp, for all classes alike: softmax in torch rounds x/tau itself.
 template <class F>
-struct Factor {
-  F high, low;
-};
-
-// e^(x/tau) is 2^(x c), c = log2(e)/tau: the division by the temperature costs nothing.
-template <class F>
-NN_INLINE Factor<F> exponent_factor(double temperature) {
-  constexpr double log2_e = 0x1.71547652b82fep0, log2_e_low = 0x1.777d0ffda0d24p-56;
-  const double c = log2_e / temperature;
-  const double rest = (__builtin_fma(-c, temperature, log2_e) + log2_e_low) / temperature;
-  return {F(c), F(c - double(F(c)) + rest)};
+NN_INLINE F exponent_factor(double temperature) {
+  return F(0x1.71547652b82fep0 / temperature);
 }
 
 template <class F>
@@ -59,17 +52,14 @@ struct Exp2<double> {
 };
 
 // 2^(x c) for x <= 0, which is all that a softmax below its maximum asks for. -inf gives 0, NaN gives NaN, and what
-// would be denormal may be 0.
-template <class F>
-NN_INLINE Vec<F> exp_scaled(Vec<F> x, Factor<F> c) {
+// would be denormal may be 0. kNear: x c >= Exp2::lowest throughout, so nothing vanishes.
+template <class F, bool kNear = false>
+NN_INLINE Vec<F> exp_scaled(Vec<F> x, F c) {
   using E = Exp2<F>;
-  const Vec<F> high = splat(c.high), low = splat(c.low);
-  const Vec<F> floor = splat(E::vanished / c.high);
-  x = larger<F>(floor, x);
-  const Vec<F> shifted = x * high + E::round;  // the integer stands in the low bits
+  if constexpr (!kNear) x = larger<F>(splat(E::vanished / c), x);
+  const Vec<F> shifted = x * c + E::round;  // the integer stands in the low bits
   const Vec<F> n = shifted - E::round;
-  Vec<F> f = x * high - n;  // one rounding where multiply-add is fused
-  f = x * low + f;
+  const Vec<F> f = x * c - n;  // one rounding where multiply-add is fused
   constexpr int degree = int(sizeof(E::c) / sizeof(F)) - 1;
   Vec<F> y = splat(E::c[degree]);
 #pragma GCC unroll 16
@@ -82,6 +72,7 @@ NN_INLINE Vec<F> exp_scaled(Vec<F> x, Factor<F> c) {
 #else
   using I = Vec<Bits<F>>;
   const Vec<F> power = (Vec<F>)((I)y + ((I)shifted << E::mantissa));
+  if constexpr (kNear) return power;
   return n < E::lowest ? Vec<F>{} : power;
 #endif
 }

@@ -29,17 +29,19 @@ struct Sums {
   Vec<F> T[K], P[K][K];
 };
 
-// What the next chunk will read, for the prefetcher: `bytes` from `at` on for each vector of this one.
+// What the next chunk will read, for the prefetcher: `bytes` of each row for each vector of this one.
+template <int R>
 struct Ahead {
-  const char* at;
+  const char* at[R];
   int64_t bytes;
 };
 
 // R rows of `count` vectors, the last run of each at last[r]. e: R arrays. power 0: no S1. After a run of additions
-// a sum goes to double: students 1e-3 apart keep 1% of their divergence.
-template <class F, int K, bool HasTeacher, bool kKeep>
-__attribute__((noinline)) void sweep(const F* const* x, const F* const* last, const Ahead* ahead, F* const* e,
-                                     int64_t count, const Vec<F>* top, Factor<F> c, int power,
+// a sum goes to double: students 1e-3 apart keep 1% of their divergence. kNear: every u stays above Exp2::lowest, so
+// that no exponential vanishes and nothing is masked; a class at -inf, or at -1e4, takes the other way.
+template <class F, int K, bool HasTeacher, bool kKeep, bool kNear>
+__attribute__((noinline)) void sweep(const F* const* x, const F* const* last, const Ahead<K + HasTeacher>& ahead,
+                                     F* const* e, int64_t count, const Vec<F>* top, F c, int power,
                                      Sums<F, K, HasTeacher>& sums) {
   constexpr int R = K + HasTeacher;
   constexpr int64_t L = kLanes<F>;
@@ -57,10 +59,10 @@ __attribute__((noinline)) void sweep(const F* const* x, const F* const* last, co
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         u[r] = load(from[r] + i * L) - top[r];
-        v[r] = exp_scaled<F>(u[r], c);
+        v[r] = exp_scaled<F, kNear>(u[r], c);
         S[r] += v[r];
         if constexpr (kKeep) store(e[r] + (run + i) * L, v[r]);
-        __builtin_prefetch(ahead[r].at + (run + i) * ahead[r].bytes, 0, 0);
+        __builtin_prefetch(ahead.at[r] + (run + i) * ahead.bytes, 0, 3);
       }
       if (power > 0) {
 #pragma GCC unroll 8
@@ -71,15 +73,21 @@ __attribute__((noinline)) void sweep(const F* const* x, const F* const* last, co
         }
       }
       // 0 * (-inf) is 0: what has no weight is masked, not multiplied.
+      const auto masked = [](V weight, V value) __attribute__((always_inline)) {
+        return kNear ? value : weight == 0 ? V{} : value;
+      };
       if constexpr (HasTeacher) {
 #pragma GCC unroll 8
-        for (int k = 0; k < K; ++k) T[k] += v[K] * (v[K] == 0 ? V{} : u[K] - u[k]);
+        for (int k = 0; k < K; ++k) T[k] += v[K] * masked(v[K], u[K] - u[k]);
       }
 #pragma GCC unroll 8
       for (int j = 0; j < K; ++j) {
 #pragma GCC unroll 8
-        for (int k = 0; k < K; ++k)
-          if (j != k) P[j][k] += v[j] * (v[j] == 0 ? V{} : u[j] - u[k]);
+        for (int k = j + 1; k < K; ++k) {
+          const V apart = u[j] - u[k];
+          P[j][k] += v[j] * masked(v[j], apart);
+          P[k][j] -= v[k] * masked(v[k], apart);
+        }
       }
     }
     for (int r = 0; r < R; ++r) sums.S[r] += widen<F>(S[r]);
@@ -91,39 +99,57 @@ __attribute__((noinline)) void sweep(const F* const* x, const F* const* last, co
   }
 }
 
-// What turns e into the probabilities of a chunk, and the upstream gradients of the row.
+// The gradient is linear in e and in e^tau: its coefficients, for one row or a row in each lane.
 template <class F, int K, bool HasTeacher>
 struct Slopes {
   static constexpr int R = K + HasTeacher;
   Vec<F> scale[R], scale1[K];          // 1/S and 1/S1, brought to the chunk's maximum
   Vec<F> ce[K], teacher[K], peers[K];  // u_ce, u_t tau, u_p tau/(K-1)
+  Vec<F> own[K], from_teacher[K];      // of e_k and of e_t
+  bool powers;                         // whether ce needs e^tau: at temperature 1 it is part of `own`
+
+  // power 0: no ce
+  NN_INLINE void combine(int power) {
+    powers = power > 1;
+    for (int k = 0; k < K; ++k) {
+      own[k] = power == 1 ? ce[k] : Vec<F>{};
+      if constexpr (HasTeacher) own[k] += teacher[k], from_teacher[k] = teacher[k] * scale[K];
+      if constexpr (K > 1) own[k] += F(K) * peers[k];
+      own[k] *= scale[k];
+      if (powers) scale1[k] *= ce[k];
+    }
+  }
 };
 
-// The gradient without the one-hot of the label; `out` may be the students' e.
+// The gradient without the one-hot of the label; `out` may be the students' e. Whatever the loop needs is copied first:
+// what it stores could be anything, as far as the compiler knows, and would be loaded again.
 template <class F, int K, bool HasTeacher>
-__attribute__((noinline)) void gradient(const F* const* e, F* const* out, int64_t count, int power,
-                                        const Slopes<F, K, HasTeacher>& s) {
+__attribute__((noinline)) void gradient(const F* const* e_, F* const* out_, int64_t count, int power,
+                                        const Slopes<F, K, HasTeacher>& s_) {
   constexpr int R = K + HasTeacher;
   constexpr int64_t L = kLanes<F>;
   using V = Vec<F>;
+  const Slopes<F, K, HasTeacher> s = s_;
+  const F* e[R];
+  F* out[K];
+  for (int r = 0; r < R; ++r) e[r] = e_[r];
+  for (int k = 0; k < K; ++k) out[k] = out_[k];
   for (int64_t i = 0; i < count; ++i) {
-    V v[R], q[R], total = {};
+    V v[R], total = {};
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      v[r] = load(e[r] + i * L);
-      q[r] = v[r] * s.scale[r];
-      if (r < K) total += q[r];
-    }
+    for (int r = 0; r < R; ++r) v[r] = load(e[r] + i * L);
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) total += v[k] * s.scale[k];
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) {
-      V ds = {};
-      if (power > 0) {
+      V ds = v[k] * s.own[k];
+      if constexpr (HasTeacher) ds -= v[K] * s.from_teacher[k];
+      if constexpr (K > 1) ds -= total * s.peers[k];
+      if (s.powers) {
         V plain = v[k];
         for (int i = 1; i < power; ++i) plain *= v[k];
-        ds = s.ce[k] * (plain * s.scale1[k]);
+        ds += plain * s.scale1[k];
       }
-      if constexpr (HasTeacher) ds += s.teacher[k] * (q[k] - q[K]);
-      if constexpr (K > 1) ds += s.peers[k] * (F(K) * q[k] - total);
       store(out[k] + i * L, ds);
     }
   }

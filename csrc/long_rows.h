@@ -14,7 +14,7 @@ struct LongRow {
   Scratch<F>& s;
   int64_t k0, n, y;
   int power;  // of the label's softmax; 0: unlabelled
-  Factor<F> c;
+  F c;
   const Rows* source[R];
   F* e[R];
 
@@ -35,6 +35,13 @@ struct LongRow {
     });
   }
 
+  // Whether no exponential of the row vanishes. Then the pads, which hold a value of the row so far, may be as low as
+  // the path allows, and weigh nothing: they are equal in all rows.
+  bool near(const Chunk<F>& chunk) const {
+    constexpr F kLargest = F(1 << 20);  // below it, maximum plus depth loses nothing
+    return (chunk.low - chunk.top) * c >= Exp2<F>::lowest && chunk.top < kLargest && chunk.low > -kLargest;
+  }
+
   // Where the chunk is -inf throughout, anything finite will do.
   static F reference(F top) { return top == -__builtin_huge_valf() ? F(0) : top; }
 
@@ -43,20 +50,27 @@ struct LongRow {
     const int64_t count = padded<F>(classes(chunk)) / L;
     const F *x[R], *last[R];
     F* at[R];
-    Ahead ahead[R];
+    Chunk<F> here[R];
+    Ahead<R> ahead;
+    ahead.bytes = L * size_of(source[0]->dtype);
     Vec<F> top[R];
+    bool all_near = true;
     for (int r = 0; r < R; ++r) {
-      const Chunk<F> here = chunk_at(r, chunk);
-      x[r] = here.x;
-      last[r] = here.last;
+      here[r] = chunk_at(r, chunk);
+      x[r] = here[r].x;
+      last[r] = here[r].last;
       at[r] = e[r] + chunk * kChunk;
-      const int64_t size = size_of(source[r]->dtype);
-      ahead[r] = {source[r]->data + n * source[r]->row_bytes + (chunk + 1) * kChunk * size, L * size};
-      s.tops[r * s.table() + chunk] = here.top;
-      top[r] = splat(reference(here.top));
+      ahead.at[r] = source[r]->data + n * source[r]->row_bytes + (chunk + 1) * kChunk * size_of(source[r]->dtype);
+      s.tops[r * s.table() + chunk] = here[r].top;
+      top[r] = splat(reference(here[r].top));
+      all_near &= near(here[r]);
     }
+    const F depth = all_near ? Exp2<F>::lowest / c : -__builtin_huge_valf();
+    for (const Chunk<F>& chunk : here)
+      for (F* pad = chunk.pads[0]; pad < chunk.pads[1]; ++pad) *pad = chunk.top + depth;
     Sums<F, K, HasTeacher> sums;
-    sweep<F, K, HasTeacher, kKeep>(x, last, ahead, at, count, top, c, power > 1 ? power : 0, sums);
+    const auto run = all_near ? sweep<F, K, HasTeacher, kKeep, true> : sweep<F, K, HasTeacher, kKeep, false>;
+    run(x, last, ahead, at, count, top, c, power > 1 ? power : 0, sums);
     double* out = s.sums + chunk * (R + 2 * K + K * K);
     for (int r = 0; r < R; ++r) out[r] = sum_lanes(sums.S[r]);
     for (int k = 0; k < K; ++k) {
@@ -70,7 +84,7 @@ struct LongRow {
   // Brings the chunks' sums to the row's maximum; fills the factors that do the same to e.
   void combine(double* top, double* S, double* S1, double* T, double (*P)[K]) {
     const int64_t table = s.table();
-    const Factor<F> plain = exponent_factor<F>(1.0);
+    const F plain = exponent_factor<F>(1.0);
     for (int r = 0; r < R; ++r) {
       F highest = s.tops[r * table];
       for (int64_t i = 1; i < s.chunks; ++i) highest = s.tops[r * table + i] > highest ? s.tops[r * table + i] : highest;
@@ -179,6 +193,7 @@ struct LongRow {
         slopes.scale[r] = splat(from_stats ? scale[r] : *factor * scale[r]);
         if (r < K && any_ce) slopes.scale1[r] = splat(from_stats ? scale1[r] : factor[R * s.table()] * scale1[r]);
       }
+      slopes.combine(any_ce ? power : 0);
       // whole vectors go straight to where they belong, where that is an array of F and not streamed
       const int64_t whole = direct ? (end - begin) / L * L : 0, rest = padded<F>(end - begin) - whole;
       F *out[K], *staged_out[K];

@@ -17,7 +17,7 @@ struct PackedRows {
   int64_t count;
   int64_t y[L];
   int power = 0;  // of the softmax of the labels; 0: none of the rows is labelled
-  Factor<F> c;
+  F c;
   F* e[R];  // (C,L): class by class the rows' values
 
   PackedRows(const Problem& p, Scratch<F>& s, const int64_t* n, int64_t count)
@@ -77,12 +77,12 @@ struct PackedRows {
     }
     Sums<F, K, HasTeacher> sums;
     const F* last[R];
-    Ahead ahead[R];
+    Ahead<R> ahead = {{}, 0};  // nothing lies ahead
     for (int r = 0; r < R; ++r) {
       last[r] = e[r] + last_run<F>(p.C);
-      ahead[r] = {(const char*)e[r], 0};  // nothing lies ahead
+      ahead.at[r] = (const char*)e[r];
     }
-    sweep<F, K, HasTeacher, kKeep>(e, last, ahead, e, p.C, top, c, power > 1 ? power : 0, sums);
+    sweep<F, K, HasTeacher, kKeep, false>(e, last, ahead, e, p.C, top, c, power > 1 ? power : 0, sums);
     Wide<F> T[K], P[K][K], log_S[R], log_S1[K], ce[K], teacher[K], peers[K];
     for (int k = 0; k < K; ++k) {
       if (power <= 1) sums.S1[k] = sums.S[k];
@@ -144,6 +144,7 @@ struct PackedRows {
         slopes.peers[k][i] = upstream_of<F>(p, 2, k, n[i]) * per_pair;
       }
     }
+    slopes.combine(power);
     gradient<F, K, HasTeacher>(e, e, p.C, power, slopes);
     for (int k = 0; k < K; ++k) {
       for (int64_t i = 0; i < count; ++i) {

@@ -197,9 +197,10 @@ Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const
 }
 
 // Everything that goes across rows is summed one row after the other in double: the same bits for any number of threads.
+// The gradient goes into dstudent, (K,N,C) or empty.
 template <class F>
-std::tuple<Tensor, Tensor, Tensor> loss_of(Call& call, const Tensor& weights, const Optional& row_weight,
-                                           const Optional& denominators, bool need_grad) {
+std::tuple<Tensor, Tensor> loss_of(Call& call, const Tensor& weights, const Optional& row_weight,
+                                   const Optional& denominators, const Tensor& dstudent) {
   Problem& p = call.problem;
   const int64_t K = p.K, N = p.N;
   F* upstream = static_cast<F*>(call.values(0));
@@ -231,8 +232,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_of(Call& call, const Tensor& weights, co
   for (int64_t term = 0; term < 3; ++term)
     for (int64_t k = 0; k < K; ++k) mean[term * K + k] = F(share(term, k));
 
-  Tensor dstudent = need_grad ? new_gradient(p, p.student->dtype) : empty({0}, p.student->dtype);
-  if (need_grad) {
+  if (dstudent.dim() == 3) {
     set_gradient(p, dstudent, p.student->dtype);
     p.upstream = upstream;
     for (int64_t term = 0; term < 3; ++term)
@@ -260,7 +260,13 @@ std::tuple<Tensor, Tensor, Tensor> loss_of(Call& call, const Tensor& weights, co
       if (w[term] != 0) total += w[term] * value;
     }
   *static_cast<F*>(loss.mutable_data_ptr()) = F(total);
-  return {loss, means, dstudent};
+  return {loss, means};
+}
+
+std::tuple<Tensor, Tensor> loss_into(Call& call, const Tensor& weights, const Optional& row_weight,
+                                     const Optional& denominators, const Tensor& dstudent) {
+  return call.wide ? loss_of<double>(call, weights, row_weight, denominators, dstudent)
+                   : loss_of<float>(call, weights, row_weight, denominators, dstudent);
 }
 
 std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Optional& teacher, const Optional& label,
@@ -268,8 +274,21 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Opt
                                                 const Optional& denominators, double temperature, int64_t divergence,
                                                 bool need_grad) {
   Call call(student, teacher, label, temperature, divergence);
-  return call.wide ? loss_of<double>(call, weights, row_weight, denominators, need_grad)
-                   : loss_of<float>(call, weights, row_weight, denominators, need_grad);
+  const Dtype dtype = call.problem.student->dtype;
+  const Tensor dstudent = need_grad ? new_gradient(call.problem, dtype) : empty({0}, dtype);
+  const auto [loss, means] = loss_into(call, weights, row_weight, denominators, dstudent);
+  return {loss, means, dstudent};
+}
+
+std::tuple<Tensor, Tensor> distill_loss_into_(const Tensor& dstudent, const Tensor& student, const Optional& teacher,
+                                              const Optional& label, const Tensor& weights, const Optional& row_weight,
+                                              const Optional& denominators, double temperature, int64_t divergence) {
+  Call call(student, teacher, label, temperature, divergence);
+  const Problem& p = call.problem;
+  const bool fits = dstudent.dim() == 3 && dstudent.size(0) == p.K && dstudent.size(1) == p.N && dstudent.size(2) == p.C;
+  STD_TORCH_CHECK(fits && dtype_of(dstudent) == p.student->dtype && dstudent.is_contiguous(),
+                  "dstudent: expected a contiguous tensor of student's shape and dtype");
+  return loss_into(call, weights, row_weight, denominators, dstudent);
 }
 
 void distill_scale_(const Tensor& dstudent, const Tensor& dloss) {
@@ -293,5 +312,6 @@ STABLE_TORCH_LIBRARY_IMPL(nanonet, CPU, library) {
   library.impl("distill_terms", TORCH_BOX(&nanonet::distill_terms));
   library.impl("distill_terms_backward", TORCH_BOX(&nanonet::distill_terms_backward));
   library.impl("distill_loss", TORCH_BOX(&nanonet::distill_loss));
+  library.impl("distill_loss_into_", TORCH_BOX(&nanonet::distill_loss_into_));
   library.impl("distill_scale_", TORCH_BOX(&nanonet::distill_scale_));
 }

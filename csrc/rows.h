@@ -140,11 +140,13 @@ const F* staged(const Rows& rows, int64_t row, int64_t begin, int64_t n, F* buff
 
 constexpr int64_t kRun = 8;  // vectors: the last run of a chunk is staged where it does not end on a vector
 
-// A chunk as vectors of F: all but the last run at x, the last run at `last`, padded with -inf; and its maximum.
+// A chunk as vectors of F: all but the last run at x, the last run at `last`, padded with its first value from
+// pads[0] to pads[1]; and its extremes.
 template <class F>
 struct Chunk {
   const F *x, *last;
-  F top;
+  F *pads[2];
+  F top, low;
 };
 
 template <class F>
@@ -155,30 +157,35 @@ NN_INLINE int64_t last_run(int64_t count) {
 template <class F, class T>
 NN_INLINE Chunk<F> chunk_of(const T* source, int64_t n, F* buffer) {
   constexpr int64_t L = kLanes<F>;
-  constexpr F kNothing = -__builtin_huge_valf();
   const int64_t whole = n / L * L, last = last_run<F>((n + L - 1) / L);
   constexpr bool convert = !std::is_same_v<F, T>;
-  Chunk<F> chunk = {buffer, buffer + last, 0};
-  Vec<F> a = splat(kNothing), b = a;
-  // Two maxima, for the latency; what is converted stays in the buffer.
-  int64_t i = 0;
-  const auto next = [&](Vec<F> top) __attribute__((always_inline)) {
-    const Vec<F> v = Cast<F, T>::from(source + i);
-    if (convert || (i >= last && whole < n)) store(buffer + i, v);
-    i += L;
-    return larger<F>(v, top);
+  F first[L];
+  stage_tail(source, 1, first, F(0));
+  Chunk<F> chunk = {buffer, buffer + last, {buffer + n, buffer + (n + L - 1) / L * L}, 0, 0};
+  // Two of each, for the latency; what is converted stays in the buffer.
+  Vec<F> top[2] = {splat(first[0]), splat(first[0])}, low[2] = {top[0], top[0]};
+  const auto next = [&](int half, Vec<F> v) __attribute__((always_inline)) {
+    top[half] = larger<F>(v, top[half]);
+    low[half] = smaller<F>(v, low[half]);
   };
-  while (i + L < whole) a = next(a), b = next(b);
-  if (i < whole) a = next(a);
+  const auto take = [&](int half, int64_t i, bool keep) __attribute__((always_inline)) {
+    const Vec<F> v = Cast<F, T>::from(source + i);
+    if (keep) store(buffer + i, v);
+    next(half, v);
+  };
+  int64_t i = 0;
+  for (; i + L < last; i += 2 * L) take(0, i, convert), take(1, i + L, convert);
+  for (; i < whole; i += L) take(0, i, convert || whole < n);
   if (whole < n) {
-    stage_tail(source + whole, n - whole, buffer + whole, kNothing);
-    b = larger<F>(load(buffer + whole), b);
+    stage_tail(source + whole, n - whole, buffer + whole, first[0]);
+    next(1, load(buffer + whole));
   }
   if constexpr (!convert) {
     chunk.x = source;
     if (whole == n) chunk.last = source + last;
   }
-  chunk.top = max_lanes(larger<F>(a, b));
+  chunk.top = max_lanes(larger<F>(top[0], top[1]));
+  chunk.low = min_lanes(smaller<F>(low[0], low[1]));
   return chunk;
 }
 

@@ -93,6 +93,19 @@ NN_INLINE Vec<F> larger(Vec<F> a, Vec<F> b) {
 #endif
 }
 
+// The smaller; b where a is NaN.
+template <class F>
+NN_INLINE Vec<F> smaller(Vec<F> a, Vec<F> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(F) == 4)
+    return (Vec<F>)_mm512_min_ps((__m512)a, (__m512)b);
+  else
+    return (Vec<F>)_mm512_min_pd((__m512d)a, (__m512d)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 template <class V, size_t... I>
 NN_INLINE auto low_half(V v, std::index_sequence<I...>) {
   return __builtin_shufflevector(v, v, I...);
@@ -123,6 +136,11 @@ NN_INLINE auto sum_lanes(V v) {
 template <class V>
 NN_INLINE auto max_lanes(V v) {
   return fold_lanes(v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
+}
+
+template <class V>
+NN_INLINE auto min_lanes(V v) {
+  return -max_lanes(-v);
 }
 
 template <class F>

@@ -185,6 +185,9 @@ _SCHEMAS = (
     "distill_loss(Tensor student, Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight,"
     " Tensor? denominators, float temperature, int divergence, bool need_grad)"
     " -> (Tensor loss, Tensor means, Tensor dstudent)",
+    # for a backward of one's own: the gradient into memory that is there already
+    "distill_loss_into_(Tensor(a!) dstudent, Tensor student, Tensor? teacher, Tensor? label, Tensor weights,"
+    " Tensor? row_weight, Tensor? denominators, float temperature, int divergence) -> (Tensor loss, Tensor means)",
     "distill_scale_(Tensor(a!) dstudent, Tensor dloss) -> ()",
 )
 for _schema in _SCHEMAS:
@@ -207,6 +210,10 @@ def _terms_backward_fake(dterms, student, teacher, label, stats, temperature, di
 def _loss_fake(student, teacher, label, weights, row_weight, denominators, temperature, divergence, need_grad):
     dstudent = torch.empty_like(student, memory_format=torch.contiguous_format) if need_grad else student.new_empty(0)
     return _statistic(student), _statistic(student, 3, student.shape[0]), dstudent
+
+
+def _loss_into_fake(dstudent, student, *arguments):
+    return _statistic(student), _statistic(student, 3, student.shape[0])
 
 
 def _scale_fake(dstudent, dloss):
@@ -280,6 +287,12 @@ def _loss_reference(*arguments_and_need_grad):
     return loss, means, dstudent if need_grad else dstudent.new_empty(0)
 
 
+def _loss_into_reference(dstudent, *arguments):
+    loss, means, gradient = torch.ops.nanonet.distill_loss.default(*arguments, True)
+    dstudent.copy_(gradient)
+    return loss, means
+
+
 def _scale_reference(dstudent, dloss):
     dstudent.mul_(dloss)
 
@@ -294,4 +307,5 @@ def _register(name: str, kernel, fake, autograd) -> None:
 _register("distill_terms", _terms_reference, _terms_fake, _DistillTerms)
 _register("distill_terms_backward", _terms_backward_reference, _terms_backward_fake, None)
 _register("distill_loss", _loss_reference, _loss_fake, _DistillLoss)
+_register("distill_loss_into_", _loss_into_reference, _loss_into_fake, None)
 _register("distill_scale_", _scale_reference, _scale_fake, None)

@@ -102,10 +102,24 @@ def test_an_unknown_instruction_set_is_an_error():
 
 
 def test_the_kernels_serve_the_cpu():
-    for op in ("distill_terms", "distill_terms_backward", "distill_loss", "distill_scale_"):
+    for op in ("distill_terms", "distill_terms_backward", "distill_loss", "distill_loss_into_", "distill_scale_"):
         assert backends.served_by(op, "CPU") == "kernel"
     info = cpp.build_info()
     assert info["isa_in_use"] in info["isa_compiled"] and info["version"] == nanonet.__version__
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_into_given_memory(dtype):
+    student, teacher, label = logits(2, 9, 70).to(dtype), logits(9, 70, seed=1).to(dtype), labels(9, 70)
+    arguments = (student, teacher, label, torch.ones(3), torch.rand(9), None, 2.0, 0)
+    room = torch.full((4, 9, 70), float("nan"), dtype=dtype)
+    loss, means = OPS.distill_loss_into_(room[1:3], *arguments)
+    wanted = OPS.distill_loss(*arguments, True)
+    assert all(torch.equal(a, b) for a, b in zip((loss, means, room[1:3]), wanted, strict=True))
+    assert room[0].isnan().all() and room[3].isnan().all()
+    for wrong in (room[:1], room[:2, :, :69], room[:2].double(), room[:2].mT.contiguous().mT):
+        with pytest.raises(RuntimeError, match="dstudent: expected a contiguous tensor"):
+            OPS.distill_loss_into_(wrong, *arguments)
 
 
 # packed rows in blocks that threads cut at other places; long rows; rows of the general path

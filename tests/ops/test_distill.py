@@ -264,6 +264,8 @@ def test_opcheck(divergence):
         terms, stats = torch.ops.nanonet.distill_terms(student, teacher, label, tau, code)
         arguments = (torch.ones_like(terms), student, teacher, label, stats, tau, code)
         opcheck(torch.ops.nanonet.distill_terms_backward, arguments)
+        into = (torch.empty_like(student), student, teacher, label, w, w.new_ones(4), None, tau, code)
+        opcheck(torch.ops.nanonet.distill_loss_into_, into)
         opcheck(torch.ops.nanonet.distill_scale_, (student.clone(), torch.tensor(2.0, dtype=wide)))
 
 
