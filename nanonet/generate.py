@@ -57,7 +57,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     rows = [_row(tokenizer, prompts[label], text, config.max_tokens) for text, label in zip(texts, labels, strict=True)]
     model.to(device())
     dropped: Counter[str] = Counter()
-    with Progress() as progress:
+    with Progress() as progress, quiet():
         with progress.stage("training the generator", config.steps) as tick:
             model = fine_tune(model, rows, labels, config, tokenizer.eos_token_id, lambda loss: tick(1, loss))
         with progress.stage("writing texts", config.count) as tick:
