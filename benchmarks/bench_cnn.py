@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 import nanonet
-from nanonet.benchmarks.measure import commit, cpu_name
+from nanonet.benchmarks.measure import commit, device_name
 from nanonet.cohort.build import plain_student
 from nanonet.cohort.cnn import build_cnn_cohort
 from nanonet.cohort.extract import student
@@ -102,7 +102,7 @@ def records(data: str, rows: int, width: int, max_tokens: int, onnx: bool) -> It
                 "shape": {"B": size, "rows": count, "tokens": sum(int(mask.sum()) for _, mask in batches)},
                 "data": dataset.name,
                 "dtype": "int8" if name.endswith("int8") else "float32",
-                "device": cpu_name(),
+                "device": device_name(),
                 "implementation": name,
                 "p20_ms": p20,
                 "p50_ms": p50,

@@ -4,6 +4,7 @@ naive          K divergences from the teacher, K(K-1) between the students, one 
 closed         the same with one log-softmax a tensor and all pairs at O(K), in eager torch
 compiled       torch.compile of `closed`; compiled-naive of `naive`
 torchtune      one call a student in torchtune's ForwardKLLoss pattern (float32 copies, masked mean), teacher only
+liger          one call a student of Liger-Kernel's KL, where it and a GPU are there, teacher only
 nanonet        distill_loss, then backward
 nanonet-op     the kernel alone, loss and gradient, into a reused buffer; fresh: into memory the system has just given
 sum            student.sum().backward(): the least that autograd costs
@@ -11,6 +12,8 @@ sum            student.sum().backward(): the least that autograd costs
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,23 +23,25 @@ from torch import Tensor
 
 import nanonet
 from nanonet import distill_loss, reference
-from nanonet.benchmarks.measure import commit, copy_of, cpu_name, fresh_memory, peak_mb, small_times_ms, times_ms
+from nanonet.benchmarks.measure import commit, copy_of, device_name, fresh_memory, peak_mb, small_times_ms, times_ms
 from nanonet.config import InputError
 
 # text classification; a middle and a vocabulary-sized number of classes
 SHAPES = ((2, 32, 4), (4, 32, 4), (3, 512, 1000), (2, 256, 30522), (4, 256, 30522))
+GPU_SHAPES = ((2, 32, 4), (4, 1024, 100), (4, 8192, 1000), (4, 8192, 32000), (4, 8192, 128256))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = (1.0, 1.0, 0.5)
+ROWS_CHECKED = 512  # rows checked against float64 at a time
 SMALL = 10_000  # logits below which calls are timed many at a time
 ATOL = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
-def setup(K: int, N: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def setup(K: int, N: int, C: int, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Student (K,N,C), teacher (N,C), label (N,), half of it -100."""
-    g = torch.Generator().manual_seed(0)
-    student = (2 * torch.randn(K, N, C, generator=g)).to(dtype)
-    teacher = (2 * torch.randn(N, C, generator=g)).to(dtype)
-    label = torch.randint(0, C, (N,), generator=g)
+    g = torch.Generator(device).manual_seed(0)
+    student = (2 * torch.randn(K, N, C, generator=g, device=device)).to(dtype)
+    teacher = (2 * torch.randn(N, C, generator=g, device=device)).to(dtype)
+    label = torch.randint(0, C, (N,), generator=g, device=device)
     label[N // 2 :] = -100
     return student, teacher, label
 
@@ -81,6 +86,23 @@ def torchtune(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
     return loss
 
 
+def liger_kernel() -> Callable[..., Tensor] | None:
+    """Liger-Kernel's KL, a call a student, on log-probabilities as it wants them; None where it is not installed or has
+    no GPU: its kernels are Triton's. The teacher's term alone."""
+    if importlib.util.find_spec("liger_kernel") is None or not torch.cuda.is_available():
+        return None
+    kl = importlib.import_module("liger_kernel.transformers").LigerKLDIVLoss(reduction="batchmean")
+
+    def loss(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+        p = teacher.float().softmax(-1)
+        total = student.new_zeros((), dtype=torch.float32)
+        for row in student:
+            total = total + kl(row.float().log_softmax(-1), p)
+        return total
+
+    return loss
+
+
 def ours(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
     return distill_loss(student, teacher, label, weights=WEIGHTS)[0]
 
@@ -98,13 +120,13 @@ def with_backward(loss: Callable[..., Tensor], student: Tensor, *others: Tensor)
 
 
 def op_fresh(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
-    weights = torch.tensor(WEIGHTS)
+    weights = torch.tensor(WEIGHTS, device=student.device)
     op = torch.ops.nanonet.distill_loss.default
     return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, True)
 
 
 def op_reused(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
-    weights, dstudent = torch.tensor(WEIGHTS), torch.empty_like(student)
+    weights, dstudent = torch.tensor(WEIGHTS, device=student.device), torch.empty_like(student)
     op = torch.ops.nanonet.distill_loss_into_.default
     return lambda: op(dstudent, student, teacher, label, weights, None, None, 1.0, 0)
 
@@ -115,11 +137,16 @@ def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, floa
     Raises:
         InputError: ours is more than twice the reference's: there is nothing to be timed.
     """
-    w = torch.tensor(WEIGHTS)
-    truth = reference.distill_loss(student.double(), teacher.double(), label, w.double(), None, None)[2]
-    plain = reference.distill_loss(student, teacher, label, w, None, None)[2]
-    mine = with_backward(ours, student, teacher, label)()
-    error, own = ((g.double() - truth).abs().max().item() for g in (mine, plain))
+    N = student.shape[1]
+    w, counts = torch.tensor(WEIGHTS, device=student.device), torch.tensor([float(N // 2), N], device=student.device)
+    mine, error, own = with_backward(ours, student, teacher, label)(), 0.0, 0.0
+    for n in range(0, N, ROWS_CHECKED):  # a piece at a time: float64 takes eight times the memory
+        rows = slice(n, n + ROWS_CHECKED)
+        part = student[:, rows], teacher[rows], label[rows]
+        truth = reference.distill_loss(part[0].double(), part[1].double(), part[2], w.double(), None, counts)[2]
+        plain = reference.distill_loss(*part, w, None, counts)[2]
+        error = max(error, (mine[:, rows].double() - truth).abs().max().item())
+        own = max(own, (plain.double() - truth).abs().max().item())
     if not error <= 2 * own + ATOL[student.dtype] / student.shape[1]:
         raise InputError(
             f"distill_loss is wrong by {error:.3g} (torch: {own:.3g}) at {tuple(student.shape)}: not timed"
@@ -127,13 +154,16 @@ def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, floa
     return error, own
 
 
-def records(shapes: tuple = SHAPES, dtypes: tuple = tuple(DTYPES), compiled: bool = True) -> Iterator[dict[str, Any]]:
+def records(
+    shapes: tuple = (), dtypes: tuple = tuple(DTYPES), compiled: bool = True, device: str = "cpu"
+) -> Iterator[dict[str, Any]]:
     """One record for each shape, dtype and implementation."""
     fresh_memory()
+    liger = liger_kernel()
     for dtype_name in dtypes:
-        for K, N, C in shapes:
+        for K, N, C in shapes or (SHAPES if device == "cpu" else GPU_SHAPES):
             dtype = DTYPES[dtype_name]
-            inputs = setup(K, N, C, dtype)
+            inputs = setup(K, N, C, dtype, device)
             error, own = errors(*inputs)
             losses: dict[str, Callable[..., Tensor]] = {
                 "nanonet": ours,
@@ -142,6 +172,8 @@ def records(shapes: tuple = SHAPES, dtypes: tuple = tuple(DTYPES), compiled: boo
                 "torchtune": torchtune,
                 "sum": lambda student, *_: student.sum(),
             }
+            if liger is not None:
+                losses["liger"] = liger
             if compiled:
                 torch._dynamo.reset()
                 losses["compiled"] = torch.compile(closed, fullgraph=True, dynamic=False)
@@ -150,7 +182,7 @@ def records(shapes: tuple = SHAPES, dtypes: tuple = tuple(DTYPES), compiled: boo
             floor = (2 * K + 1) * N * C * dtype.itemsize
             clock = small_times_ms if K * N * C < SMALL else times_ms
             taken = clock({**runs, "nanonet-op-fresh": op_fresh(*inputs)})
-            taken |= clock({"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor)})
+            taken |= clock({"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)})
             copy_ms = float(sorted(taken["memcpy"])[len(taken["memcpy"]) // 2])
             for name, values in taken.items():
                 p20, p50, p80 = (float(sorted(values)[int(len(values) * q)]) for q in (0.2, 0.5, 0.8))
@@ -159,7 +191,7 @@ def records(shapes: tuple = SHAPES, dtypes: tuple = tuple(DTYPES), compiled: boo
                     "op": "distill_loss",
                     "shape": {"K": K, "N": N, "C": C},
                     "dtype": dtype_name,
-                    "device": cpu_name(),
+                    "device": device_name(device),
                     "implementation": name,
                     "p20_ms": p20,
                     "p50_ms": p50,

@@ -33,7 +33,8 @@ machine() {
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
   nvcc --version | tail -n 1
   git log -1 --format='commit %h' 2>/dev/null
-  "$python" -c 'import sys, torch, triton; print("python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)'
+  "$python" --version
+  "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
 }
 install() {
   if compgen -G 'wheels/*.whl' >/dev/null; then

@@ -31,15 +31,18 @@ def fresh_memory() -> None:
 
 def times_ms(runs: dict[str, Callable[[], Any]], seconds: float = 2.0, most: int = 400) -> dict[str, np.ndarray]:
     """Times [ms] of every run, taken in turn (A B C A B C ...), so that a machine that slows down slows all of them."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for run in runs.values():
         run()
         run()
+    wait()
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds * len(runs)
     while time.perf_counter() < end and len(next(iter(times.values()))) < most:
         for name, run in runs.items():
             began = time.perf_counter()
             run()
+            wait()
             times[name].append((time.perf_counter() - began) * 1e3)
     return {name: np.asarray(values) for name, values in times.items()}
 
@@ -64,6 +67,11 @@ def peak_mb(run: Callable[[], Any]) -> float:
     Held before are the inputs and the gradient of a call before: it says what is needed beyond these.
     """
     run()
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     gc.collect()
     _give_back()
     try:
@@ -90,9 +98,9 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def copy_of(size_bytes: int) -> Callable[[], Any]:
-    """A memcpy that reads and writes `size_bytes` in all."""
-    source = torch.ones(max(size_bytes // 8, 1), dtype=torch.float32)
+def copy_of(size_bytes: int, device: str = "cpu") -> Callable[[], Any]:
+    """A copy that reads and writes `size_bytes` in all."""
+    source = torch.ones(max(size_bytes // 8, 1), dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
@@ -104,8 +112,10 @@ def commit() -> str:
     return told.stdout.strip() if told.returncode == 0 else ""
 
 
-def cpu_name() -> str:
-    """Cores in use and the processor's name."""
+def device_name(device: str = "cpu") -> str:
+    """Cores in use and the processor's name, or the GPU's name."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

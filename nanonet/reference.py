@@ -195,14 +195,18 @@ def cohort_linear(
     dropout: float = 0.0,
 ) -> Tensor:
     """y_k = x_k W_k^T + b_k + scale_k dropout(x_k) A_k^T B_k^T: (K,M,F)."""
-    y = torch.nn.functional.linear(x, weight) if weight.dim() == 2 else x @ weight.mT
-    if y.dim() == 2:
-        y = y[None]
-    if bias is not None:
-        y = y + bias[:, None]
+    if x.dim() == 2 and weight.dim() == 2:  # one base product for all students
+        y = torch.nn.functional.linear(x, weight)[None]
+        y = y if bias is None else y + bias[:, None]
+    else:
+        K = x.shape[0] if x.dim() == 3 else weight.shape[0]
+        rows, columns = x.expand(K, -1, -1), weight.mT.expand(K, -1, -1)
+        y = rows @ columns if bias is None else torch.baddbmm(bias[:, None], rows, columns)
     if lora_a is not None and lora_b is not None:
         low = _dropped(x, lora_a.shape[0], seed, dropout) @ lora_a.mT
-        y = y + (low if scale is None else low * scale[:, None, None]) @ lora_b.mT
+        low = low if scale is None else low * scale[:, None, None]
+        # added where y lies: a new y costs more than the low-rank product
+        y = y.baddbmm_(low, lora_b.mT) if len(y) == len(low) else torch.baddbmm(y, low, lora_b.mT)
     return y.contiguous()
 
 
@@ -221,11 +225,14 @@ def cohort_linear_backward(
     """Gradients of x, weight, bias, lora_a, lora_b; an empty tensor where `needs` is False. x may be None where
     only dx and dbias are wanted."""
     dx, dweight, dbias, da, db = (dy.new_empty(0) for _ in range(5))
+    once = shared_x and weight.dim() == 2  # what all students share is summed before it is multiplied
     if needs[0]:
-        dx = dy @ weight
+        dx = dy.sum(0, keepdim=True) @ weight if once else dy @ weight
     if needs[1] and x is not None:
-        dweight = dy.mT @ x
-        dweight = dweight.sum(0) if weight.dim() == 2 else dweight
+        if weight.dim() == 3:
+            dweight = dy.mT @ x
+        else:
+            dweight = (dy.sum(0) if shared_x else dy.flatten(0, 1)).mT @ x.reshape(-1, x.shape[-1])
     if needs[2]:
         dbias = dy.sum(1)
     if lora_a is not None and lora_b is not None:
@@ -233,7 +240,11 @@ def cohort_linear_backward(
         if needs[0] or needs[3]:
             dlow = (dy @ lora_b) * factor
         if needs[0]:
-            dx = dx + _dropped(dlow @ lora_a, dlow.shape[0], seed, dropout)
+            if once or (seed is not None and dropout > 0):
+                low = _dropped(dlow @ lora_a, len(dlow), seed, dropout)
+                dx = dx + (low.sum(0, keepdim=True) if once else low)
+            else:
+                dx.baddbmm_(dlow, lora_a)
         if x is not None and (needs[3] or needs[4]):
             dropped = _dropped(x, lora_a.shape[0], seed, dropout)
             da = dlow.mT @ dropped if needs[3] else da

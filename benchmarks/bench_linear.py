@@ -1,0 +1,129 @@
+"""cohort_linear, forward and backward: the op against torch's own calls for the same thing.
+
+nanonet         cohort_linear, then backward
+linear          one F.linear a student, its LoRA part added: what a loop over K models does
+addmm           one addmm a student, its LoRA part by a second addmm
+baddbmm         one baddbmm for all students, the LoRA part by a second one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import nanonet
+from nanonet import cohort_linear, reference
+from nanonet.benchmarks.measure import commit, device_name, times_ms
+from nanonet.config import InputError
+
+# (K, M, D, F): 48 texts of 50 tokens through an attention and a feed-forward product of a 384-wide encoder
+SHAPES = ((2, 2400, 384, 384), (4, 2400, 384, 384), (4, 2400, 384, 1536))
+GPU_SHAPES = ((4, 2048, 768, 768), (1, 8192, 4096, 4096))
+RANK = {"cpu": 8, "cuda": 16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ATOL = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+Arguments = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def setup(K: int, M: int, D: int, out: int, dtype: torch.dtype, device: str, stacked: bool, lora: bool) -> Arguments:
+    """x (K,M,D), weight (F,D) or (K,F,D), bias (K,F), lora_a (K,R,D), lora_b (K,F,R)"""
+    g = torch.Generator().manual_seed(0)
+    R = RANK[device]
+
+    def draw(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=g) * shape[-1] ** -0.5).to(device, dtype)
+
+    weight = draw(K, out, D) if stacked else draw(out, D)
+    return draw(K, M, D), weight, draw(K, out), draw(K, R, D) if lora else None, draw(K, out, R) if lora else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+    weights = weight if weight.dim() == 3 else [weight] * len(x)
+    rows = [F.linear(*each) for each in zip(x, weights, bias, strict=True)]
+    if a is not None and b is not None:
+        rows = [y + F.linear(F.linear(x_k, a_k), b_k) for y, x_k, a_k, b_k in zip(rows, x, a, b, strict=True)]
+    return torch.stack(rows)
+
+
+def addmm(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+    weights = weight if weight.dim() == 3 else [weight] * len(x)
+    rows = [torch.addmm(b_k, x_k, w_k.t()) for x_k, w_k, b_k in zip(x, weights, bias, strict=True)]
+    if a is not None and b is not None:
+        rows = [torch.addmm(y, x_k @ a_k.t(), b_k.t()) for y, x_k, a_k, b_k in zip(rows, x, a, b, strict=True)]
+    return torch.stack(rows)
+
+
+def baddbmm(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+    y = torch.baddbmm(bias[:, None], x, weight.mT.expand(len(x), -1, -1))
+    return y if a is None or b is None else torch.baddbmm(y, x @ a.mT, b.mT)
+
+
+CALLS: dict[str, Callable[..., Tensor]] = {
+    "nanonet": cohort_linear,
+    "linear": linear,
+    "addmm": addmm,
+    "baddbmm": baddbmm,
+}
+
+
+def with_backward(call: Callable[..., Tensor], arguments: Arguments, dy: Tensor, full: bool) -> Callable[[], Any]:
+    """Forward and backward; the weight trains in full tuning only."""
+    leaves = [t if t is None else t.detach().requires_grad_(full or i != 1) for i, t in enumerate(arguments)]
+    trained = [t for t in leaves if t is not None and t.requires_grad]
+    return lambda: torch.autograd.grad(call(*leaves), trained, dy)
+
+
+def errors(arguments: Arguments, dtype: torch.dtype) -> tuple[float, float]:
+    """Largest error of y, ours and torch's in the same dtype, against float64.
+
+    Raises:
+        InputError: ours is more than twice torch's: there is nothing to be timed.
+    """
+    truth = reference.cohort_linear(*(None if t is None else t.double() for t in arguments))
+    error, own = ((y.double() - truth).abs().max().item() for y in (cohort_linear(*arguments), linear(*arguments)))
+    if not error <= 2 * own + ATOL[dtype]:
+        raise InputError(f"cohort_linear is wrong by {error:.3g} (torch: {own:.3g}): not timed")
+    return error, own
+
+
+def records(dtypes: tuple = tuple(DTYPES), device: str = "cpu") -> Iterator[dict[str, Any]]:
+    """One record for each shape, kind of weight, tuning, dtype and implementation."""
+    for dtype_name in dtypes:
+        for shape in SHAPES if device == "cpu" else GPU_SHAPES:
+            for stacked, tuning in ((False, "bias"), (False, "lora"), (True, "bias"), (True, "lora"), (True, "full")):
+                dtype = DTYPES[dtype_name]
+                arguments = setup(*shape, dtype, device, stacked, tuning == "lora")
+                error, own = errors(arguments, dtype)
+                K, M, D, out = shape
+                dy = torch.randn(K, M, out, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+                for phase in ("forward", "forward+backward"):
+                    runs = {
+                        name: (lambda call=call: call(*arguments))
+                        if phase == "forward"
+                        else with_backward(call, arguments, dy, tuning == "full")
+                        for name, call in CALLS.items()
+                    }
+                    for name, values in times_ms(runs, seconds=0.4).items():
+                        p20, p50, p80 = (float(sorted(values)[int(len(values) * q)]) for q in (0.2, 0.5, 0.8))
+                        yield {
+                            "op": "cohort_linear",
+                            "shape": {"K": K, "M": M, "D": D, "F": out},
+                            "weight": "stacked" if stacked else "shared",
+                            "tuning": tuning,
+                            "phase": phase,
+                            "dtype": dtype_name,
+                            "device": device_name(device),
+                            "implementation": name,
+                            "p20_ms": p20,
+                            "p50_ms": p50,
+                            "p80_ms": p80,
+                            "error": error if name == "nanonet" else None,
+                            "reference_error": own,
+                            "versions": {"torch": torch.__version__, "nanonet": nanonet.__version__},
+                            "commit": commit(),
+                        }
