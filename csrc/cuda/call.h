@@ -5,7 +5,7 @@
 
 namespace nanonet::cuda {
 
-constexpr int kMaxStudents = 8;
+constexpr int kMaxStudents = 8, kMaxStudentsOfAny = 4;  // with kl; with any divergence
 
 // A launch that reduces has a counter for itself and leaves it at 0. They are handed out in turn: two launches could meet
 // in one only with this many in flight at once (register.cpp keeps those of captured graphs apart).

@@ -1,9 +1,9 @@
 // Eight consecutive classes of a row: one 16-byte piece of a 16-bit type, two of float32.
 //
-// They are worked on kStep at a time, as many as the registers hold: several steps share a piece. Rows start anywhere. Where all rows of a call leave the 16-byte grid by the same number of classes, chunks
-// follow the grid and only the first and the last are clipped; else every class is loaded alone. What lies outside the
-// row reads as -inf and is not written. The dtype is known at run time: a branch that all threads take alike, against
-// three times as many kernels.
+// They are worked on kStep at a time, as many as the registers hold: several steps share a piece. Rows start anywhere.
+// Where all rows of a call leave the 16-byte grid by the same number of classes, chunks follow the grid and only the
+// first and the last are clipped; else every class is loaded alone. What lies outside the row reads as -inf and is not
+// written. The dtype is known at run time: a branch that all threads take alike, against three times as many kernels.
 #pragma once
 
 #include "operands.cuh"

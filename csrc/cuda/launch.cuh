@@ -6,10 +6,11 @@
 
 namespace nanonet::cuda {
 
-// Calls body.operator()<kK, kKl>() for the problem: exact for up to four students and kl, at most kK for the rest.
+// Calls body.operator()<kK, kKl>() for the problem: kl with exactly up to four students, or eight at most; else any
+// divergence, four at most.
 template <class Body>
 void with_kernel(const Call& p, Body body) {
-  if (p.divergence != kKl) return p.K <= 4 ? body.template operator()<4, false>() : body.template operator()<8, false>();
+  if (p.divergence != kKl) return body.template operator()<kMaxStudentsOfAny, false>();
   switch (p.K) {
     case 1: return body.template operator()<1, true>();
     case 2: return body.template operator()<2, true>();

@@ -61,16 +61,16 @@ Tensor with_contiguous_rows(const Tensor& logits) {
   return logits.stride(logits.dim() - 1) == 1 ? logits : torch::stable::contiguous(logits);
 }
 
-// Whether the kernels take these logits; the reference takes the rest: float64, more than eight students.
-bool served(const Tensor& student, const Optional& teacher) {
+// Whether there are kernels for these logits: not for float64, nor for very many students.
+bool served(const Tensor& student, const Optional& teacher, int64_t divergence) {
   const auto narrow = [](const Tensor& logits) { return dtype_of(logits) != Dtype::kFloat64; };
-  return narrow(student) && (!teacher || narrow(*teacher)) && student.size(0) <= kMaxStudents &&
-         student.size(2) < (int64_t(1) << 30);
+  return narrow(student) && (!teacher || narrow(*teacher)) && student.size(2) < (int64_t(1) << 30) &&
+         student.size(0) <= (divergence == kKl ? kMaxStudents : kMaxStudentsOfAny);
 }
 
-// Calls nanonet::reference_<op>, which nanonet/backends/cuda.py defines, and leaves what it returns in the stack.
+// Calls nanonet::uncompiled_<op>, which nanonet/backends/cuda.py defines, and leaves what it returns in the stack.
 template <size_t kCount>
-void call_reference(const char* op, std::array<StableIValue, kCount>& stack) {
+void call_uncompiled(const char* op, std::array<StableIValue, kCount>& stack) {
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
 }
 template <class T>
@@ -155,9 +155,9 @@ struct Work {
 
 std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& teacher, const Optional& label,
                                          double temperature, int64_t divergence) {
-  if (!served(student, teacher)) {
+  if (!served(student, teacher, divergence)) {
     std::array stack{put(student), put(teacher), put(label), put(temperature), put(divergence)};
-    call_reference("nanonet::reference_distill_terms", stack);
+    call_uncompiled("nanonet::uncompiled_distill_terms", stack);
     return {take(stack[0]), take(stack[1])};
   }
   Work work(student, teacher, label, temperature, divergence);
@@ -173,10 +173,10 @@ std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& 
 
 Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const Optional& teacher,
                               const Optional& label, const Tensor& stats_, double temperature, int64_t divergence) {
-  if (!served(student, teacher)) {
+  if (!served(student, teacher, divergence)) {
     std::array stack{put(dterms), put(student), put(teacher),     put(label),
                      put(stats_), put(temperature), put(divergence)};
-    call_reference("nanonet::reference_distill_terms_backward", stack);
+    call_uncompiled("nanonet::uncompiled_distill_terms_backward", stack);
     return take(stack[0]);
   }
   Work work(student, teacher, label, temperature, divergence);
@@ -231,10 +231,10 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Opt
                                                 const Tensor& weights, const Optional& row_weight,
                                                 const Optional& denominators, double temperature, int64_t divergence,
                                                 bool need_grad) {
-  if (!served(student, teacher)) {
+  if (!served(student, teacher, divergence)) {
     std::array stack{put(student),      put(teacher),     put(label),      put(weights),  put(row_weight),
                      put(denominators), put(temperature), put(divergence), put(need_grad)};
-    call_reference("nanonet::reference_distill_loss", stack);
+    call_uncompiled("nanonet::uncompiled_distill_loss", stack);
     return {take(stack[0]), take(stack[1]), take(stack[2])};
   }
   Work work(student, teacher, label, temperature, divergence);
@@ -246,10 +246,10 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Opt
 std::tuple<Tensor, Tensor> distill_loss_into_(const Tensor& dstudent, const Tensor& student, const Optional& teacher,
                                               const Optional& label, const Tensor& weights, const Optional& row_weight,
                                               const Optional& denominators, double temperature, int64_t divergence) {
-  if (!served(student, teacher)) {
+  if (!served(student, teacher, divergence)) {
     std::array stack{put(dstudent),   put(student),      put(teacher),     put(label),     put(weights),
                      put(row_weight), put(denominators), put(temperature), put(divergence)};
-    call_reference("nanonet::reference_distill_loss_into_", stack);
+    call_uncompiled("nanonet::uncompiled_distill_loss_into_", stack);
     return {take(stack[0]), take(stack[1])};
   }
   Work work(student, teacher, label, temperature, divergence);
@@ -263,7 +263,7 @@ std::tuple<Tensor, Tensor> distill_loss_into_(const Tensor& dstudent, const Tens
 void distill_scale_(const Tensor& dstudent, const Tensor& dloss) {
   if (dtype_of(dstudent) == Dtype::kFloat64) {
     std::array stack{put(dstudent), put(dloss)};
-    return call_reference("nanonet::reference_distill_scale_", stack);
+    return call_uncompiled("nanonet::uncompiled_distill_scale_", stack);
   }
   STD_TORCH_CHECK(dstudent.is_contiguous(), "dstudent: expected the contiguous gradient that distill_loss made");
   if (dstudent.numel() == 0) return;

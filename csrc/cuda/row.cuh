@@ -20,11 +20,11 @@ struct Row {
   Source& source;
   const int64_t n;
 
-  int64_t y = kUnlabelled;
-  bool labelled, bad_label, plain;      // plain: the temperature's softmax is not that of ce
+  int y;  // -1: none, or no class
+  bool labelled, bad_label, plain;  // plain: the temperature's softmax is not that of ce
   float u_ce[kK], u_teacher[kK], u_peers[kK];  // upstream gradients of the terms, with the constants of their slopes
   float top[kRows], log_soft[kRows], log_plain[kRows], expectation[kK];
-  uint32_t live;                        // bit r: row r has a softmax
+  uint32_t live;  // bit r: row r has a softmax
   bool any_poisoned = false;
 
   // Few students are known at compile time on the hot path, and loops over them have no bounds to check.
@@ -35,10 +35,12 @@ struct Row {
   NN_DEVICE bool mse() const { return !kKl && p.divergence == kMse; }
   NN_DEVICE float pairs() const { return K() > 1 ? float(K() - 1) : 1.0f; }
 
-  NN_DEVICE Row(const Call& p, const Group& group, Source& source, int64_t n) : p(p), group(group), source(source), n(n) {
-    if (p.label) y = p.label[n * p.label_stride];
-    labelled = y != kUnlabelled;
-    bad_label = labelled && (y < 0 || y >= p.C);
+  NN_DEVICE Row(const Call& p, const Group& group, Source& source, int64_t n)
+      : p(p), group(group), source(source), n(n) {
+    const int64_t label = p.label ? p.label[n * p.label_stride] : kUnlabelled;
+    labelled = label != kUnlabelled;
+    bad_label = labelled && (label < 0 || label >= p.C);
+    y = labelled && !bad_label ? int(label) : -1;
     plain = p.temperature != 1 && (labelled || (p.stats && !p.from_stats));
   }
 
@@ -216,7 +218,8 @@ struct Row {
     float d = u_ce[k] == 0 ? 0 : u_ce[k] * plain_probability(c, k);
     float to_teacher = 0;
     if (mse()) to_teacher = c.x[k] - c.x[kK];
-    else if (p.divergence == kReverseKl) to_teacher = times(c.q[k], c.l[k] - c.l[kK] - expectation[k]);
+    else if (p.divergence == kReverseKl)
+      to_teacher = times(c.q[k], c.l[k] - c.l[kK] - expectation[k]);
     else to_teacher = times(c.q[k], (c.l[k] - log_mean(c, k)) / 2 - expectation[k]);
     if (u_teacher[k] != 0) d += u_teacher[k] * to_teacher;
     if (u_peers[k] != 0) d += u_peers[k] * (K() * (mse() ? c.x[k] : c.q[k]) - all);

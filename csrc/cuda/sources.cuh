@@ -16,8 +16,7 @@ struct Turns {
     if (first >= end) return;
     const int last = first + (end - 1 - first) / step * step;
     NN_NO_UNROLL
-    for (int chunk = backwards ? last : first; backwards ? chunk >= first : chunk <= last; chunk += backwards ? -step : step)
-      body(chunk);
+    for (int i = first; i <= last; i += step) body(backwards ? first + last - i : i);
   }
 };
 
@@ -46,7 +45,7 @@ struct BlockRows {
   NN_DEVICE Dtype dtype(int r) const { return r == kK ? p.teacher.dtype : p.student[0].dtype; }
   NN_DEVICE int class_at(int chunk, int c) const { return grid.first_class(chunk) + c; }
   NN_DEVICE bool inside(int chunk, int c) const { return class_at(chunk, c) >= 0 && class_at(chunk, c) < grid.C; }
-  NN_DEVICE bool holds(int chunk, int64_t y) const {
+  NN_DEVICE bool holds(int chunk, int y) const {
     return y >= grid.first_class(chunk) && y < grid.first_class(chunk) + kChunk;
   }
 
@@ -87,16 +86,17 @@ template <int kK>
 struct SharedRows : BlockRows<kK> {
   using BlockRows<kK>::kElements;
   char* memory;
-  int64_t student_bytes;
+  int student_bytes;
 
   NN_DEVICE SharedRows(const Call& p, int64_t n, int part, int parts, char* memory)
       : BlockRows<kK>(p, n, part, parts), memory(memory) {
-    student_bytes = int64_t(this->turns.end - this->turns.begin) * kChunk * size_of(this->dtype(0));
+    student_bytes = (this->turns.end - this->turns.begin) * kChunk * int(size_of(this->dtype(0)));
   }
 
-  NN_DEVICE uint4* place(int r, int chunk, int at) const {
-    const int64_t row = r == kK ? this->p.K : r;
-    const int64_t within = (int64_t(chunk - this->turns.begin) * kChunk + at) * size_of(this->dtype(r));
+  NN_DEVICE uint4* place(int r, int chunk, int at) const { return place(r, chunk, at, student_bytes); }
+  NN_DEVICE uint4* place(int r, int chunk, int at, int student_bytes) const {
+    const int row = r == kK ? this->p.K : r;
+    const int within = ((chunk - this->turns.begin) * kChunk + at) * int(size_of(this->dtype(r)));
     return reinterpret_cast<uint4*>(memory + row * student_bytes + within);
   }
 
@@ -121,9 +121,10 @@ struct SharedRows : BlockRows<kK> {
   }
 
   NN_DEVICE void load(typename BlockRows<kK>::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
+    const int stride = int(forgotten(student_bytes));
     NN_UNROLL
     for (int r = 0; r <= kK; ++r)
-      if (this->present(r) && begins_piece(this->dtype(r), at)) held.piece[r] = *place(r, chunk, at);
+      if (this->present(r) && begins_piece(this->dtype(r), at)) held.piece[r] = *place(r, chunk, at, stride);
     this->unpack(held, at, x);
   }
 };
@@ -159,7 +160,7 @@ struct LaneRows {
   NN_DEVICE void each(bool, Body body) const { body(0); }
   NN_DEVICE int class_at(int, int e) const { return lane + e * width; }
   NN_DEVICE bool inside(int, int e) const { return class_at(0, e) < p.C; }
-  NN_DEVICE bool holds(int, int64_t y) const { return y >= 0 && (y & (width - 1)) == lane; }
+  NN_DEVICE bool holds(int, int y) const { return y >= 0 && (y & (width - 1)) == lane; }
 
   NN_DEVICE void load(Held&, int, int, float (&to)[kK + 1][kV]) const {
     NN_UNROLL

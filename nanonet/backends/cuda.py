@@ -1,21 +1,38 @@
 """The compiled CUDA kernels: `nanonet._C_cuda` registers them where they were built and torch finds a device.
 
-They take float32, bfloat16 and float16 and up to eight students. For the rest they call back: `reference_<op>`,
-defined here, is the reference under a name of its own, since the dispatcher would hand `<op>` to the kernels again.
+They take float32, bfloat16 and float16, up to eight students with kl and four with the other divergences. The rest they
+hand on to `nanonet::uncompiled_<op>`, defined here: Triton's kernels where Triton is installed, else the reference. It
+is a name of its own because the dispatcher would hand `<op>` back to them.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from nanonet import reference
+from nanonet.backends import triton
 
-NOT_BUILT = "nanonet._C_cuda was not built (it takes nvcc and a torch with CUDA at install time)"
+NOT_BUILT = "nanonet._C_cuda was not built (that takes nvcc and a torch with CUDA at install time)"
+_OF_THE_LOSS = (
+    "Tensor student, Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight, Tensor? denominators,"
+    " float temperature, int divergence"
+)
+SCHEMAS = {
+    "distill_terms": "(Tensor student, Tensor? teacher, Tensor? label, float temperature, int divergence)"
+    " -> (Tensor, Tensor)",
+    "distill_terms_backward": "(Tensor dterms, Tensor student, Tensor? teacher, Tensor? label, Tensor stats,"
+    " float temperature, int divergence) -> Tensor",
+    "distill_loss": f"({_OF_THE_LOSS}, bool need_grad) -> (Tensor, Tensor, Tensor)",
+    "distill_loss_into_": f"(Tensor(a!) dstudent, {_OF_THE_LOSS}) -> (Tensor, Tensor)",
+    "distill_scale_": "(Tensor(a!) dstudent, Tensor dloss) -> ()",
+}
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
+_loaded = False
 
 
 def load() -> str | None:
@@ -23,11 +40,15 @@ def load() -> str | None:
 
     A module that was built but does not load raises its own error: a broken install must not be a slow one.
     """
+    global _loaded
     if importlib.util.find_spec("nanonet._C_cuda") is None:
         return NOT_BUILT
     if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    importlib.import_module("nanonet._C_cuda")
+        return triton.NO_DEVICE
+    if not _loaded:
+        define_uncompiled()
+        importlib.import_module("nanonet._C_cuda")
+        _loaded = True
     return None
 
 
@@ -36,44 +57,37 @@ def build_info() -> dict[str, Any]:
     return {} if load() is not None else importlib.import_module("nanonet._C_cuda").build_info()
 
 
-def _terms(student, teacher, label, temperature, divergence):
-    with torch.no_grad():
-        terms = reference.distill_terms(student, teacher, label, temperature, divergence)
-        return terms, reference.row_stats(student, teacher, temperature, divergence)
+def define_uncompiled() -> None:
+    functions = _reference()
+    if importlib.util.find_spec("triton") is not None:
+        functions |= triton.implementations()
+    for op, schema in SCHEMAS.items():
+        _LIBRARY.define(f"uncompiled_{op}{schema}")
+        _LIBRARY.impl(f"uncompiled_{op}", functions[op], "CompositeExplicitAutograd")
 
 
-def _terms_backward(dterms, student, teacher, label, stats, temperature, divergence):
-    return reference.row_gradient(dterms, student, teacher, label, temperature, divergence)
+def _reference() -> dict[str, Callable[..., Any]]:
+    def distill_terms(student, teacher, label, temperature, divergence):
+        with torch.no_grad():
+            terms = reference.distill_terms(student, teacher, label, temperature, divergence)
+            return terms, reference.row_stats(student, teacher, temperature, divergence)
 
+    def distill_terms_backward(dterms, student, teacher, label, stats, temperature, divergence):
+        return reference.row_gradient(dterms, student, teacher, label, temperature, divergence)
 
-def _loss(*arguments_and_need_grad):
-    *arguments, need_grad = arguments_and_need_grad
-    with torch.no_grad():
-        loss, means, dstudent = reference.distill_loss(*arguments)
-    return loss, means, dstudent if need_grad else dstudent.new_empty(0)
+    def distill_loss(*arguments_and_need_grad):
+        *arguments, need_grad = arguments_and_need_grad
+        with torch.no_grad():
+            loss, means, dstudent = reference.distill_loss(*arguments)
+        return loss, means, dstudent if need_grad else dstudent.new_empty(0)
 
+    def distill_loss_into_(dstudent, *arguments):
+        loss, means, gradient = torch.ops.nanonet.uncompiled_distill_loss.default(*arguments, True)
+        dstudent.copy_(gradient)
+        return loss, means
 
-def _loss_into(dstudent, *arguments):
-    loss, means, gradient = _loss(*arguments, True)
-    dstudent.copy_(gradient)
-    return loss, means
+    def distill_scale_(dstudent, dloss):
+        dstudent.mul_(dloss)
 
-
-def _scale(dstudent, dloss):
-    dstudent.mul_(dloss)
-
-
-_SCHEMAS = {
-    "reference_distill_terms(Tensor student, Tensor? teacher, Tensor? label, float temperature, int divergence)"
-    " -> (Tensor, Tensor)": _terms,
-    "reference_distill_terms_backward(Tensor dterms, Tensor student, Tensor? teacher, Tensor? label, Tensor stats,"
-    " float temperature, int divergence) -> Tensor": _terms_backward,
-    "reference_distill_loss(Tensor student, Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight,"
-    " Tensor? denominators, float temperature, int divergence, bool need_grad) -> (Tensor, Tensor, Tensor)": _loss,
-    "reference_distill_loss_into_(Tensor(a!) dstudent, Tensor student, Tensor? teacher, Tensor? label, Tensor weights,"
-    " Tensor? row_weight, Tensor? denominators, float temperature, int divergence) -> (Tensor, Tensor)": _loss_into,
-    "reference_distill_scale_(Tensor(a!) dstudent, Tensor dloss) -> ()": _scale,
-}
-for _schema, _kernel in _SCHEMAS.items():
-    _LIBRARY.define(_schema)
-    _LIBRARY.impl(_schema.partition("(")[0], _kernel, "CompositeExplicitAutograd")
+    functions = (distill_terms, distill_terms_backward, distill_loss, distill_loss_into_, distill_scale_)
+    return {function.__name__: function for function in functions}
