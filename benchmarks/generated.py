@@ -34,8 +34,10 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def prepare(place: Path, data: str, labels: int, seed: int, texts: int, generator: str) -> dict[str, list[str]]:
-    """The draw as a data folder `place`/data and the unlabelled files beside it: the flags of every kind of run."""
+def prepare(
+    place: Path, data: str, labels: int, seed: int, texts: int, generator: str, kinds: list[str]
+) -> dict[str, list[str]]:
+    """The draw as a data folder in `place` and the unlabelled files of `kinds` beside it: the flags of every kind."""
     dataset = load_dataset(data)
     train, known = dataset.train, dataset.train.labels or []
     draw = draw_labels(known, labels, seed, len(dataset.classes), dataset.classes)
@@ -51,10 +53,11 @@ def prepare(place: Path, data: str, labels: int, seed: int, texts: int, generato
     write_rows(place / "real.jsonl", [{"text": train.texts[i]} for i in real])
     command = [sys.executable, "-m", "nanonet", "generate", "--model", generator, "--labelled", str(folder)]
     command += ["--output", str(place / "4x.jsonl"), "--count", str(4 * texts), "--seed", str(seed)]
-    if not (place / "4x.jsonl").exists():
-        subprocess.run([*command, "--tuning", "full", "--sample-rows", "128"], check=True)
-    written = (place / "4x.jsonl").read_text().splitlines()
-    (place / "1x.jsonl").write_text("\n".join(written[:texts]) + "\n")
+    if any("generated" in kind for kind in kinds):
+        if not (place / "4x.jsonl").exists():
+            subprocess.run([*command, "--tuning", "full", "--sample-rows", "128"], check=True)
+        written = (place / "4x.jsonl").read_text().splitlines()
+        (place / "1x.jsonl").write_text("\n".join(written[:texts]) + "\n")
     files = {"1x generated": "1x", "4x generated": "4x", "real": "real"}
     return {kind: ["--unlabelled", str(place / f"{files[kind]}.jsonl")] if kind in files else [] for kind in KINDS}
 
@@ -101,7 +104,7 @@ def main() -> None:
             continue
         # kept, so that an interrupted command goes on with the texts that it has
         place = arguments.place / f"{Path(arguments.data).name}-{arguments.labels}-{seed}-{arguments.texts}"
-        flags = prepare(place, arguments.data, arguments.labels, seed, arguments.texts, arguments.generator)
+        flags = prepare(place, arguments.data, arguments.labels, seed, arguments.texts, arguments.generator, kinds)
         for kind in kinds:
             folder = str(place / Path(arguments.data).name)
             record = measure(folder, 0, seed, [*STUDENT.split(), *flags[kind], *arguments.flags])
