@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nanonet.kernels.launch import multiprocessors
-from nanonet.kernels.low_rank import hash_threshold, kept, low_rank, low_rank_grad, precision, rank_block
+from nanonet.kernels.low_rank import aligned, hash_threshold, kept, low_rank, low_rank_grad, precision, rank_block
 
 
 @triton.jit
@@ -170,7 +170,8 @@ def _product(x, weight, bias, low, b, seed, dropout, y, *, shared, summed=False,
     """y = x W^T + low b^T + bias: `shared` students have one product in a tile, and `summed` one y."""
     K = y.shape[0] if K is None else K
     (M, D), F, R = x.shape[-2:], weight.shape[-2], 0 if low is None else low.shape[-1]
-    blocks = product_blocks(K, M, F, x.element_size(), shared, multiprocessors(x.device))
+    plain = not shared and (seed is None or not dropout)
+    blocks = product_blocks(1 if shared else K, M, F, aligned(x, weight), plain, multiprocessors(x.device))
     tiles = triton.cdiv(M, blocks["BLOCK_M"]) * triton.cdiv(F, blocks["BLOCK_F"])
     cohort_linear_kernel[(tiles, 1 if shared else K)](
         x, weight, None if bias is None else bias.contiguous(), low, b, seed if dropout else None, y, M, D, F, R,
@@ -191,13 +192,15 @@ def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return dy.flatten(0, 1).mT @ x.flatten(0, 1)
 
 
-def product_blocks(K: int, M: int, F: int, itemsize: int, shared: bool, processors: int) -> dict[str, Any]:
-    """Tile sizes by shape. To be measured on a GPU: so far they are what compiles without spills."""
-    if itemsize == 4:
-        return dict(BLOCK_M=64, BLOCK_F=64, BLOCK_D=32, num_warps=4, num_stages=3)
-    large = triton.cdiv(M, 128) * triton.cdiv(F, 256) * (1 if shared else K) >= processors
-    if large and not shared:
+def product_blocks(K: int, M: int, F: int, aligned: bool, plain: bool, processors: int) -> dict[str, Any]:
+    """Tile sizes by shape. To be measured on a GPU: so far they are what compiles without spills.
+
+    `plain` says that the epilogue needs no second accumulator: no dropout, and no students that share a product.
+    """
+    if not aligned:
+        return dict(BLOCK_M=64, BLOCK_F=64, BLOCK_D=32, num_warps=8, num_stages=3)
+    if plain and triton.cdiv(M, 128) * triton.cdiv(F, 256) * K >= processors:
         return dict(BLOCK_M=128, BLOCK_F=256, BLOCK_D=64, num_warps=8, num_stages=3)
-    if large:
+    if plain and triton.cdiv(M, 128) * triton.cdiv(F, 128) * K >= processors:
         return dict(BLOCK_M=128, BLOCK_F=128, BLOCK_D=64, num_warps=8, num_stages=3)
-    return dict(BLOCK_M=64, BLOCK_F=128, BLOCK_D=64, num_warps=4, num_stages=3)
+    return dict(BLOCK_M=64, BLOCK_F=128, BLOCK_D=64, num_warps=8, num_stages=3)

@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -98,8 +99,10 @@ CASES: dict[str, Callable[[], object]] = {
     # a large layer, encoder layers, the first layer of a cohort (shared input), exact float32
     "linear M=8192 D=F=4096 R=16 K=1 bf16": partial(linear, 1, 8192, 4096, 4096, 16, BF16, shared_w=True, dropout=0.0),
     "linear M=2048 D=F=768 R=8 K=4 bf16": partial(linear, 4, 2048, 768, 768, 8, BF16),
-    "linear M=2048 D=768 F=3072 R=64 K=4 fp16 shared": partial(linear, 4, 2048, 768, 3072, 64, FP16, True, True),
-    "linear M=100 D=770 F=33 R=5 K=3 bf16 stacked on shared input": partial(linear, 3, 100, 770, 33, 5, BF16, True),
+    "linear M=2048 D=768 F=3072 R=64 K=4 fp16 shared x and W": partial(
+        linear, 4, 2048, 768, 3072, 64, FP16, True, True
+    ),
+    "linear M=100 D=770 F=33 R=5 K=3 bf16 shared x": partial(linear, 3, 100, 770, 33, 5, BF16, True),
     "linear M=2048 D=F=768 R=8 K=2 fp32": partial(linear, 2, 2048, 768, 768, 8, FP32),
     "scale bf16": lambda: distill.distill_scale(tensor(1 << 20, dtype=BF16), tensor()),
 }
@@ -149,8 +152,10 @@ def table(part: str = "") -> dict[str, dict[str, dict[str, int]]]:
             continue
         with recorded() as launches:
             case()
+        seen: Counter[str] = Counter()
         for kernel, args, kwargs in launches:
-            row = rows.setdefault(f"{name}: {kernel.__name__}", {})
+            seen[kernel.__name__] += 1
+            row = rows[f"{name}: {kernel.__name__} {seen[kernel.__name__]}"] = {}
             for architecture in ARCHITECTURES:
                 binary = compiled(kernel, args, kwargs, architecture)
                 used = resources(Path(binary.metadata_group[f"{kernel.__name__}.cubin"]))
@@ -165,16 +170,21 @@ def table(part: str = "") -> dict[str, dict[str, dict[str, int]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compile every Triton kernel ahead of time.")
     parser.add_argument("part", nargs="?", default="", help="only the cases whose name has this")
-    parser.add_argument("--write", metavar="FILE", help="write the table as JSON")
+    parser.add_argument("--write", metavar="FILE", help="put the table into this JSON file, by the version of Triton")
     options = parser.parse_args()
-    found = {"triton": triton.__version__, "kernels": table(options.part)}
-    text = json.dumps(found, indent=1)
+    tables = {triton.__version__: table(options.part)}
+    file = Path(options.write) if options.write else None
+    if file is not None and file.exists():
+        before = json.loads(file.read_text())
+        kept = before.get(triton.__version__, {}) if options.part else {}
+        tables = before | {triton.__version__: kept | tables[triton.__version__]}
+    text = json.dumps(tables, indent=1)
     # one line for each architecture
     text = re.sub(r"\{\s+(\"registers\": \d+),\s+(\"shared\": \d+),\s+(\"spilled\": \d+)\s+\}", r"{\1, \2, \3}", text)
-    if options.write:
-        Path(options.write).write_text(text + "\n")
-    else:
+    if file is None:
         print(text)
+    else:
+        file.write_text(text + "\n")
 
 
 if __name__ == "__main__":

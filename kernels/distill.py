@@ -19,12 +19,13 @@ from nanonet.kernels.launch import counter, multiprocessors
 from nanonet.kernels.reduction import NAN, UNLABELLED
 from nanonet.kernels.rowwise import cohort, gradient, load_rows, soften
 
-MSE = 3
+KL, MSE = 0, 3
 # The table of sizes. To be measured on a GPU: so far it says only what compiles without spills.
 PER_THREAD = 20  # floats of K+1 rows that a thread holds where rows are read once; l, q and pointers come on top
 MAX_WARPS = 8
 ROWS_LIMIT = PER_THREAD * 32 * MAX_WARPS  # what one program holds of K+1 rows
-PER_THREAD_TILE = 40  # the same where they are read in tiles
+PER_THREAD_TILE = 40  # the same where they are read in tiles; with more students or other divergences
+PER_THREAD_WIDE = 24  # than kl and mse the tile is smaller
 RECOUNT_LIMIT = 16384  # rows above which the denominators are summed once, by torch, instead of by every program
 L2_BYTES = 32 << 20  # of rows in flight, so that the second sweep over long rows finds them in the L2
 TILE_STAGES = 3
@@ -199,7 +200,7 @@ def _forward(student, teacher, label, weights, row_weight, denominators, tempera
     device = student.device
     student, teacher = _rows(student), None if teacher is None else _rows(teacher)
     denominators = None if denominators is None else denominators.contiguous()
-    kernel, programs, blocks = plan(K, N, C, student.element_size(), multiprocessors(device))
+    kernel, programs, blocks = plan(K, N, C, divergence, student.element_size(), multiprocessors(device))
     slots = triton.next_power_of_2(3 * K)
     if weights is not None:
         outputs["partials"] = torch.empty(programs, slots, dtype=torch.float32, device=device)
@@ -233,7 +234,7 @@ def _forward(student, teacher, label, weights, row_weight, denominators, tempera
     )
 
 
-def plan(K: int, N: int, C: int, itemsize: int, processors: int) -> tuple[Any, int, dict[str, int]]:
+def plan(K: int, N: int, C: int, divergence: int, itemsize: int, processors: int) -> tuple[Any, int, dict[str, int]]:
     """Kernel, programs, and blocks for a shape."""
     BLOCK_C = triton.next_power_of_2(C)
     if (K + 1) * BLOCK_C <= ROWS_LIMIT:
@@ -244,8 +245,8 @@ def plan(K: int, N: int, C: int, itemsize: int, processors: int) -> tuple[Any, i
         BLOCK_N = min(1 << (fit.bit_length() - 1), triton.next_power_of_2(max(N, 1)), 128)
         programs = min(triton.cdiv(N, BLOCK_N), 8 * processors)
         return distill_rows_kernel, max(programs, 1), dict(BLOCK_N=BLOCK_N, BLOCK_C=BLOCK_C, num_warps=warps)
-    width = 16 // itemsize
-    while width > 1 and ((K + 1) * width > PER_THREAD_TILE or C % width and width > 4):
+    width, limit = 16 // itemsize, PER_THREAD_TILE if K <= 4 and divergence in (KL, MSE) else PER_THREAD_WIDE
+    while width > 1 and ((K + 1) * width > limit or C % width and width > 4):
         width //= 2
     in_flight = L2_BYTES // ((K + 1) * C * itemsize * processors)
     programs = min(N, processors * max(1, min(in_flight, 4)))

@@ -104,7 +104,7 @@ def distill_rows_kernel(
                 if DIVERGENCE == REVERSE_KL or DIVERGENCE == JS:
                     expected = tl.sum(weigh(qs[k], surprise(ls[K], ls[k], DIVERGENCE)), 1, keep_dims=True)
             if K > 1:
-                per_class = peers_of(rows[k], ls[k], centre, A, Q, K, DIVERGENCE)
+                per_class = peers_of(rows[k], ls[k], qs[k], centre, A, Q, K, DIVERGENCE)
                 peers_term = tl.sum(tl.where(inside, per_class, 0.0), 1, keep_dims=True) * (term_scale / (K - 1))
             if weights is None:
                 store_row(

@@ -169,7 +169,7 @@ def distill_tiles_kernel(
                     per_class = teacher_of(rows[k], rows[K], ls[k], ls[K], qs[k], qs[K], DIVERGENCE)
                     new_teacher = new_teacher + (teacher_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
                 if K > 1:
-                    per_class = peers_of(rows[k], ls[k], centre, A, Q, K, DIVERGENCE)
+                    per_class = peers_of(rows[k], ls[k], qs[k], centre, A, Q, K, DIVERGENCE)
                     new_peers = new_peers + (peers_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
                 if dstudent is not None:
                     a_ce = w_ce * hard_shares[k]

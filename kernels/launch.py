@@ -10,7 +10,10 @@ from torch import Tensor
 
 @lru_cache
 def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    """Of the device; on the meta device, where kernels are compiled and not run, those of an H200."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132 if device.type == "meta" else 2
 
 
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}

@@ -132,7 +132,7 @@ def low_rank(x: Tensor, a: Tensor, scale: Tensor | None, seed: Tensor | None, dr
     """scale_k dropout(x_k) a_k^T: (K,M,R)."""
     (M, D), R = x.shape[-2:], a.shape[1]
     low = x.new_empty(K, M, R)
-    blocks = dict(BLOCK_M=64, BLOCK_D=128 if x.element_size() == 2 else 32, BLOCK_R=rank_block(R))
+    blocks = dict(BLOCK_M=64, BLOCK_D=128 if aligned(x, a) else 32, BLOCK_R=rank_block(R))
     low_rank_kernel[(triton.cdiv(M, 64), triton.cdiv(R, blocks["BLOCK_R"]), K)](
         x, a, scale, seed if dropout else None, low, M, D, R,
         0 if x.dim() == 2 else x.stride(0), x.stride(-2), x.stride(-1), *a.stride(), *hash_threshold(dropout, x.dtype),
@@ -160,6 +160,11 @@ def low_rank_grad(
         PRECISION=precision(x), **blocks, num_warps=4, num_stages=3,
     )  # fmt: skip
     return parts.sum(0), None if sums is None else sums.sum(0)
+
+
+def aligned(x: Tensor, weight: Tensor) -> bool:
+    """Whether 16 bytes at a time can be loaded: a 16-bit type, and rows of both that Triton knows to be aligned."""
+    return x.element_size() == 2 and x.shape[-1] % 16 == weight.stride(-2) * weight.stride(-1) % 16 == 0
 
 
 def rank_block(R: int) -> int:

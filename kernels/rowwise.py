@@ -111,11 +111,15 @@ def cohort(rows, ls, qs, K: tl.constexpr, DIVERGENCE: tl.constexpr):
 
 
 @triton.jit
-def peers_of(x, l, centre, A, Q, K: tl.constexpr, DIVERGENCE: tl.constexpr):
-    """sum_{j != k} of q_j (l_j - l_k), or of (s_j - s_k)^2, per class."""
+def peers_of(x, l, q, centre, A, Q, K: tl.constexpr, DIVERGENCE: tl.constexpr):
+    """sum_{j != k} of q_j (l_j - l_k) - q_j + q_k, or of (s_j - s_k)^2, per class.
+
+    Over the classes q_k - q_j comes to nothing, but it takes the error of the log-sum-exps with it: to first order
+    that is all there is left where the students agree.
+    """
     if DIVERGENCE == MSE:
         return A + K * (x - centre) * (x - centre)
-    return A - weigh(Q, l - centre)
+    return A - weigh(Q, l - centre) + (K * q - Q)
 
 
 @triton.jit
@@ -128,13 +132,13 @@ def surprise(l_p, l_q, DIVERGENCE: tl.constexpr):
 
 @triton.jit
 def teacher_of(s, t, l_q, l_p, q, p, DIVERGENCE: tl.constexpr):
-    """The divergence between teacher and student, per class."""
+    """The divergence between teacher and student, per class, with the difference of p and q as in peers_of."""
     if DIVERGENCE == MSE:
         return (s - t) * (s - t)
     elif DIVERGENCE == KL:
-        return weigh(p, l_p - l_q)
+        return weigh(p, l_p - l_q) + (q - p)
     elif DIVERGENCE == REVERSE_KL:
-        return weigh(q, l_q - l_p)
+        return weigh(q, l_q - l_p) + (p - q)
     l_m = log_mixture(l_p, l_q)
     return 0.5 * (weigh(p, l_p - l_m) + weigh(q, l_q - l_m))
 

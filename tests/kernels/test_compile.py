@@ -1,0 +1,40 @@
+"""Every Triton kernel compiled ahead for sm_80, sm_90 and sm_100, with no GPU: no spills, and the committed table."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton.json"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """In a process of its own, where the kernels are not interpreted."""
+    file = tmp_path_factory.mktemp("triton") / "triton.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "nanonet.kernels.compile", "--write", str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(file.read_text())[triton.__version__]
+
+
+def test_no_kernel_spills(compiled):
+    spilled = {
+        f"{name}, {architecture}": used["spilled"]
+        for name, row in compiled.items()
+        for architecture, used in row.items()
+        if used["spilled"]
+    }
+    assert len(compiled) > 30 and not spilled
+
+
+def test_registers_and_shared_memory_are_as_committed(compiled):
+    tables = json.loads(TABLE.read_text())
+    if triton.__version__ not in tables:
+        pytest.skip(f"{TABLE.name} is of triton {', '.join(tables)}, this is {triton.__version__}")
+    assert compiled == tables[triton.__version__], f"python -m nanonet.kernels.compile --write {TABLE}"

@@ -1,0 +1,274 @@
+"""The Triton kernels of the loss against the reference in float64."""
+
+import pytest
+import torch
+
+from nanonet import reference
+from nanonet.backends import triton as backend
+from nanonet.kernels import distill, launch
+from nanonet.reference import DIVERGENCES
+
+ATOL = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+REGIMES = ["rows", "tiles"]
+
+
+@pytest.fixture(params=REGIMES)
+def regime(request, monkeypatch):
+    """Every row in registers, or every row in tiles."""
+    monkeypatch.setattr(distill, "ROWS_LIMIT", 1 << 30 if request.param == "rows" else 0)
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch, device):
+    """What the launchers allocate holds NaN and lies between sentinels, which no kernel may touch."""
+    buffers, empty = [], torch.empty
+
+    def allocate(*shape, dtype, device):
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, torch.Size)) else shape
+        size, value = torch.Size(shape).numel(), 12345.0 if dtype.is_floating_point else 12345
+        buffer = torch.full((size + 128,), value, dtype=dtype, device=device)
+        buffer[64 : size + 64] = torch.nan if dtype.is_floating_point else -1
+        buffers.append((buffer, value))
+        return buffer[64 : size + 64].view(shape)
+
+    def allocate_like(x, memory_format=None):
+        return allocate(*x.shape, dtype=x.dtype, device=x.device)
+
+    monkeypatch.setattr(distill.torch, "empty", lambda *s, **o: allocate(*s, **o) if "dtype" in o else empty(*s, **o))
+    monkeypatch.setattr(distill.torch, "empty_like", allocate_like)
+    yield
+    for buffer, value in buffers:
+        assert buffer[:64].eq(value).all() and buffer[-64:].eq(value).all()
+
+
+def draw(K, N, C, dtype, device, spread=3.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    student = (spread * torch.randn(K, N, C, generator=g)).to(dtype)
+    teacher = (spread * torch.randn(N, C, generator=g)).to(dtype)
+    label = torch.randint(0, C, (N,), generator=g)
+    label[::3] = -100
+    return student.to(device), teacher.to(device), label.to(device)
+
+
+def assert_no_worse(got, plain, truth, atol):
+    """err(kernel) <= 2 err(reference in the same dtype) + atol, both against float64; the same infinities and NaN."""
+    got, plain = got.double(), plain.double()
+    assert got.shape == truth.shape and torch.equal(got.isnan(), truth.isnan())
+    if not got.numel():
+        return
+    same = (got == truth) | truth.isnan()
+    finite = truth[truth.isfinite()]
+    scale = max(1.0, finite.abs().max().item()) if finite.numel() else 1.0
+    allowed = torch.where((plain == truth) | truth.isnan(), 0, (plain - truth).abs()).nan_to_num(0, 0, 0).max()
+    assert torch.where(same, 0, (got - truth).abs()).max() <= 2 * allowed + atol * scale
+
+
+def wide(*tensors):
+    return [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in tensors]
+
+
+def check(student, teacher, label, temperature=2.0, divergence="kl", row_weight=None, denominators=None):
+    """Both entry points and the backward of the terms, with an upstream that is 0 in places."""
+    code = DIVERGENCES[divergence]
+    temperature = 1.0 if divergence == "mse" else temperature
+    options, (K, N, _), dtype = (temperature, code), student.shape, student.dtype
+    inputs = student, teacher, label
+    terms, stats = distill.distill_terms_fwd(*inputs, *options)
+    assert_no_worse(
+        terms, reference.distill_terms(*inputs, *options), reference.distill_terms(*wide(*inputs), *options), 4e-6
+    )
+    assert_no_worse(
+        stats,
+        reference.row_stats(student, teacher, *options),
+        reference.row_stats(*wide(student, teacher), *options),
+        4e-6,
+    )
+    upstream = torch.randn(3, K, N, generator=torch.Generator().manual_seed(1)).to(student.device)
+    upstream[:, :, 1::4] = 0
+    assert_no_worse(
+        distill.distill_terms_bwd(upstream, *inputs, stats, *options),
+        reference.row_gradient(upstream, *inputs, *options),
+        reference.row_gradient(*wide(upstream, *inputs), *options),
+        ATOL[dtype],
+    )
+    arguments = *inputs, torch.tensor([0.7, 1.3, 0.4], device=student.device), row_weight, denominators, *options
+    got = distill.distill_loss_fwd(*arguments, True)
+    plain, truth = reference.distill_loss(*arguments), reference.distill_loss(*wide(*arguments[:-2]), *options)
+    for value, p, t, atol in zip(got, plain, truth, (4e-6, 4e-6, ATOL[dtype]), strict=True):
+        assert_no_worse(value, p, t, atol)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "js"])
+def test_twice_the_same_to_the_bit_and_without_a_gradient(divergence, regime, device):
+    options = torch.ones(3, device=device), None, None, 2.0, DIVERGENCES[divergence]
+    inputs = draw(2, 9, 33, torch.float32, device)
+    one, two = (distill.distill_loss_fwd(*inputs, *options, True) for _ in range(2))
+    assert all(map(torch.equal, one, two))
+    loss, means, nothing = distill.distill_loss_fwd(*inputs, *options, False)
+    assert torch.equal(loss, one[0]) and torch.equal(means, one[1]) and nothing.numel() == 0
+
+
+# K=1 has no peers; N=0 and 1 are edges, 9 is more than the programs; C=1 has no choice, 7 and 33 are ragged
+@pytest.mark.parametrize("K,N,C", [(1, 3, 7), (2, 1, 4), (2, 0, 4), (3, 5, 33), (2, 3, 1), (3, 9, 16)])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_shapes(K, N, C, divergence, regime, device):
+    check(*draw(K, N, C, torch.float32, device), divergence=divergence)
+
+
+# 2050 is more than one tile of 256 lanes, and ragged
+@pytest.mark.parametrize("dtype", list(ATOL))
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_dtypes_and_several_tiles(dtype, divergence, device, monkeypatch):
+    monkeypatch.setattr(distill, "ROWS_LIMIT", 0)
+    check(*draw(2, 3, 2050, dtype, device), divergence=divergence)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [1.0, 3.5])
+def test_temperature_and_dtypes_in_registers(dtype, temperature, device):
+    check(*draw(3, 6, 20, dtype, device), temperature=temperature)
+
+
+@pytest.mark.parametrize("parts", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("divergence", ["kl", "js", "mse"])
+def test_without_teacher_or_label(parts, divergence, regime, device):
+    student, teacher, label = draw(2, 5, 9, torch.float32, device)
+    check(student, teacher if parts[0] else None, label if parts[1] else None, divergence=divergence)
+
+
+@pytest.mark.parametrize("per_student", [False, True])
+@pytest.mark.parametrize("given", [None, (2,), (2, 3)])
+def test_row_weights_and_denominators(per_student, given, regime, device):
+    g = torch.Generator().manual_seed(3)
+    row_weight = torch.rand(*((3, 6) if per_student else (6,)), generator=g).to(device)
+    row_weight[..., 2] = 0
+    denominators = None if given is None else (1 + torch.rand(*given, generator=g)).to(device)
+    student, teacher, label = draw(3, 6, 9, torch.float32, device)
+    check(student, teacher, label, row_weight=row_weight, denominators=denominators)
+    student[:, 2], teacher[2], label[2] = torch.nan, torch.nan, -100  # masked, not multiplied
+    w = torch.ones(3, device=device)
+    for value in distill.distill_loss_fwd(student, teacher, label, w, row_weight, denominators, 1.0, 0, True):
+        assert value.isfinite().all()
+
+
+def test_denominators_of_many_rows_are_the_same(device, monkeypatch):
+    student, teacher, label = draw(2, 40, 5, torch.float32, device)
+    r, w = torch.rand(2, 40, device=device), torch.ones(3, device=device)
+    for row_weight in (None, r, r[0]):
+        monkeypatch.setattr(distill, "RECOUNT_LIMIT", 1 << 20)
+        once = distill.distill_loss_fwd(student, teacher, label, w, row_weight, None, 1.0, 0, True)
+        monkeypatch.setattr(distill, "RECOUNT_LIMIT", 0)
+        for a, b in zip(
+            once, distill.distill_loss_fwd(student, teacher, label, w, row_weight, None, 1.0, 0, True), strict=True
+        ):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_denominator_of_zero_gives_zero(regime, device):
+    student, teacher, label = draw(2, 4, 6, torch.float32, device)
+    label[:] = -100
+    for r, d in ((torch.zeros(4, device=device), None), (None, torch.zeros(2, device=device))):
+        w = torch.ones(3, device=device)
+        for value in distill.distill_loss_fwd(student, teacher, label, w, r, d, 1.0, 0, True):
+            assert not value.any()
+
+
+def adversarial(dtype, device):
+    """Rows of agreement, +-1e4, masked classes, a one-hot teacher, underflow of both, and all classes masked."""
+    inf = float("inf")
+    student = [
+        [1, 1, 1, 1], [1e4, -1e4, 0, 5], [0, -inf, 1, 2], [1, 2, 3, 4], [0, -200, -200, -200], [-inf] * 4,
+    ]  # fmt: skip
+    teacher = [
+        [1, 1, 1, 1], [1e4, -1e4, 0, 5], [1, -inf, 0, 2], [-inf, -inf, 0, -inf], [0, -200, -200, -200], [1, 2, 3, 4],
+    ]  # fmt: skip
+    one = torch.tensor(student, dtype=dtype, device=device)
+    # the third rules out classes that the others do not
+    other = torch.stack([one, one + 1e-3, torch.cat([one[:5].flip(0), one[5:]])])
+    return other, torch.tensor(teacher, dtype=dtype, device=device), torch.tensor([0, 0, 2, 2, 0, 1], device=device)
+
+
+@pytest.mark.parametrize("dtype", list(ATOL))
+@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "js"])
+def test_adversarial_rows(dtype, divergence, regime, device):
+    student, teacher, label = adversarial(dtype, device)
+    check(student, teacher, label, divergence=divergence)
+
+
+def test_students_that_nearly_agree_keep_their_divergence(regime, device):
+    # the log-sum-exps are known to 3e-7, the divergence itself is 1e-6
+    g = torch.Generator().manual_seed(0)
+    student = (torch.randn(1, 8, 100, generator=g) + 1e-3 * torch.randn(4, 8, 100, generator=g)).to(device)
+    truth = reference.distill_terms(student.double(), None, None)[2].sum(1)
+    ours = distill.distill_terms_fwd(student, None, None, 1.0, 0)[0][2].double().sum(1)
+    assert ((ours - truth).abs() / truth).max() < 0.03
+
+
+def test_a_label_that_is_no_class_gives_nan_in_its_row_only(regime, device):
+    student, teacher, label = draw(2, 4, 6, torch.float32, device)
+    label[:] = torch.tensor([1, 6, -1, -100])
+    terms, stats = distill.distill_terms_fwd(student, teacher, label, 1.0, 0)
+    assert terms.isnan().sum(-1).tolist() == [[2, 2], [0, 0], [0, 0]] and terms[0, :, 1:3].isnan().all()
+    for upstream, bad in ((torch.ones_like(terms), True), (torch.ones_like(terms) * (terms == terms), False)):
+        dstudent = distill.distill_terms_bwd(upstream, student, teacher, label, stats, 1.0, 0)
+        assert dstudent[:, 1:3].isnan().all() == bad and dstudent[:, ::3].isfinite().all()
+    loss, _, dstudent = distill.distill_loss_fwd(
+        student, teacher, label, torch.ones(3, device=device), None, None, 1.0, 0, True
+    )
+    assert loss.isnan() and dstudent[:, 1:3].isnan().all() and dstudent[:, ::3].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", ["swapped", "sliced", "expanded"])
+def test_layouts(layout, regime, device):
+    student, teacher, label = draw(3, 4, 10, torch.float32, device)
+    check(
+        {
+            "swapped": student.transpose(0, 2).contiguous().transpose(0, 2),
+            "sliced": torch.cat([student, student], -1)[..., 3:13],
+            "expanded": student[:1].expand(3, 4, 10),
+        }[layout],
+        torch.cat([teacher, teacher], -1)[..., 3:13] if layout == "sliced" else teacher[:1].expand(4, 10),
+        torch.stack([label, label], -1)[:, 0],
+    )
+
+
+@pytest.mark.parametrize("dtype", list(ATOL))
+def test_scale(dtype, device):
+    x = torch.randn(5, 1111, device=device).to(dtype)
+    for factor in (1.0, 0.3):
+        y = x.clone()
+        distill.distill_scale(y, torch.tensor(factor, device=device))
+        assert torch.equal(y, x * factor)
+    distill.distill_scale(x[:0], torch.tensor(2.0, device=device))
+
+
+def test_the_counter_is_left_at_zero(regime, device, monkeypatch):
+    count = torch.zeros((), dtype=torch.int32, device=device)
+    monkeypatch.setattr(distill, "counter", lambda device: count)
+    student, teacher, label = draw(2, 50, 6, torch.float32, device)
+    distill.distill_loss_fwd(student, teacher, label, torch.ones(3, device=device), None, None, 1.0, 0, True)
+    assert count == 0 and launch.counter(device) == 0
+
+
+def test_the_backend_serves_every_op_and_leaves_float64_to_the_reference(device):
+    ops = backend.implementations()
+    student, teacher, label = draw(2, 4, 6, torch.float32, device)
+    for inputs in ((student, teacher), (student.double(), teacher.double())):
+        w = torch.ones(3, dtype=inputs[0].dtype, device=device)
+        terms, stats = ops["distill_terms"](*inputs, label, 2.0, 0)
+        assert terms.dtype == stats.dtype == inputs[0].dtype
+        torch.testing.assert_close(terms, reference.distill_terms(*inputs, label, 2.0, 0))
+        dstudent = ops["distill_terms_backward"](torch.ones_like(terms), *inputs, label, stats, 2.0, 0)
+        torch.testing.assert_close(
+            dstudent, reference.row_gradient(torch.ones_like(terms), *inputs, label, 2.0, 0), rtol=1e-4, atol=1e-6
+        )
+        loss, means, dstudent = ops["distill_loss"](*inputs, label, w, None, None, 2.0, 0, True)
+        scaled = dstudent.clone()
+        ops["distill_scale_"](scaled, torch.tensor(3.0, dtype=w.dtype, device=device))
+        torch.testing.assert_close(scaled, 3 * dstudent)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is told where there is no device")
+def test_without_a_device_nothing_is_registered():
+    assert backend.load() == backend.NO_DEVICE
