@@ -16,10 +16,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 ARCHES = ("sm_80", "sm_90a", "sm_100a")
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where pip puts cmake and ninja
+CMAKE, NINJA = shutil.which("cmake", path=PATH), shutil.which("ninja", path=PATH)
 
 pytestmark = [
     pytest.mark.skipif(NVCC is None, reason="nvcc is not installed"),
-    pytest.mark.skipif(shutil.which("cmake") is None or shutil.which("ninja") is None, reason="no cmake or no ninja"),
+    pytest.mark.skipif(CMAKE is None or NINJA is None, reason="cmake or ninja is not installed"),
 ]
 
 
@@ -39,14 +41,15 @@ def built():
 
     build = ROOT / "build" / "nvcc"
     configure = [
-        "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DNANONET_CUDA=ON",
+        CMAKE, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DNANONET_CUDA=ON",
+        f"-DCMAKE_MAKE_PROGRAM={NINJA}",
         f"-DCMAKE_CUDA_COMPILER={NVCC}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DTORCH_INCLUDE_DIRS={';'.join(include_paths())}",
         f"-DTORCH_LIBRARY_DIRS={';'.join(library_paths())}",
     ]  # fmt: skip
-    for command in (configure, ["cmake", "--build", str(build), "--target", "_C_cuda"]):
+    for command in (configure, [CMAKE, "--build", str(build), "--target", "_C_cuda"]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return build

@@ -90,8 +90,9 @@ NN_DEVICE uint32_t cluster_size() {
   return size;
 }
 // All threads of all blocks of the cluster; what was written before, to shared memory too, is seen after.
+// Not the .aligned form: the threads of a warp may come here one after the other.
 NN_DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 // What another block of the cluster holds at the place of `mine`.
 NN_DEVICE float read_from(const float* mine, uint32_t rank) {
