@@ -21,11 +21,10 @@ from nanonet.kernels.rowwise import cohort, gradient, load_rows, soften
 
 KL, MSE = 0, 3
 # The table of sizes. To be measured on a GPU: so far it says only what compiles without spills.
-PER_THREAD = 20  # floats of K+1 rows that a thread holds where rows are read once; l, q and pointers come on top
+PER_THREAD = 16  # floats of K+1 rows that a thread holds where rows are read once; l, q and pointers come on top
 MAX_WARPS = 8
 ROWS_LIMIT = PER_THREAD * 32 * MAX_WARPS  # what one program holds of K+1 rows
-PER_THREAD_TILE = 40  # the same where they are read in tiles; with more students or other divergences
-PER_THREAD_WIDE = 24  # than kl and mse the tile is smaller
+PER_THREAD_TILE = {"kl, mse": 40, "reverse_kl, js": 24, "K > 4": 12}  # the same where they are read in tiles
 RECOUNT_LIMIT = 16384  # rows above which the denominators are summed once, by torch, instead of by every program
 L2_BYTES = 32 << 20  # of rows in flight, so that the second sweep over long rows finds them in the L2
 TILE_STAGES = 3
@@ -245,7 +244,8 @@ def plan(K: int, N: int, C: int, divergence: int, itemsize: int, processors: int
         BLOCK_N = min(1 << (fit.bit_length() - 1), triton.next_power_of_2(max(N, 1)), 128)
         programs = min(triton.cdiv(N, BLOCK_N), 8 * processors)
         return distill_rows_kernel, max(programs, 1), dict(BLOCK_N=BLOCK_N, BLOCK_C=BLOCK_C, num_warps=warps)
-    width, limit = 16 // itemsize, PER_THREAD_TILE if K <= 4 and divergence in (KL, MSE) else PER_THREAD_WIDE
+    kind = "K > 4" if K > 4 else "kl, mse" if divergence in (KL, MSE) else "reverse_kl, js"
+    width, limit = 16 // itemsize, PER_THREAD_TILE[kind]
     while width > 1 and ((K + 1) * width > limit or C % width and width > 4):
         width //= 2
     in_flight = L2_BYTES // ((K + 1) * C * itemsize * processors)
