@@ -239,7 +239,8 @@ def test_scale(dtype, device):
     for factor in (1.0, 0.3):
         y = x.clone()
         distill.distill_scale(y, torch.tensor(factor, device=device))
-        assert torch.equal(y, x * factor)
+        # the interpreter truncates to bfloat16
+        torch.testing.assert_close(y, x * factor, rtol=8e-3 if dtype == torch.bfloat16 else 0, atol=0)
     distill.distill_scale(x[:0], torch.tensor(2.0, device=device))
 
 
