@@ -17,13 +17,13 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import nanonet
 from nanonet import distill_loss, reference
-from nanonet.benchmarks.measure import commit, copy_of, device_name, fresh_memory, peak_mb, small_times_ms, times_ms
+from nanonet.benchmarks.measure import copy_of, fresh_memory, peak_mb, record, small_times_ms, times_ms
 from nanonet.config import InputError
 
 # text classification; a middle and a vocabulary-sized number of classes
@@ -183,24 +183,19 @@ def records(
             clock = small_times_ms if K * N * C < SMALL else times_ms
             taken = clock({**runs, "nanonet-op-fresh": op_fresh(*inputs)})
             taken |= clock({"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)})
-            copy_ms = float(sorted(taken["memcpy"])[len(taken["memcpy"]) // 2])
+            copy_ms = float(np.median(taken["memcpy"]))
             for name, values in taken.items():
-                p20, p50, p80 = (float(sorted(values)[int(len(values) * q)]) for q in (0.2, 0.5, 0.8))
-                run = runs.get(name)
-                yield {
-                    "op": "distill_loss",
-                    "shape": {"K": K, "N": N, "C": C},
-                    "dtype": dtype_name,
-                    "device": device_name(device),
-                    "implementation": name,
-                    "p20_ms": p20,
-                    "p50_ms": p50,
-                    "p80_ms": p80,
-                    "bytes_floor": floor,
-                    "floor_fraction": copy_ms / p50,
-                    "peak_mem_mb": round(peak_mb(run), 3) if run else None,
-                    "error": error if name.startswith("nanonet") else None,
-                    "reference_error": own,
-                    "versions": {"torch": torch.__version__, "nanonet": nanonet.__version__},
-                    "commit": commit(),
-                }
+                p50, run = float(np.median(values)), runs.get(name)
+                yield record(
+                    "distill_loss",
+                    {"K": K, "N": N, "C": C},
+                    dtype_name,
+                    device,
+                    name,
+                    values,
+                    bytes_floor=floor,
+                    floor_fraction=copy_ms / p50,
+                    peak_mem_mb=round(peak_mb(run), 3) if run else None,
+                    error=error if name.startswith("nanonet") else None,
+                    reference_error=own,
+                )

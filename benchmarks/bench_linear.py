@@ -9,15 +9,15 @@ baddbmm         one baddbmm for all students, the LoRA part by a second one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import nanonet
 from nanonet import cohort_linear, reference
-from nanonet.benchmarks.measure import commit, device_name, times_ms
+from nanonet.benchmarks.measure import record, times_ms
 from nanonet.config import InputError
 
 # (K, M, D, F): 48 texts of 50 tokens through an attention and a feed-forward product of a 384-wide encoder
@@ -102,28 +102,23 @@ def records(dtypes: tuple = tuple(DTYPES), device: str = "cpu") -> Iterator[dict
                 K, M, D, out = shape
                 dy = torch.randn(K, M, out, generator=torch.Generator().manual_seed(1)).to(device, dtype)
                 for phase in ("forward", "forward+backward"):
-                    runs = {
-                        name: (lambda call=call: call(*arguments))
+                    runs: dict[str, Callable[[], Any]] = {
+                        name: partial(call, *arguments)
                         if phase == "forward"
                         else with_backward(call, arguments, dy, tuning == "full")
                         for name, call in CALLS.items()
                     }
                     for name, values in times_ms(runs, seconds=0.4).items():
-                        p20, p50, p80 = (float(sorted(values)[int(len(values) * q)]) for q in (0.2, 0.5, 0.8))
-                        yield {
-                            "op": "cohort_linear",
-                            "shape": {"K": K, "M": M, "D": D, "F": out},
-                            "weight": "stacked" if stacked else "shared",
-                            "tuning": tuning,
-                            "phase": phase,
-                            "dtype": dtype_name,
-                            "device": device_name(device),
-                            "implementation": name,
-                            "p20_ms": p20,
-                            "p50_ms": p50,
-                            "p80_ms": p80,
-                            "error": error if name == "nanonet" else None,
-                            "reference_error": own,
-                            "versions": {"torch": torch.__version__, "nanonet": nanonet.__version__},
-                            "commit": commit(),
-                        }
+                        yield record(
+                            "cohort_linear",
+                            {"K": K, "M": M, "D": D, "F": out},
+                            dtype_name,
+                            device,
+                            name,
+                            values,
+                            error=error if name == "nanonet" else None,
+                            reference_error=own,
+                            weight="stacked" if stacked else "shared",
+                            tuning=tuning,
+                            phase=phase,
+                        )

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import nanonet
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
@@ -61,12 +63,13 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
     return {name: values / calls for name, values in times.items()}
 
 
-def peak_mb(run: Callable[[], Any]) -> float:
+def peak_mb(run: Callable[[], Any], warm: bool = True) -> float:
     """Peak memory of one call beyond what was held before it [MB]: the high-water mark of the resident set.
 
-    Held before are the inputs and the gradient of a call before: it says what is needed beyond these.
+    Held before are the inputs and, after a `warm` call, the gradient of that call: it says what is needed beyond these.
     """
-    run()
+    if warm:
+        run()
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -103,6 +106,31 @@ def copy_of(size_bytes: int, device: str = "cpu") -> Callable[[], Any]:
     source = torch.ones(max(size_bytes // 8, 1), dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
+
+
+def record(
+    op: str, shape: dict[str, int], dtype: str, device: str, implementation: str, times: np.ndarray, **more: Any
+) -> dict[str, Any]:
+    """One line of results: the same keys for every benchmark, None where one has no meaning, then what is its own."""
+    p20, p50, p80 = (float(np.sort(times)[int(len(times) * q)]) for q in (0.2, 0.5, 0.8))
+    line = {
+        "op": op,
+        "shape": shape,
+        "dtype": dtype,
+        "device": device_name(device),
+        "implementation": implementation,
+        "p20_ms": p20,
+        "p50_ms": p50,
+        "p80_ms": p80,
+        "bytes_floor": None,
+        "floor_fraction": None,
+        "peak_mem_mb": None,
+        "error": None,
+        "reference_error": None,
+        "versions": {"torch": torch.__version__, "nanonet": nanonet.__version__},
+        "commit": commit(),
+    }
+    return {**line, **more}
 
 
 def commit() -> str:

@@ -1,43 +1,75 @@
-"""`nanonet bench`: the benchmark suite as a table, as JSON lines, and as a chart."""
+"""`nanonet bench`: the benchmark suites as tables, as JSON lines, and as a chart."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from nanonet.config import BenchConfig, InputError
+from nanonet.config import BenchConfig, InputError, Tuning
 
-COLUMNS = ("implementation", "p20 ms", "p50 ms", "p80 ms", "nanonet is", "% of memcpy", "peak MB", "error", "torch's")
+COLUMNS = (
+    "implementation", "p20 ms", "p50 ms", "p80 ms", "nanonet is",
+    "% of memcpy", "rows/s", "peak MB", "error", "torch's",
+)  # fmt: skip
 
 
 def bench(config: BenchConfig) -> None:
-    """Run the suite and print it as it goes.
+    """Run a suite and print it as it goes.
 
     Raises:
-        InputError: a shape, dtype or file name that makes no sense; or our gradient is wrong, so nothing is timed.
+        InputError: a shape, dtype or file name that makes no sense; or our result is wrong, so nothing is timed.
     """
-    from nanonet.benchmarks import bench_distill
-
-    shapes = _shapes(config.shapes) or bench_distill.SHAPES
-    dtypes = tuple(name.strip() for name in config.dtypes.split(","))
-    for name in dtypes:
-        if name not in bench_distill.DTYPES:
-            raise InputError(f"--dtypes {name}: give {' or '.join(bench_distill.DTYPES)}")
     if config.plot and Path(config.plot).suffix not in (".png", ".svg"):
         raise InputError(f"--plot {config.plot}: give a name that ends in .png or .svg")
-    groups: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
-    for record in bench_distill.records(shapes, dtypes, not config.eager_only):
-        key = (record["dtype"], *record["shape"].values())
-        groups[key].append(record)
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    title = ""
+    for record in _records(config):
+        if title and title != _title(record) and not config.json:
+            print(_table(title, groups[title]), flush=True)
+        title = _title(record)
+        groups[title].append(record)
         if config.json:
             print(json.dumps(record), flush=True)
-    if not config.json:
-        for key, records in groups.items():
-            print(_table(key, records))
+    if title and not config.json:
+        print(_table(title, groups[title]))
     if config.plot:
         _plot(groups, Path(config.plot))
+
+
+def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
+    import torch
+
+    from nanonet.benchmarks import bench_distill, bench_linear, bench_step
+
+    if config.step and config.linear:
+        raise InputError("--step --linear: give one of them")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here; give cpu")
+    dtypes = _names("--dtypes", config.dtypes, tuple(bench_distill.DTYPES))
+    shapes = _shapes(config.shapes)
+    if config.step:
+        try:
+            students = tuple(int(k) for k in config.students.split(","))
+        except ValueError:
+            students = (0,)
+        if min(students) < 1:
+            raise InputError(f"--students {config.students}: give numbers of students, such as 2,4")
+        tunings = _names("--tunings", config.tunings, tuple(t for t in get_args(Tuning) if t != "head"))
+        return bench_step.records(config.data, students, tunings, dtypes, config.device)
+    if config.linear:
+        return bench_linear.records(dtypes, config.device)
+    return bench_distill.records(shapes, dtypes, not config.eager_only, config.device)
+
+
+def _names(flag: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in known:
+            raise InputError(f"{flag} {name}: give {' or '.join(known)}")
+    return names
 
 
 def _shapes(text: str) -> tuple[tuple[int, int, int], ...]:
@@ -53,39 +85,55 @@ def _shapes(text: str) -> tuple[tuple[int, int, int], ...]:
     return tuple(shapes)
 
 
-def _table(key: tuple, records: list[dict[str, Any]]) -> str:
-    """A table whose ratios say how many times faster `nanonet` is than the row, forward and backward."""
-    own = next(r["p50_ms"] for r in records if r["implementation"] == "nanonet")
-    dtype, K, N, C = key
-    rows = [COLUMNS]
+def _title(record: dict[str, Any]) -> str:
+    sizes = " ".join(f"{name}={size}" for name, size in record["shape"].items())
+    own = " ".join(record[name] for name in ("weight", "tuning", "phase") if name in record)
+    return f"{record['op']} {sizes} {record['dtype']} {own}".rstrip()
+
+
+def _table(title: str, records: list[dict[str, Any]]) -> str:
+    """A table whose ratios say how many times faster nanonet is than the row."""
+    own = next(r["p50_ms"] for r in records if r["implementation"] in ("nanonet", "cohort"))
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for r in sorted(records, key=lambda r: r["p50_ms"]):
-        peak, error = r["peak_mem_mb"], r["error"]
         rows.append(
             (
                 r["implementation"],
                 *(f"{r[name]:.4g}" for name in ("p20_ms", "p50_ms", "p80_ms")),
                 f"{r['p50_ms'] / own:.2f}x",
-                f"{100 * r['floor_fraction']:.0f}",
-                "" if peak is None else f"{peak:.1f}",
-                "" if error is None else f"{error:.1e}",
-                f"{r['reference_error']:.1e}",
+                *(_number(value, form) for value, form in _optional(r)),
             )
         )
+    kept = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows[1:])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    title = f"distill_loss K={K} N={N} C={C} {dtype}, {records[0]['device']}, {records[0]['commit']}"
-    return "\n".join(["", title, *lines])
+    lines = ["  ".join(row[i].rjust(widths[i]) for i in kept) for row in rows]
+    return "\n".join(["", f"{title}, {records[0]['device']}, {records[0]['commit']}", *lines])
 
 
-def _plot(groups: dict[tuple, list[dict[str, Any]]], path: Path) -> None:
+def _optional(r: dict[str, Any]) -> tuple[tuple[float | None, str], ...]:
+    share = None if r["floor_fraction"] is None else 100 * r["floor_fraction"]
+    return (
+        (share, ".0f"),
+        (r.get("rows_per_s"), ".1f"),
+        (r["peak_mem_mb"], ".1f"),
+        (r["error"], ".1e"),
+        (r["reference_error"], ".1e"),
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _plot(groups: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.4 * len(groups)), layout="constrained")
-    for i, (key, records) in enumerate(groups.items()):
+    for i, (title, records) in enumerate(groups.items()):
         axes = figure.add_subplot(len(groups), 1, i + 1)
         ordered = sorted(records, key=lambda r: -r["p50_ms"])
         axes.barh([r["implementation"] for r in ordered], [r["p50_ms"] for r in ordered])
-        axes.set(xscale="log", xlabel="ms (median)", title="{} K={} N={} C={}".format(*key))
+        axes.set(xscale="log", xlabel="ms (median)", title=title)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format=path.suffix[1:])
     temporary.rename(path)

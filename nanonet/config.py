@@ -115,6 +115,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     # micro-batches that make up a step
     gradient_accumulation: int = 1
+    # make a student's activations again in the backward instead of keeping them: less memory for a second forward
+    gradient_checkpointing: bool = False
     # arithmetic of the matrix products
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     # seed of the label draw, the initial heads, the batches and the views
@@ -325,8 +327,20 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    # shapes `KxNxC`, separated by commas; empty takes the suite's own
+    # time whole training steps of K students against a loop over K models, instead of the loss
+    step: bool = False
+    # time the cohort's linear layer against torch's own calls, instead of the loss
+    linear: bool = False
+    # shapes `KxNxC` of the loss, separated by commas; empty takes the suite's own
     shapes: str = ""
+    # texts of the training steps: a folder, `pydocs` or a dataset id
+    data: str = "pydocs"
+    # numbers of students of the training steps, separated by commas
+    students: str = "1,2,4,8"
+    # how the students of the training steps are tuned, separated by commas: bias, lora, full
+    tunings: str = "bias,lora,full"
+    # device: cpu or cuda
+    device: Literal["cpu", "cuda"] = "cpu"
     # dtypes, separated by commas: float32, bfloat16
     dtypes: str = "float32,bfloat16"
     # print one JSON object a line instead of a table

@@ -125,6 +125,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         cohort = build_cnn_cohort(encoder, material.classes, config.students, config.embedding_width, config.seed)
     else:
         cohort = build_cohort(encoder, mapping, material.classes, config.tuning, lora=lora, seed=config.seed)
+    cohort.checkpointing = config.gradient_checkpointing
     pad_id, device = tokenizer.pad_token_id, accelerator.device
 
     with Progress(main) as progress:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from nanonet.cohort.build import Parts, check_mapping, find_parts, plain_student, probe
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLayerNorm, CohortLinear, Span
 from nanonet.config import InputError, Tuning
+from nanonet.data.batches import length_buckets
 
-# between the dropout masks of two layers and of two chunks of students
-LAYER_STRIDE, CHUNK_STRIDE = 7919, 104729
+# between the dropout masks of two layers, of two chunks of students and of two groups of rows
+LAYER_STRIDE, CHUNK_STRIDE, GROUP_STRIDE = 7919, 104729, 1299709
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Cohort(nn.Module):
         chunk: students that run at a time, by default K; 1 on a CPU, where all at once take 4 to 12% longer
             (2-layer MiniLM, K=2 and 4). The result is the same but for rounding and the masks of dropout
         perturbation: {student: (B,L,D)} added to the output of the word embeddings
+    group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
+        longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
+    checkpointing: keep no activations of a student's forward, make them again in the backward: the memory of one
+        student instead of K, for a second forward. The students run one at a time then
     """
 
     def __init__(self, model: PreTrainedModel, span: Span, parts: Parts, tuning: Tuning, lora: Lora):
@@ -49,6 +56,8 @@ class Cohort(nn.Module):
         self.tuning = tuning
         self.lora = lora
         self.stacked = frozenset(_stacked_names(model))
+        self.checkpointing = False
+        self.group_rows = 12
         self._perturbation: list[Tensor | None] = []
         word = model.get_input_embeddings()
         word.register_forward_hook(self._perturb)
@@ -63,18 +72,37 @@ class Cohort(nn.Module):
         K = self.students
         ids, mask = (t.expand(K, *t.shape[-2:]) for t in (input_ids, attention_mask))
         if chunk is None:
-            chunk = 1 if ids.device.type == "cpu" else K
+            chunk = 1 if ids.device.type == "cpu" or self.checkpointing else K
+        seed = None
         if self.training and self.lora.dropout and self.tuning == "lora":
-            self.span.seed = torch.randint(2**31, (), device=ids.device)
-        if chunk >= K:
-            return self.run(0, K, ids, mask, perturbation)
+            seed = torch.randint(2**31, (), device=ids.device)
+        run = self.run
+        if self.checkpointing and torch.is_grad_enabled():
+            run = partial(checkpoint, self.run, use_reentrant=False)
+        groups: list[list[int]] = []
+        lengths: list[int] = []
+        whole = perturbation or torch.compiler.is_compiling() or ids.device.type != "cpu"
+        if not whole and 0 < self.group_rows < ids.shape[1]:
+            lengths = _lengths(mask)
+            groups = length_buckets(lengths, self.group_rows)
+        if chunk >= K and len(groups) < 2:
+            return run(0, K, ids, mask, perturbation, None, seed)
         # split once, not a slice per chunk: the backward is one concatenation, not a sum of K zero-padded gradients
         tensors = {name: tensor.split(chunk) for name, tensor in self._stacked_tensors()}
         logits = []
         for i, start in enumerate(range(0, K, chunk)):
             stop = min(start + chunk, K)
             own = {name: parts[i] for name, parts in tensors.items()}
-            logits.append(self.run(start, stop, ids[start:stop], mask[start:stop], perturbation, own))
+            if len(groups) < 2:
+                logits.append(run(start, stop, ids[start:stop], mask[start:stop], perturbation, own, seed))
+                continue
+            of_group = []
+            for g, rows in enumerate(groups):
+                some = slice(start, stop), rows, slice(max(lengths[row] for row in rows))
+                mixed = None if seed is None else seed + g * GROUP_STRIDE
+                of_group.append(run(start, stop, ids[some], mask[some], None, own, mixed))
+            back = torch.tensor([row for rows in groups for row in rows]).argsort()
+            logits.append(torch.cat(of_group, 1)[:, back])
         return torch.cat(logits)
 
     def run(
@@ -85,10 +113,12 @@ class Cohort(nn.Module):
         mask: Tensor,
         perturbation: dict[int, Tensor] | None = None,
         tensors: dict[str, Tensor] | None = None,
+        seed: Tensor | None = None,
     ) -> Tensor:
         """Logits (k,B,C) of the k students start <= student < stop, whose stacked tensors are `tensors`.
 
-        ids, mask: (k,B,L). Without `tensors` a part of the cohort runs detached: no gradient reaches the weights.
+        ids, mask: (k,B,L). seed: () int64 of LoRA's dropout, None leaves it out. Without `tensors` a part of the
+        cohort runs detached: no gradient reaches the weights.
         """
         k, B, L = ids.shape
         if tensors is None and k < self.students:
@@ -96,7 +126,7 @@ class Cohort(nn.Module):
         span = self.span
         whole = span.start, span.stop, span.seed
         span.start, span.stop = start, stop
-        span.seed = None if span.seed is None else span.seed + start * CHUNK_STRIDE
+        span.seed = None if seed is None else seed + start * CHUNK_STRIDE
         self._perturbation = [(perturbation or {}).get(student) for student in range(start, stop)]
         arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
         try:
@@ -132,6 +162,12 @@ class Cohort(nn.Module):
         rows = output.chunk(len(self._perturbation))
         pairs = zip(rows, self._perturbation, strict=True)
         return torch.cat([row if delta is None else row + delta for row, delta in pairs])
+
+
+def _lengths(mask: Tensor) -> list[int]:
+    """Up to where any student sees each row [tokens], at least 1: mask (K,B,L)."""
+    place = torch.arange(1, mask.shape[-1] + 1)
+    return (mask.amax(0) * place).amax(-1).clamp(min=1).tolist()
 
 
 def _stacked_names(model: nn.Module) -> Iterator[str]:

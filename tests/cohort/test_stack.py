@@ -326,3 +326,46 @@ def test_layers_print_what_they_hold(make_teacher) -> None:
     cohort = build_cohort(make_teacher("bert"), [[0], [1]], LABELS, "lora")
     linears = [module for module in cohort.modules() if isinstance(module, CohortLinear)]
     assert "weight=(2, 32, 32), bias=True, lora_rank=8" in repr(linears[0])
+
+
+# groups of like rows and activations made again are savings: they may change the time and the memory, not the result
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("tuning", ["bias", "lora", "full"])
+def test_savings_change_no_logits_and_no_gradients(kind, tuning, make_teacher, batch) -> None:
+    ids, mask = batch
+    cohort = stack(_models(make_teacher(kind), tuning), tuning).train()
+    cohort.group_rows = 0
+    plain = cohort(ids, mask)
+    wanted = _gradients(cohort, plain)
+    runs = []
+    cohort.model.register_forward_pre_hook(
+        lambda module, arguments, named: runs.append(len(named["input_ids"])), with_kwargs=True
+    )
+    for group_rows, checkpointing, rows_run in ((2, False, [2] * 9), (0, True, [6] * 6), (4, True, [4, 2] * 6)):
+        cohort.group_rows, cohort.checkpointing = group_rows, checkpointing
+        runs.clear()
+        logits = cohort(ids, mask)
+        torch.testing.assert_close(logits, plain, rtol=2e-6, atol=2e-6)
+        for name, gradient in _gradients(cohort, logits).items():
+            scale = max(1.0, float(wanted[name].abs().max()))
+            torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=2e-6 * scale, msg=name)
+        assert sorted(runs) == sorted(rows_run)
+
+
+def test_checkpointing_makes_the_same_dropout_masks_again(make_teacher, batch) -> None:
+    ids, mask = batch
+    cohort = stack(_models(make_teacher("bert"), "lora"), "lora", lora=Lora(dropout=0.3)).train()
+    cohort.set_dropout([0.0, 0.3, 0.1])
+    with torch.no_grad():
+        for name, parameter in cohort.named_parameters():
+            if ".lora_b" in name:
+                parameter.normal_()
+    found = []
+    for cohort.checkpointing in (False, True):
+        torch.manual_seed(3)
+        logits = cohort(ids, mask)
+        found.append((logits, *_gradients(cohort, logits).values()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, float(one.abs().max())))
+    cohort.checkpointing = False
+    assert not torch.allclose(cohort(ids, mask), found[0][0], atol=1e-3)
