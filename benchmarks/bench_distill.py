@@ -6,6 +6,7 @@ compiled       torch.compile of `closed`; compiled-naive of `naive`
 torchtune      one call a student in torchtune's ForwardKLLoss pattern (float32 copies, masked mean), teacher only
 liger          one call a student of Liger-Kernel's KL, where it and a GPU are there, teacher only
 nanonet        distill_loss, then backward
+triton-op      our Triton kernels, where the compiled ones serve the GPU; and into a fresh buffer
 nanonet-op     the kernel alone, loss and gradient, into a reused buffer; fresh: into memory the system has just given
 sum            student.sum().backward(): the least that autograd costs
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanonet import distill_loss, reference
+from nanonet.backends import triton
 from nanonet.benchmarks.measure import copy_of, fresh_memory, peak_mb, record, small_times_ms, times_ms
 from nanonet.config import InputError
 
@@ -31,6 +34,7 @@ SHAPES = ((2, 32, 4), (4, 32, 4), (3, 512, 1000), (2, 256, 30522), (4, 256, 3052
 GPU_SHAPES = ((2, 32, 4), (4, 1024, 100), (4, 8192, 1000), (4, 8192, 32000), (4, 8192, 128256))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = (1.0, 1.0, 0.5)
+SECONDS = {"cpu": 2.0, "cuda": 0.4}  # of each implementation at each shape
 ROWS_CHECKED = 512  # rows checked against float64 at a time
 SMALL = 10_000  # logits below which calls are timed many at a time
 ATOL = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -131,6 +135,22 @@ def op_reused(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], A
     return lambda: op(dstudent, student, teacher, label, weights, None, None, 1.0, 0)
 
 
+def op_triton(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
+    weights = torch.tensor(WEIGHTS, device=student.device)
+    op = triton.implementations()["distill_loss"]
+    return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, True)
+
+
+def fits(run: Callable[[], Any]) -> bool:
+    """Whether the GPU's memory holds it: naive code takes a copy of the logits for every pair."""
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
 def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, float]:
     """Largest error of the gradient, ours and the reference's in the same dtype, against float64.
 
@@ -180,8 +200,12 @@ def records(
                 losses["compiled-naive"] = torch.compile(naive, fullgraph=True, dynamic=False)
             runs: dict[str, Callable[[], Any]] = {name: with_backward(loss, *inputs) for name, loss in losses.items()}
             floor = (2 * K + 1) * N * C * dtype.itemsize
-            clock = small_times_ms if K * N * C < SMALL else times_ms
-            taken = clock({**runs, "nanonet-op-fresh": op_fresh(*inputs)})
+            clock = small_times_ms if K * N * C < SMALL else partial(times_ms, seconds=SECONDS[device])
+            alone = {"nanonet-op-fresh": op_fresh(*inputs)}
+            if device != "cpu":
+                alone["triton-op"] = op_triton(*inputs)
+                runs = {name: run for name, run in runs.items() if fits(run)}
+            taken = clock({**runs, **alone})
             taken |= clock({"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)})
             copy_ms = float(np.median(taken["memcpy"]))
             for name, values in taken.items():

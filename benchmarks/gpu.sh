@@ -51,15 +51,19 @@ small='test_strided or test_no_rows or (test_absent_and_masked and not 131072) o
 
 part machine 60 bash -c machine
 cat "$OUT/gpu-machine.log"
-part install 150 bash -c install
-part tests 110 "$python" -m pytest -q --import-mode=importlib -p no:cacheprovider tests/gpu
-part memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q --import-mode=importlib \
+part install 120 bash -c install
+part tests 80 "$python" -m pytest -q --import-mode=importlib -p no:cacheprovider tests/gpu
+part kernels 100 "$python" -m pytest -q --import-mode=importlib -p no:cacheprovider tests/kernels --ignore tests/kernels/test_compile.py
+part memcheck 45 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q --import-mode=importlib \
   -p no:cacheprovider tests/gpu -k "$small"
-part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 9 "$python" -m pytest -q --import-mode=importlib \
+part racecheck 45 compute-sanitizer --tool racecheck --error-exitcode 9 "$python" -m pytest -q --import-mode=importlib \
   -p no:cacheprovider tests/gpu -k 'test_no_rows or (test_absent_and_masked and not 131072)'
-bench() { "$python" -m nanonet bench --device cuda --json >"$OUT/gpu.jsonl"; }
+bench() {
+  "$python" -m nanonet bench --device cuda --dtypes bfloat16 --json >"$OUT/gpu.jsonl"
+  "$python" -m nanonet bench --linear --device cuda --dtypes bfloat16 --json >>"$OUT/gpu.jsonl"
+}
 export -f bench
-part bench 150 bash -c bench
+part bench 120 bash -c bench
 
 table() {
   "$python" - "$OUT/gpu.jsonl" <<'PY'
@@ -69,7 +73,9 @@ import sys
 records = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
 for r in records:
     shape = " ".join(f"{name}={size}" for name, size in r.get("shape", {}).items())
-    print(f"{r['implementation']:<24} {r['dtype']:<9} {shape:<28} {r['p50_ms']:>9.4g} ms")
+    own = " ".join(r[name] for name in ("weight", "tuning", "phase") if name in r)
+    share = "" if r["floor_fraction"] is None else f"{100 * r['floor_fraction']:.0f}% of the copy"
+    print(f"{r['implementation']:<18} {r['dtype']:<9} {shape:<28} {own:<28} {r['p50_ms']:>9.4g} ms  {share}")
 PY
 }
 if [ -s "$OUT/gpu.jsonl" ]; then table || echo "no table: $OUT/gpu.jsonl is not what was expected"; fi

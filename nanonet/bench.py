@@ -42,7 +42,7 @@ def bench(config: BenchConfig) -> None:
 def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
     import torch
 
-    from nanonet.benchmarks import bench_distill, bench_linear, bench_step
+    from nanonet.benchmarks import bench_distill, bench_linear
 
     if config.step and config.linear:
         raise InputError("--step --linear: give one of them")
@@ -57,6 +57,8 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
             students = (0,)
         if min(students) < 1:
             raise InputError(f"--students {config.students}: give numbers of students, such as 2,4")
+        from nanonet.benchmarks import bench_step  # transformers and peft, which the others do without
+
         tunings = _names("--tunings", config.tunings, tuple(t for t in get_args(Tuning) if t != "head"))
         return bench_step.records(config.data, students, tunings, dtypes, config.device)
     if config.linear:

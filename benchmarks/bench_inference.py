@@ -1,14 +1,16 @@
-"""Rows per second of the CNN student, its teacher and a BERT-base-sized model, on this CPU.
+"""Rows per second of the students, their teacher and a BERT-base-sized model, on this CPU.
 
-    python benchmarks/bench_cnn.py --data DIR > cnn.jsonl
+    python benchmarks/bench_inference.py --data DIR > cnn.jsonl
 
 Every model reads the same rows of the data's test split, of the lengths that they have, in batches of like length
 padded to whole eights, taken in turn; tokenisation is not timed. BERT-base has random weights, which cost as much as
 trained ones, and so have the student's convolutions. One JSON line for each implementation and batch size: times of a
 batch [ms] over the batches of all lengths, and rows_per_s over all of them.
 
-bert-base, minilm, cnn    torch, eager, float32: 12 layers of 768; 6 layers of 384; 8 convolutions of 100 channels
-...-onnx                  the same in onnxruntime, as `nanonet export` writes it; -int8: with 8-bit weights
+bert-base, minilm         torch, eager, float32: 12 layers of 768; 6 layers of 384
+student, cnn              the same of MiniLM's layers 0 and 5, and of 8 convolutions of 100 channels
+...-bf16                  under bfloat16 autocast
+...-onnx                  in onnxruntime, as `nanonet export` writes it; -int8: with 8-bit weights
 """
 
 from __future__ import annotations
@@ -26,8 +28,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-import nanonet
-from nanonet.benchmarks.measure import commit, device_name
+from nanonet.benchmarks.measure import record
 from nanonet.cohort.build import plain_student
 from nanonet.cohort.cnn import build_cnn_cohort
 from nanonet.cohort.extract import student
@@ -51,8 +52,17 @@ def models(width: int) -> dict[str, Any]:
     return {
         "bert-base": BertForSequenceClassification(BertConfig(num_labels=len(LABELS))).eval(),
         "minilm": plain_student(teacher, range(teacher.config.num_hidden_layers), LABELS, "full", 0),
+        "student": plain_student(teacher, (0, teacher.config.num_hidden_layers - 1), LABELS, "full", 0),
         "cnn": student(build_cnn_cohort(teacher, LABELS, 1, width), 0),
     }
+
+
+def in_bfloat16(forward: Forward) -> Forward:
+    def run(ids: Tensor, mask: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(ids, mask)
+
+    return run
 
 
 def in_onnx(model: Any, tokenizer: Any, int8: bool = False) -> Forward:
@@ -87,31 +97,30 @@ def records(data: str, rows: int, width: int, max_tokens: int, onnx: bool) -> It
     chosen = np.sort(np.random.default_rng(0).permutation(len(texts))[:rows])
     encoded = encode(tokenizer, [texts[i] for i in chosen], max_tokens)
     runs: dict[str, Forward] = {name: plain(model) for name, model in plain_models.items()}
+    runs["student-bf16"] = in_bfloat16(runs["student"])
     if onnx:
         runs |= {f"{name}-onnx": in_onnx(model, tokenizer) for name, model in plain_models.items()}
-        runs["cnn-int8"] = in_onnx(plain_models["cnn"], tokenizer, int8=True)
+        runs |= {f"{name}-int8": in_onnx(plain_models[name], tokenizer, int8=True) for name in ("student", "cnn")}
     for size in (32, 1):
         buckets = length_buckets(encoded.lengths, size)
         buckets = buckets if size > 1 else buckets[:: max(1, rows // 32)]  # rows of all lengths
         batches = [collate(encoded, bucket, tokenizer.pad_token_id) for bucket in buckets]
         count = sum(map(len, buckets))
         for name, taken in measure(runs, batches).items():
-            p20, p50, p80 = (float(np.quantile(taken, q)) for q in (0.2, 0.5, 0.8))
-            yield {
-                "op": "classify",
-                "shape": {"B": size, "rows": count, "tokens": sum(int(mask.sum()) for _, mask in batches)},
-                "data": dataset.name,
-                "dtype": "int8" if name.endswith("int8") else "float32",
-                "device": device_name(),
-                "implementation": name,
-                "p20_ms": p20,
-                "p50_ms": p50,
-                "p80_ms": p80,
-                "rows_per_s": count / sum(taken) * 1e3,
-                "parameters": plain_models[name.rsplit("-onnx")[0].removesuffix("-int8")].num_parameters(),
-                "versions": {"torch": torch.__version__, "nanonet": nanonet.__version__},
-                "commit": commit(),
-            }
+            model = plain_models[next(known for known in plain_models if name.startswith(known))]
+            yield record(
+                "classify",
+                {"B": size, "rows": count, "tokens": sum(int(mask.sum()) for _, mask in batches)},
+                {"int8": "int8", "bf16": "bfloat16"}.get(name.rpartition("-")[2], "float32"),
+                "cpu",
+                name,
+                np.asarray(taken),
+                data=dataset.name,
+                rows_per_s=count / sum(taken) * 1e3,
+                parameters=plain_models[
+                    next(model for model in plain_models if name.startswith(model))
+                ].num_parameters(),
+            )
 
 
 def main() -> None:
@@ -123,8 +132,8 @@ def main() -> None:
     parser.add_argument("--eager-only", action="store_true", help="leave onnxruntime out")
     arguments = parser.parse_args()
     sizes = arguments.rows, arguments.embedding_width, arguments.max_tokens
-    for record in records(arguments.data, *sizes, not arguments.eager_only):
-        print(json.dumps(record), flush=True)
+    for line in records(arguments.data, *sizes, not arguments.eager_only):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
