@@ -19,7 +19,7 @@ from nanonet.kernels.launch import counter, multiprocessors
 from nanonet.kernels.reduction import NAN, UNLABELLED
 from nanonet.kernels.rowwise import cohort, gradient, load_rows, soften
 
-KL, MSE = 0, 3
+KL, JS, MSE = 0, 2, 3
 # The table of sizes. To be measured on a GPU: so far it says only what compiles without spills.
 PER_THREAD = 16  # floats of K+1 rows that a thread holds where rows are read once; l, q and pointers come on top
 MAX_WARPS = 8
@@ -201,9 +201,13 @@ def _forward(student, teacher, label, weights, row_weight, denominators, tempera
     denominators = None if denominators is None else denominators.contiguous()
     kernel, programs, blocks = plan(K, N, C, divergence, student.element_size(), multiprocessors(device))
     slots = triton.next_power_of_2(3 * K)
+    # ptxas settles on 128 registers and spills a few of the sums: without a gradient to write, and where the logarithm
+    # of a mixture stands beside K rows
     if weights is None and kernel is distill_tiles_kernel:
-        # without a gradient to write, ptxas settles on 128 registers and spills a few of the sums
         blocks["maxnreg"] = 255
+        blocks["WIDTH"] //= 2 if (K + 1) * blocks["WIDTH"] == PER_THREAD_TILE["kl, mse"] else 1
+    elif divergence == JS and kernel is distill_rows_kernel:
+        blocks["maxnreg"] = 168
     if weights is not None:
         outputs["partials"] = torch.empty(programs, slots, dtype=torch.float32, device=device)
         outputs["counter"] = counter(device)
