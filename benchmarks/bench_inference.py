@@ -117,9 +117,7 @@ def records(data: str, rows: int, width: int, max_tokens: int, onnx: bool) -> It
                 np.asarray(taken),
                 data=dataset.name,
                 rows_per_s=count / sum(taken) * 1e3,
-                parameters=plain_models[
-                    next(model for model in plain_models if name.startswith(model))
-                ].num_parameters(),
+                parameters=model.num_parameters(),
             )
 
 

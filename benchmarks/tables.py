@@ -125,4 +125,5 @@ def put(path: Path, tables: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    put(DOCUMENT, {"loss": loss("float32") + "\n\n" + loss("bfloat16"), "linear": linear(), "step": step(), "inference": inference()})
+    both = loss("float32") + "\n\n" + loss("bfloat16")
+    put(DOCUMENT, {"loss": both, "linear": linear(), "step": step(), "inference": inference()})
