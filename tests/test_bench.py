@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nanonet import distill_loss
-from nanonet.benchmarks import bench_distill, measure
+from nanonet.benchmarks import bench_distill, bench_linear, bench_step, measure
 from nanonet.cli import main
 
 KEYS = [
@@ -46,6 +46,34 @@ def test_json_lines_have_the_agreed_keys(capsys, tmp_path: Path):
     assert plot.read_text().startswith("<?xml")
 
 
+def test_the_other_suites_have_the_same_keys_and_their_own(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(bench_linear, "SHAPES", ((2, 3, 8, 4),))
+    assert main(["bench", "--linear", "--json", "--dtypes", "float32"]) == 0
+    linear = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(list(r) == [*KEYS, "weight", "tuning", "phase"] for r in linear)
+    assert {r["implementation"] for r in linear} == set(bench_linear.CALLS)
+    monkeypatch.setattr(bench_step, "BATCH_ROWS", 6)
+    monkeypatch.setattr(bench_step, "BATCHES", 1)
+    step = list(bench_step.records("pydocs", (2,), ("lora",), ("float32",), memory=False, seconds=0.01))
+    assert all(list(r) == [*KEYS, "K", "tuning", "layers", "data", "rows_per_s"] for r in step)
+    assert [r["implementation"] for r in step] == list(bench_step.implementations("lora"))
+    assert all(r["rows_per_s"] > 0 and r["K"] == 2 for r in step)
+
+
+def test_the_cohort_and_the_loop_take_the_same_step(monkeypatch: pytest.MonkeyPatch):
+    """What is timed beside each other is one training step: the same loss before and after an update."""
+    monkeypatch.setattr(bench_step, "BATCH_ROWS", 20)
+    monkeypatch.setattr(bench_step, "BATCHES", 1)
+    (batch,), C = bench_step.batches("pydocs", "cpu")
+    losses = {}
+    for name in ("cohort", "cohort-checkpoint", "eager-loop-kept"):
+        run = bench_step.make_step(name, 2, C, "full", torch.float32, "cpu")
+        losses[name] = [run(batch), run(batch)]
+    for name, found in losses.items():
+        assert found == pytest.approx(losses["cohort"], rel=2e-3), name
+        assert found[1] < found[0]
+
+
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys):
     def wrong(student, teacher, label):
         return 1.01 * distill_loss(student, teacher, label, weights=bench_distill.WEIGHTS)[0]
@@ -57,7 +85,16 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--shapes", "2x3"], ["--shapes", "2x0x4"], ["--dtypes", "int8"], ["--plot", "a.pdf"]]
+    "flags",
+    [
+        ["--step", "--linear"],
+        ["--step", "--students", "two"],
+        ["--step", "--tunings", "head"],
+        ["--shapes", "2x3"],
+        ["--shapes", "2x0x4"],
+        ["--dtypes", "int8"],
+        ["--plot", "a.pdf"],
+    ],
 )
 def test_bad_flags(flags, capsys):
     assert main(["bench", *flags]) == 2
