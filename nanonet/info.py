@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nanonet import backends
-from nanonet.backends import cpp
+from nanonet.backends import cpp, cuda
 
 PACKAGES = ("nanonet", "torch", "transformers", "peft", "accelerate", "triton", "onnxruntime", "datasets")
 KEYS = ("CPU", "CUDA")
@@ -28,7 +28,7 @@ def versions() -> dict[str, str | None]:
 
 
 def facts() -> dict[str, Any]:
-    """versions, devices, cpu {threads, native}, and ops {op: {CPU, CUDA: who serves it, and why}}."""
+    """versions, devices, cpu {threads, native}, cuda {cuda_arches, cuda_toolkit} or None, and ops {op: {CPU, CUDA: who serves it, and why}}."""
     native = cpp.build_info()
     if native:
         native["isa_forced"] = os.environ.get("NANONET_CPU_ISA")
@@ -37,6 +37,7 @@ def facts() -> dict[str, Any]:
         "versions": versions(),
         "devices": ["cpu", *(f"cuda:{i} ({name})" for i, name in enumerate(names))],
         "cpu": {"threads": torch.get_num_threads(), "native": native or None},
+        "cuda": cuda.build_info() or None,
         "ops": {op: {key: _served(op, key) for key in KEYS} for op in backends.OPS},
     }
 
@@ -48,6 +49,12 @@ def _served(op: str, key: str) -> str:
     if key == "CUDA" and not torch.cuda.is_available():
         return f"{served}: torch finds no CUDA device"
     return f"{served}: {backends.MISSING.get(key, 'no faster kernel for this op on this device')}"
+
+
+def _cuda_kernels(built: dict[str, Any] | None) -> str:
+    if built is None:
+        return f"none: {cuda.load()}"
+    return f"for {', '.join(map(str, built['cuda_arches']))}, by nvcc {built['cuda_toolkit']}"
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -70,6 +77,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{'devices':<14} {', '.join(found['devices'])}",
         f"{'cpu threads':<14} {found['cpu']['threads']}",
         *built,
+        f"{'CUDA kernels':<14} {_cuda_kernels(found['cuda'])}",
         "",
         "who serves what",
         *ops,
