@@ -28,7 +28,8 @@ def versions() -> dict[str, str | None]:
 
 
 def facts() -> dict[str, Any]:
-    """versions, devices, cpu {threads, native}, cuda {cuda_arches, cuda_toolkit} or None, and ops {op: {CPU, CUDA: who serves it, and why}}."""
+    """versions, devices, cpu {threads, native}, cuda {cuda_arches, cuda_toolkit} or None, and ops
+    {op: {CPU, CUDA: who serves it, and why}}."""
     native = cpp.build_info()
     if native:
         native["isa_forced"] = os.environ.get("NANONET_CPU_ISA")
