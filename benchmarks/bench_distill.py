@@ -219,7 +219,7 @@ def records(
                     values,
                     bytes_floor=floor,
                     floor_fraction=copy_ms / p50,
-                    peak_mem_mb=round(peak_mb(run), 3) if run else None,
+                    peak_mem_mb=round(peak_mb(run, device), 3) if run else None,
                     error=error if name.startswith("nanonet") else None,
                     reference_error=own,
                 )

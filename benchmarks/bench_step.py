@@ -4,6 +4,7 @@
 
 cohort            K students in one model, frozen teacher's logits kept from before the training
 cohort-online     the same, and the teacher runs in the step
+cohort-padded     as `cohort`, every row padded to the longest of the step instead of to that of its group
 cohort-checkpoint as `cohort`, a student's activations made again in the backward
 eager-loop        K plain models, pairwise losses in eager torch, dynamic padding; the teacher runs in the step
 peft-loop         the same with PEFT's LoRA models
@@ -48,7 +49,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def implementations(tuning: str) -> tuple[str, ...]:
     loop = "peft-loop" if tuning == "lora" else "eager-loop"
-    return "cohort", "cohort-online", "cohort-checkpoint", loop, "eager-loop-kept", "eager-loop-256"
+    return "cohort", "cohort-online", "cohort-padded", "cohort-checkpoint", loop, "eager-loop-kept", "eager-loop-256"
 
 
 def batches(data: str, device: str, tokens: int = 0) -> tuple[list[Batch], int]:
@@ -84,6 +85,7 @@ def cohort_step(name: str, K: int, C: int, tuning: Tuning, dtype: torch.dtype, d
     labels = [str(c) for c in range(C)]
     cohort = build_cohort(load_encoder(TEACHER), [list(LAYERS)] * K, labels, tuning, lora=LORA).to(device)
     cohort.checkpointing = name == "cohort-checkpoint"
+    cohort.group_rows = 0 if name == "cohort-padded" else cohort.group_rows
     teacher = whole_teacher(C, device) if name == "cohort-online" else None
     criterion, optimizer = DistillLoss(), make_optimizer(cohort, 0.01)
     for group in optimizer.param_groups:
@@ -224,7 +226,7 @@ def main() -> None:
         for _ in range(MEMORY_STEPS):
             run()
 
-    print(peak_mb(whole, warm=False))
+    print(peak_mb(whole, device, warm=False))
 
 
 if __name__ == "__main__":

@@ -63,14 +63,14 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
     return {name: values / calls for name, values in times.items()}
 
 
-def peak_mb(run: Callable[[], Any], warm: bool = True) -> float:
+def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> float:
     """Peak memory of one call beyond what was held before it [MB]: the high-water mark of the resident set.
 
     Held before are the inputs and, after a `warm` call, the gradient of that call: it says what is needed beyond these.
     """
     if warm:
         run()
-    if torch.cuda.is_available():
+    if device != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()

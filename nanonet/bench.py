@@ -46,6 +46,10 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
 
     if config.step and config.linear:
         raise InputError("--step --linear: give one of them")
+    _refuse(config, ("data", "students", "tunings"), config.step, "--step")
+    _refuse(
+        config, ("shapes", "eager_only"), not config.step and not config.linear, "the loss, without --step or --linear"
+    )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU here; give cpu")
     dtypes = _names("--dtypes", config.dtypes, tuple(bench_distill.DTYPES))
@@ -64,6 +68,13 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
     if config.linear:
         return bench_linear.records(dtypes, config.device)
     return bench_distill.records(shapes, dtypes, not config.eager_only, config.device)
+
+
+def _refuse(config: BenchConfig, names: tuple[str, ...], used: bool, where: str) -> None:
+    """Refuse a flag that the suite would ignore."""
+    for name in names:
+        if not used and getattr(config, name) != getattr(BenchConfig(), name):
+            raise InputError(f"--{name.replace('_', '-')}: it belongs to {where}; leave it out")
 
 
 def _names(flag: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:

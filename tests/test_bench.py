@@ -90,6 +90,8 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys):
         ["--step", "--linear"],
         ["--step", "--students", "two"],
         ["--step", "--tunings", "head"],
+        ["--students", "2"],
+        ["--linear", "--shapes", "2x3x4"],
         ["--shapes", "2x3"],
         ["--shapes", "2x0x4"],
         ["--dtypes", "int8"],

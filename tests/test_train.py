@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
+from nanonet.cohort import stack
 from nanonet.config import InputError, TrainConfig
 from nanonet.job import train
 from nanonet.losses import DistillLoss, confidence, ramp
@@ -71,6 +73,19 @@ def test_micro_batches_make_the_same_step(config: TrainConfig) -> None:
     assert distance(whole, cut) < 2e-5
     for a, b in zip(records(config, "whole"), records(config, "cut"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4) and a["ce"] == pytest.approx(b["ce"], abs=1e-4)
+
+
+def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, kept = run(config, "kept")
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return checkpoint(*arguments, **options)
+
+    monkeypatch.setattr(stack, "checkpoint", counted)
+    _, again = run(config, "again", gradient_checkpointing=True)
+    assert calls and distance(kept, again) < 1e-5
 
 
 @pytest.mark.parametrize("mode", ["frozen", "online"])
