@@ -14,7 +14,7 @@ from typing import Literal
 
 Tuning = Literal["bias", "lora", "full", "head"]
 Divergence = Literal["kl", "reverse_kl", "js", "mse"]
-Targets = Literal["auto", "classifier", "self_training", "diffusion", "propagation", "tuned"]
+Targets = Literal["auto", "classifier", "self_training", "diffusion", "propagation"]
 VIEWS = ("none", "dropout", "cutoff", "shuffle", "adversarial")
 
 
@@ -72,12 +72,13 @@ class TrainConfig:
     # --- teacher
     # `frozen` makes the soft targets once; `online` trains the teacher at the same time as the students
     teacher_mode: Literal["frozen", "online"] = "frozen"
+    # a frozen teacher is tuned on the labels first, for at most so many steps [steps], and for fewer where 20 passes
+    # over the labels take fewer; 0 leaves it as it was pretrained
+    teacher_steps: int = 200
     # soft targets: the teacher's classifier, that classifier trained on its own guesses, those diffused over
     # the nearest neighbours, or (auto) whichever of these cross-validation inside the labels prefers; or label
-    # propagation; `tuned` trains the whole teacher on the labels, by the students' own `tuning`
+    # propagation
     targets: Targets = "auto"
-    # steps that `targets tuned` trains the teacher for [steps]
-    teacher_steps: int = 40
     # state that the classes are equally frequent and balance propagated targets to it
     uniform_prior: bool = False
     # the soft targets' mean confidence is set to the cross-validated accuracy; an exponent above 1 sharpens them more
@@ -96,8 +97,8 @@ class TrainConfig:
     # weigh unlabelled rows by the confidence of their soft target
     confidence: bool = False
     # --- optimisation
-    # optimizer steps of the students [steps]
-    steps: int = 200
+    # optimizer steps of the students [steps]; 0 chooses 200, or 10 a class where that is more
+    steps: int = 0
     # labelled rows a step [rows]
     labelled_batch: int = 8
     # unlabelled rows a step [rows]
@@ -146,7 +147,7 @@ def check_train(config: TrainConfig) -> None:
 
     if not config.output:
         raise InputError("--output is missing: name the folder that receives the students and the report")
-    counts = {"students": 1, "student_layers": 1, "lora_rank": 1, "teacher_steps": 1, "steps": 1, "labelled_batch": 1}
+    counts = {"students": 1, "student_layers": 1, "lora_rank": 1, "teacher_steps": 0, "steps": 0, "labelled_batch": 1}
     counts |= {"unlabelled_batch": 1, "gradient_accumulation": 1, "labels_per_class": 0, "max_unlabelled": 0}
     counts |= {"max_test": 0, "save_every": 0, "threads": 0, "seed": 0, "embedding_width": 1}
     for name, least in counts.items():
@@ -168,7 +169,7 @@ def check_train(config: TrainConfig) -> None:
             refuse(name, "give a fraction of at least 0 and below 1")
     if config.divergence == "mse" and config.temperature != 1:
         refuse("temperature", "--divergence mse compares raw logits; leave it at 1")
-    if config.teacher_mode == "online" and config.targets not in ("auto", "tuned"):
+    if config.teacher_mode == "online" and config.targets != "auto":
         refuse("targets", "an online teacher gives its own soft targets; leave it at auto, or --teacher-mode frozen")
     if config.labels_per_class == 1:
         refuse("labels_per_class", "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all")

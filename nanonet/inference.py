@@ -59,23 +59,6 @@ def pooling_of(source: str) -> str:
     return chosen[0]
 
 
-def embedder(encoder: PreTrainedModel, pooling: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Pooled, L2-normalised embeddings (B,D) of a batch, as `run` calls it."""
-
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        shown = mask[..., None].to(hidden.dtype)
-        if pooling == "cls":
-            pooled = hidden[:, 0]
-        elif pooling == "max":
-            pooled = hidden.masked_fill(shown == 0, -torch.inf).amax(1)
-        else:
-            pooled = (hidden * shown).sum(1) / shown.sum(1)
-        return torch.nn.functional.normalize(pooled, dim=-1)
-
-    return forward
-
-
 def scores(logits: Tensor, labels: list[int]) -> dict[str, float]:
     """Accuracy and macro-averaged F1 of logits (N,C), as fractions."""
     predicted = logits.argmax(-1).numpy()

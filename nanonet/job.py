@@ -7,6 +7,7 @@ All input is read and checked before the output folder is touched.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nanonet import checkpoint, report
 from nanonet.classifier import check_tokens, most_tokens
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
-from nanonet.cohort.load import find_model, load_encoder, load_tokenizer
+from nanonet.cohort.load import find_model, load_encoder, load_tokenizer, quiet
 from nanonet.cohort.mapping import layer_mapping
 from nanonet.cohort.stack import Cohort, Lora, build_cohort
 from nanonet.cohort.views import parse_views
@@ -29,14 +31,17 @@ from nanonet.config import InputError, TrainConfig, check_train
 from nanonet.data.batches import Encoded, encode
 from nanonet.data.read import load_dataset, read_texts
 from nanonet.data.split import draw_labels
+from nanonet.encoder import Encoder
 from nanonet.folder import check_folder, open_folder
-from nanonet.inference import embedder, pooling_of, run
+from nanonet.inference import pooling_of, run
 from nanonet.progress import Progress
 from nanonet.targets import soften
 from nanonet.teacher import NAME as TARGETS
 from nanonet.teacher import load_teacher, make_teacher, save_teacher
 from nanonet.train import OnlineTeacher, Rows, check_parts, fit
 
+BODY = "teacher"  # the tuned encoder, until the run is done
+STEPS, STEPS_A_CLASS = 200, 10
 HELD_ROWS = 500  # unlabelled rows kept from training: the best student is chosen on them
 
 
@@ -118,6 +123,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         mapping = layer_mapping(config.layer_mapping, config.students, config.student_layers, depth)
     check_tokens(config.max_tokens, most_tokens(encoder))
     material = prepare(config, tokenizer)
+    given = config
+    if not config.steps:
+        config = replace(config, steps=max(STEPS, STEPS_A_CLASS * len(material.classes)))
     labelled = int((material.label >= 0).sum())
     check_parts(config, labelled, len(material.rows) - labelled, accelerator.num_processes)
     lora = Lora(config.lora_rank, config.lora_alpha, config.lora_dropout)
@@ -130,38 +138,31 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     with Progress(main) as progress:
 
-        def embed(rows: Encoded, what: str) -> Tensor:
-            forward = embedder(encoder.to(device), pooling_of(find_model(config.teacher)[0]))
-            with progress.stage(what, len(rows)) as tick:
-                return run(forward, rows, pad_id, device, done=tick)
-
         def logits(model: Cohort, rows: Encoded, what: str) -> Tensor:
             with progress.stage(what, len(rows)) as tick, accelerator.autocast():
                 return run(model.to(device).eval(), rows, pad_id, device, done=tick)
 
-        if main:
-            open_folder(config, folder)
-            # a resumed run takes the targets that it has
-            if not (folder / TARGETS).exists():
-                embedding = embed(material.rows, "embedding the texts")
-                with progress.stage("choosing soft targets", 1) as tick:
-                    made = make_teacher(config, embedding, material.label, len(material.classes))
-                    tick(1, made.choice.rule)
-                save_teacher(folder, made)
-        accelerator.wait_for_everyone()
-        frozen = load_teacher(folder)
+        def embed(encoder: Encoder, rows: Encoded, what: str) -> Tensor:
+            with progress.stage(what, len(rows)) as tick:
+                return encoder.embed(rows, tick)
 
-        tuned = soft = online = None
-        if config.teacher_mode == "online" or config.targets == "tuned":
+        pretrained = Encoder(encoder, pooling_of(find_model(config.teacher)[0]), pad_id, device, accelerator.autocast)
+        tuned = config.teacher_mode == "frozen" and config.teacher_steps > 0
+        if main:
+            open_folder(given, folder)
+            # a resumed run takes the teacher that it has
+            if not (folder / TARGETS).exists():
+                _teach(config, pretrained, tuned, material, folder, progress)
+        accelerator.wait_for_everyone()
+        frozen, body = load_teacher(folder), pretrained
+        if tuned:
+            body = replace(pretrained, model=load_encoder(str(folder / BODY)))
+        soft: Tensor | None = frozen.soft
+        online = None
+        if config.teacher_mode == "online":
             every_layer = [list(range(depth))]
-            tuned = build_cohort(encoder, every_layer, material.classes, config.tuning, lora=lora, seed=config.seed + 1)
-        if config.teacher_mode == "online" and tuned is not None:
-            online = OnlineTeacher(tuned, frozen.choice.trust)
-        elif tuned is not None:
-            _tune(config, tuned, material, pad_id, accelerator, folder, progress)
-            soft = soften(logits(tuned, material.rows, "soft targets")[0], frozen.choice.trust) * config.sharpen
-        else:
-            soft = frozen.soft
+            whole = build_cohort(encoder, every_layer, material.classes, config.tuning, lora=lora, seed=config.seed + 1)
+            online, soft = OnlineTeacher(whole, frozen.choice.trust), None
 
         if config.tensorboard:
             accelerator.init_trackers("tensorboard")
@@ -183,10 +184,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
         # The choice of the best student: whoever is nearest to the soft targets of rows that it was not trained on.
         held = material.held if len(material.held) else material.rows
-        if tuned is not None:
-            wanted = soften(logits(tuned, held, "held rows")[0], frozen.choice.trust)
+        if online:
+            wanted = soften(logits(online.model, held, "held rows")[0], frozen.choice.trust)
         else:
-            wanted = soften(frozen.logits(embed(held, "held rows")), frozen.choice.trust)
+            wanted = soften(frozen.logits(embed(body, held, "held rows")), frozen.choice.trust)
         gap = _divergence(wanted, logits(cohort, held, "choosing the best"))
         if not gap.isfinite().all():
             lost = int((~gap.isfinite()).nonzero()[0])
@@ -196,11 +197,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         outcome: dict[str, Tensor] = {}
         if len(material.test):
             outcome["students"] = logits(cohort, material.test, "testing the students")
-            if tuned is not None:
-                outcome["teacher"] = logits(tuned, material.test, "testing the teacher")[0]
+            plain = embed(pretrained, material.test, "testing the floor")
+            outcome["floor"] = frozen.floor(plain)
+            if online:
+                outcome["teacher"] = logits(online.model, material.test, "testing the teacher")[0]
             else:
-                embedding = embed(material.test, "testing the teacher")
-                outcome |= {"teacher": frozen.logits(embedding), "floor": frozen.floor(embedding)}
+                own = embed(body, material.test, "testing the teacher") if tuned else plain
+                outcome["teacher"] = frozen.logits(own)
         for k in range(cohort.students):
             save_student(cohort, k, folder / f"student-{k}", tokenizer)
             if config.tuning == "lora":
@@ -213,26 +216,40 @@ def train(config: TrainConfig) -> dict[str, Any]:
             folder, facts, cohort, encoder, frozen.choice, outcome, material.test_label, progress.seconds
         )
         (folder / checkpoint.NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder / BODY, ignore_errors=True)
         accelerator.wait_for_everyone()
     return result
 
 
-def _tune(
-    config: TrainConfig,
-    teacher: Cohort,
-    material: Material,
-    pad_id: int,
-    accelerator: Accelerator,
-    folder: Path,
-    progress: Progress,
+def _teach(
+    config: TrainConfig, pretrained: Encoder, tuned: bool, material: Material, folder: Path, progress: Progress
 ) -> None:
-    """Train the whole teacher on the labels alone, with the students' own loop."""
-    count = int((material.label >= 0).sum())
-    rows = Rows(material.rows[range(count)], material.label[:count], None, pad_id)
-    own = replace(config, steps=config.teacher_steps, students=1, save_every=0, resume=False, gradient_accumulation=1)
-    (folder / "teacher").mkdir(exist_ok=True)
-    with progress.stage("training the teacher", own.steps) as tick:
-        fit(own, teacher, ["none"], rows, accelerator, folder / "teacher", None, lambda record: tick(1), deep=True)
+    """Make the frozen teacher: its body in `folder`/BODY where it is tuned, its soft targets last."""
+    rows, label = material.rows, material.label
+    count, classes = int((label >= 0).sum()), len(material.classes)
+    few = rows[range(count)]
+
+    def tune(known: Tensor, what: str) -> Encoder:
+        kept = known.nonzero()[:, 0].tolist()
+        with progress.stage(what, config.teacher_steps) as tick:
+            return pretrained.tuned(rows[kept], label[kept], config.teacher_steps, config.seed, tick)
+
+    def retune(hidden: NDArray[np.int64], of: NDArray[np.int64]) -> Tensor:
+        known = torch.zeros(len(label), dtype=torch.bool)
+        known[of[hidden >= 0]] = True
+        return tune(known, "tuning for a fold").embed(rows[of.tolist()])
+
+    body = tune(label >= 0, "tuning the teacher") if tuned else pretrained
+    with progress.stage("embedding the texts", len(rows)) as tick:
+        embedding = body.embed(rows, tick)
+    untuned = pretrained.embed(few) if tuned else None
+    with progress.stage("choosing soft targets", 1) as tick:
+        made = make_teacher(config, embedding, label, classes, untuned, retune if tuned else None)
+        tick(1, made.choice.rule)
+    if tuned:
+        with quiet():
+            body.model.save_pretrained(folder / BODY)
+    save_teacher(folder, made)
 
 
 def _divergence(wanted: Tensor, students: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def write_report(
         "teacher": {
             "name": config.teacher,
             "mode": config.teacher_mode,
-            "targets": choice.rule if config.teacher_mode == "frozen" and config.targets != "tuned" else "tuned",
+            "targets": choice.rule if config.teacher_mode == "frozen" else "online",
             "cross_validation": choice.accuracy,
             **measured(outcome.get("teacher")),
             "parameters": sum(p.numel() for p in encoder.parameters()),

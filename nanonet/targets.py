@@ -11,6 +11,7 @@ N rows, D features, C classes.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,9 @@ SELF_ROUNDS = 10
 STRENGTHS = (1.0, 10.0, 100.0)  # C of the logistic regression
 STRENGTH = 10.0  # of the self-training classifier
 TRIAL_ROWS = 2000  # unlabelled rows that the cross-validation of the rules sees
+TUNED_TRIAL_ROWS, TUNED_HELD_ROWS = 1000, 200  # where each fold tunes an encoder of its own: fewer, and labels enough
+
+Retune = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
 
 
 def soften(logits: Tensor, trust: float) -> Tensor:
@@ -101,6 +105,14 @@ def classify(embedding: Array, label: NDArray[np.int64], strength: float) -> Log
     return LogisticRegression(C=strength, max_iter=1000).fit(embedding[known], label[known])
 
 
+def linear(head: LogisticRegression) -> tuple[Tensor, Tensor]:
+    """A classifier's weight (C,D) and bias (C,), float32; scikit-learn keeps one row where there are two classes."""
+    weight, bias = (torch.from_numpy(np.asarray(t)).float() for t in (head.coef_, head.intercept_))
+    if len(weight) == 1:
+        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+    return weight, bias
+
+
 def self_train(embedding: Array, label: NDArray[np.int64], strength: float = STRENGTH) -> LogisticRegression:
     """The classifier, fitted SELF_ROUNDS times more on the labelled rows and its own guesses.
 
@@ -150,26 +162,44 @@ class Choice:
 
 
 def choose(
-    embedding: Array, label: NDArray[np.int64], classes: int, rule: str, seed: int, uniform_prior: bool = False
+    embedding: Array,
+    label: NDArray[np.int64],
+    classes: int,
+    rule: str,
+    seed: int,
+    uniform_prior: bool = False,
+    retune: Retune | None = None,
 ) -> Choice:
     """Cross-validate the rules inside the labelled rows; `rule` other than "auto" is taken as it is.
 
     Each fold's labels are hidden from the rules; the unlabelled rows, at most TRIAL_ROWS of them, are seen as in use.
+    An encoder that was tuned on the labels has seen those that a fold hides. `retune` gives the embeddings by one that
+    has not: called with labels (n,), -100 where hidden or unknown, and row numbers (n,), it returns (n,D). Then there
+    are three folds, and no more of them than it takes to hold TUNED_HELD_ROWS labels out.
 
     Raises:
         InputError: no class has two labels, so none can be hidden.
     """
     known = np.flatnonzero(label >= 0)
-    free = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))[:TRIAL_ROWS]
+    most = TUNED_TRIAL_ROWS if retune else TRIAL_ROWS
+    free = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))[:most]
     rows = np.concatenate([known, free])
     x, y = embedding[rows], label[rows]
     tried = {"self_training", "diffusion"} if rule == "auto" else {rule}
-    graph = neighbour_graph(x) if tried & {"diffusion", "propagation"} else None
+    linked = bool(tried & {"diffusion", "propagation"})
+    graph = neighbour_graph(x) if linked and not retune else None
     right: dict[tuple[str, float], list[bool]] = {}
-    for repeat in range(2):
-        for _, held in folds(y[: len(known)].tolist(), 5, seed + repeat):
+    tested = 0
+    for repeat in range(1 if retune else 2):
+        for _, held in folds(y[: len(known)].tolist(), 3 if retune else 5, seed + repeat):
+            if retune and tested >= TUNED_HELD_ROWS:
+                break
+            tested += len(held)
             hidden = y.copy()
             hidden[held] = -100
+            if retune:
+                x = retune(hidden, rows).double().numpy()
+                graph = neighbour_graph(x) if linked else None
             guesses = {("classifier", s): classify(x, hidden, s).predict(x[held]) for s in STRENGTHS}
             if tried & {"self_training", "diffusion"}:
                 p = self_train(x, hidden).predict_proba(x)
@@ -187,8 +217,8 @@ def choose(
     accuracy = {name: mean[name, s] for name, s in strengths.items()}
     if rule != "auto":
         return Choice(rule, strengths[rule], accuracy)
-    # of rules that so few labels cannot tell apart (half a standard error) the one that has used more of the rows
+    # of rules that so few labels cannot tell apart (one standard error) the one that has used more of the rows
     top = max(accuracy.values())
-    margin = 0.5 * (top * (1 - top) / len(known)) ** 0.5
+    margin = (top * (1 - top) / min(tested, len(known))) ** 0.5
     best = next(r for r in ("diffusion", "self_training", "classifier") if accuracy[r] >= top - margin)
     return Choice(best, strengths[best], accuracy)

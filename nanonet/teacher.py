@@ -1,7 +1,7 @@
 """The frozen teacher: what the students are told about every row, made once and kept in the run's folder.
 
-Its embeddings come from the pretrained encoder as it is, pooled as it was trained. Its soft targets come from a rule
-of targets.py over these embeddings; a linear head that says the same scores rows that were not among them.
+Its embeddings come from an encoder (encoder.py), as it is or tuned on the labels. Its soft targets come from a rule of
+targets.py over these embeddings; a linear head that says the same scores rows that were not among them.
 N rows, D features, C classes.
 """
 
@@ -16,11 +16,22 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from nanonet.config import TrainConfig
-from nanonet.targets import Choice, choose, classify, diffuse, neighbour_graph, propagate, self_train, soften
+from nanonet.targets import (
+    STRENGTH,
+    Choice,
+    Retune,
+    choose,
+    classify,
+    diffuse,
+    linear,
+    neighbour_graph,
+    propagate,
+    self_train,
+    soften,
+)
 
 NAME = "targets.safetensors"
 
@@ -28,7 +39,8 @@ NAME = "targets.safetensors"
 @dataclass(frozen=True, eq=False)
 class FrozenTeacher:
     """soft (N,C): logits of every row. weight (C,D), bias (C,): the head that scores other rows' embeddings.
-    floor_weight, floor_bias: the logistic regression on the labelled rows alone, which a student has to beat."""
+    floor_weight, floor_bias: the logistic regression on the labelled rows as the pretrained encoder embeds them, which
+    a student has to beat."""
 
     soft: Tensor
     weight: Tensor
@@ -42,18 +54,25 @@ class FrozenTeacher:
         return embedding @ self.weight.T + self.bias
 
     def floor(self, embedding: Tensor) -> Tensor:
-        """(N,D) -> (N,C)"""
+        """(N,D), of the pretrained encoder as it is -> (N,C)"""
         return embedding @ self.floor_weight.T + self.floor_bias
 
 
-def make_teacher(config: TrainConfig, embedding: Tensor, label: Tensor, classes: int) -> FrozenTeacher:
+def make_teacher(
+    config: TrainConfig,
+    embedding: Tensor,
+    label: Tensor,
+    classes: int,
+    untuned: Tensor | None = None,
+    retune: Retune | None = None,
+) -> FrozenTeacher:
     """Choose the rule inside the labels, then make the soft targets of every row.
 
-    embedding: (N,D) float32, L2-normalised; label: (N,) int64, -100 where unlabelled.
+    embedding: (N,D) float32, L2-normalised; label: (N,) int64, -100 where unlabelled. Where they are a tuned encoder's,
+    `untuned` holds the labelled rows as the pretrained encoder embeds them, and `retune` is what `choose` takes.
     """
     x, y = embedding.double().numpy(), label.numpy()
-    rule = "classifier" if config.targets == "tuned" else config.targets
-    choice = choose(x, y, classes, rule, config.seed, config.uniform_prior)
+    choice = choose(x, y, classes, config.targets, config.seed, config.uniform_prior, retune)
     graph = neighbour_graph(x) if choice.rule in ("diffusion", "propagation") else None
     if choice.rule in ("self_training", "diffusion"):
         head = self_train(x, y)
@@ -67,18 +86,11 @@ def make_teacher(config: TrainConfig, embedding: Tensor, label: Tensor, classes:
         )
         # the classifier that scores new rows learns what was found for these
         head = classify(x, np.where(y >= 0, y, p.argmax(1)), choice.strength)
-    weight, bias = _linear(head)
+    weight, bias = linear(head)
     logits = embedding @ weight.T + bias if graph is None else torch.from_numpy(np.log(np.maximum(p, 1e-12))).float()
     soft = soften(logits, choice.trust) * config.sharpen
-    return FrozenTeacher(soft, weight, bias, *_linear(classify(x, y, choice.strength)), choice)
-
-
-def _linear(head: LogisticRegression) -> tuple[Tensor, Tensor]:
-    """Weight (C,D) and bias (C,), float32; scikit-learn keeps one row where there are two classes."""
-    weight, bias = (torch.from_numpy(np.asarray(t)).float() for t in (head.coef_, head.intercept_))
-    if len(weight) == 1:
-        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
-    return weight, bias
+    floor = classify(x[y >= 0] if untuned is None else untuned.double().numpy(), y[y >= 0], STRENGTH)
+    return FrozenTeacher(soft, weight, bias, *linear(floor), choice)
 
 
 def save_teacher(folder: Path, teacher: FrozenTeacher) -> None:

@@ -122,12 +122,8 @@ def fit(
     folder: Path,
     online: OnlineTeacher | None = None,
     report: Callable[[dict], Any] = lambda record: None,
-    deep: bool = False,
 ) -> None:
-    """Train `cohort` in place; one line a step in `folder`/metrics.jsonl, also given to `report`.
-
-    `deep` says that the cohort is a teacher: it takes the teacher's learning rate.
-    """
+    """Train `cohort` in place; one line a step in `folder`/metrics.jsonl, also given to `report`."""
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     parts = world * config.gradient_accumulation
     lengths = rows.encoded.lengths
@@ -153,8 +149,7 @@ def fit(
     optimizer = make_optimizer(cohort, config.weight_decay)
     model, optimizer = accelerator.prepare(cohort, optimizer)
     trained = {"students": (cohort, optimizer)}
-    students_rate = TEACHER_LEARNING_RATE[config.tuning] if deep else LEARNING_RATE[config.tuning]
-    peaks = {"students": students_rate if deep else config.learning_rate or students_rate}
+    peaks = {"students": config.learning_rate or LEARNING_RATE[config.tuning]}
     if online:
         teacher, teacher_optimizer = accelerator.prepare(
             online.model, make_optimizer(online.model, config.weight_decay)

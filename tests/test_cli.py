@@ -59,7 +59,7 @@ def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> 
         ("bias", "lora"),
         ("kl", "js"),
         ("frozen", "online"),
-        ("auto", "tuned"),
+        ("auto", "diffusion"),
         ("linear", "cosine"),
         ("encoder", "cnn"),
     ):

@@ -106,10 +106,9 @@ def test_one_student_is_no_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["ensemble"]["accuracy"] == found["students"][0]["accuracy"] == 1
 
 
-@pytest.mark.parametrize("mode", ["frozen", "online"])
-def test_a_tuned_teacher_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
-    config = TrainConfig(output=str(tmp_path), teacher_mode=mode, targets="auto" if mode == "online" else "tuned")
-    assert make(tmp_path, monkeypatch, config=config)["teacher"]["targets"] == "tuned"
+def test_an_online_teacher_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(output=str(tmp_path), teacher_mode="online")
+    assert make(tmp_path, monkeypatch, config=config)["teacher"]["targets"] == "online"
 
 
 def test_names_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

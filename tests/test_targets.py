@@ -82,6 +82,37 @@ def test_the_choice_follows_the_labels():
     assert named.rule == "propagation" and set(named.accuracy) == {"classifier", "propagation"}
 
 
+def test_an_encoder_tuned_in_a_fold_has_not_seen_the_labels_that_it_is_judged_on():
+    x, _, truth = clusters(300)
+    label = np.where(np.arange(300) < 150, truth, -100)
+    seen = []
+
+    def retune(hidden, rows):
+        seen.append(rows[hidden >= 0])
+        spoilt = np.random.default_rng(0).normal(size=(len(rows), 3)) + 10 * np.eye(3)[truth[rows]]
+        known = hidden >= 0
+        spoilt[~known] = x[rows][~known][:, :3]  # a body that tells apart what it has seen, and nothing else
+        return torch.from_numpy(spoilt)
+
+    choice = choose(x, label, 3, "auto", 0, retune=retune)
+    held = [set(range(150)) - set(part.tolist()) for part in seen]
+    assert len(seen) == 3 and set().union(*held) == set(range(150)) and sum(map(len, held)) == 150
+    assert choice.trust < 0.9
+    # a body that knows every class is trusted
+    sure = choose(x, label, 3, "auto", 0, retune=lambda hidden, rows: torch.eye(3)[torch.from_numpy(truth[rows])])
+    assert sure.trust == 1 and sure.rule == "diffusion"
+
+
+def test_folds_that_tune_an_encoder_stop_when_enough_labels_were_held_out():
+    x, _, truth = clusters(900)
+    label = np.where(np.arange(900) < 700, truth, -100)
+    calls = []
+    choose(
+        x, label, 3, "classifier", 0, retune=lambda hidden, rows: calls.append(len(rows)) or torch.from_numpy(x[rows])
+    )
+    assert calls == [900]  # 233 of the 700 are held out by one fold
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("rule", ["classifier", "self_training", "diffusion", "propagation"])
 def test_the_teacher_is_its_head_and_is_kept(rule, classes, tmp_path):

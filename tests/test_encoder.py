@@ -1,0 +1,78 @@
+"""The encoder as an embedder, and tuned on labels."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanonet.cohort.load import load_encoder, load_tokenizer
+from nanonet.data.batches import Encoded, collate, encode
+from nanonet.encoder import BATCH, PASSES, Encoder
+from nanonet.targets import classify
+
+
+@pytest.fixture
+def encoder(tiny_encoder: Path) -> Encoder:
+    return Encoder(load_encoder(str(tiny_encoder)), "mean", 0, torch.device("cpu"))
+
+
+@pytest.fixture
+def table(tiny_encoder: Path, tiny_data: Path) -> tuple[Encoded, torch.Tensor]:
+    lines = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    topics = sorted({line["label"] for line in lines})
+    label = torch.tensor([topics.index(line["label"]) for line in lines])
+    return encode(load_tokenizer(str(tiny_encoder)), [line["text"] for line in lines], 32), label
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_embeddings_are_pooled_over_the_text_alone(encoder: Encoder, table, pooling: str) -> None:
+    rows, _ = table
+    found = Encoder(encoder.model, pooling, 0, encoder.device).embed(rows[range(5)])
+    for n in range(5):
+        ids, _ = collate(rows, [n], 0, multiple_of=1)
+        hidden = encoder.model(input_ids=ids).last_hidden_state[0].detach()
+        wanted = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.amax(0)}[pooling]
+        torch.testing.assert_close(found[n], wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_tuning_tells_the_labelled_rows_apart(encoder: Encoder, table, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, label = table
+    monkeypatch.setattr("nanonet.encoder.LEARNING_RATE", 3e-3)  # the encoder is small and random
+    known = range(60)
+    before = copy.deepcopy(encoder.model.state_dict())
+    random = torch.get_rng_state()
+    done: list[int] = []
+    tuned = encoder.tuned(rows[known], label[:60], 1000, 0, done.append)
+    assert len(done) == -(-PASSES * 60 // BATCH)  # fewer than it was told: the passes are over
+
+    def right(body: Encoder) -> float:
+        x = body.embed(rows).double().numpy()
+        head = classify(x[:60], label[:60].numpy(), 10.0)
+        return float((head.predict(x[:60]) == label[:60].numpy()).mean())
+
+    assert right(tuned) > right(encoder) + 0.05
+    # what it was made from stays as it was, but for the tokens' embeddings, which both hold and none trains
+    assert all(torch.equal(before[name], tensor) for name, tensor in encoder.model.state_dict().items())
+    words = [body.model.get_input_embeddings().weight for body in (encoder, tuned)]
+    assert words[0] is words[1] and not words[0].requires_grad and words[0].grad is None
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_seed_decides_the_tuning_and_steps_bound_it(encoder: Encoder, table) -> None:
+    rows, label = table
+    few, known = rows[range(20)], label[:20]
+    a, b, c = (encoder.tuned(few, known, 3, seed).embed(few) for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(encoder.tuned(few, known, 0, 0).embed(few), encoder.embed(few))
+
+
+def test_classes_need_not_be_counted_from_0(encoder: Encoder, table) -> None:
+    rows, label = table
+    kept = (label != 1).nonzero()[:20, 0]
+    few = rows[kept.tolist()]
+    named, counted = (encoder.tuned(few, y, 3, 0).embed(few) for y in (label[kept], label[kept] // 2))
+    assert torch.equal(named, counted)
