@@ -19,7 +19,7 @@ from nanonet.config import InputError, TrainConfig
 
 NAME = "checkpoint.safetensors"
 # what may differ between a run and its resumption
-FREE = {"output", "resume", "overwrite", "save_every", "threads", "tensorboard", "max_test"}
+FREE = {"output", "resume", "overwrite", "save_every", "threads", "tensorboard", "max_test", "teacher_cache"}
 
 Trained = Mapping[str, tuple[nn.Module, Any]]
 

@@ -75,6 +75,8 @@ class TrainConfig:
     # a frozen teacher is tuned on the labels first, for at most so many steps [steps], and for fewer where 20 passes
     # over the labels take fewer; 0 leaves it as it was pretrained
     teacher_steps: int = 200
+    # folder that keeps frozen teachers: a run with the same texts, labels, encoder and settings takes its teacher there
+    teacher_cache: str = ""
     # soft targets: the teacher's classifier, that classifier trained on its own guesses, those diffused over
     # the nearest neighbours, or (auto) whichever of these cross-validation inside the labels prefers; or label
     # propagation

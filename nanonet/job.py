@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nanonet import checkpoint, report
+from nanonet import checkpoint, kept, report
 from nanonet.classifier import check_tokens, most_tokens
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
@@ -152,7 +152,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
             open_folder(given, folder)
             # a resumed run takes the teacher that it has
             if not (folder / TARGETS).exists():
-                _teach(config, pretrained, tuned, material, folder, progress)
+                cache = Path(config.teacher_cache).expanduser() if config.teacher_cache else None
+                key = kept.fingerprint(config, material.rows, material.label, encoder) if cache else ""
+                if not (cache and kept.take(cache, key, folder)):
+                    _teach(config, pretrained, tuned, material, folder, progress)
+                    if cache:
+                        kept.keep(cache, key, [folder / name for name in (TARGETS, BODY) if (folder / name).exists()])
         accelerator.wait_for_everyone()
         frozen, body = load_teacher(folder), pretrained
         if tuned:

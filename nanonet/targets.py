@@ -36,6 +36,7 @@ STRENGTHS = (1.0, 10.0, 100.0)  # C of the logistic regression
 STRENGTH = 10.0  # of the self-training classifier
 TRIAL_ROWS = 2000  # unlabelled rows that the cross-validation of the rules sees
 TUNED_TRIAL_ROWS, TUNED_HELD_ROWS = 1000, 200  # where each fold tunes an encoder of its own: fewer, and labels enough
+CLASS_TRIAL_ROWS = 40  # for every class, where that is more: a row needs neighbours of its own class
 
 Retune = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
 
@@ -172,7 +173,7 @@ def choose(
 ) -> Choice:
     """Cross-validate the rules inside the labelled rows; `rule` other than "auto" is taken as it is.
 
-    Each fold's labels are hidden from the rules; the unlabelled rows, at most TRIAL_ROWS of them, are seen as in use.
+    Each fold's labels are hidden from the rules; the unlabelled rows, or some of them, are seen as in use.
     An encoder that was tuned on the labels has seen those that a fold hides. `retune` gives the embeddings by one that
     has not: called with labels (n,), -100 where hidden or unknown, and row numbers (n,), it returns (n,D). Then there
     are three folds, and no more of them than it takes to hold TUNED_HELD_ROWS labels out.
@@ -181,7 +182,7 @@ def choose(
         InputError: no class has two labels, so none can be hidden.
     """
     known = np.flatnonzero(label >= 0)
-    most = TUNED_TRIAL_ROWS if retune else TRIAL_ROWS
+    most = max(TUNED_TRIAL_ROWS if retune else TRIAL_ROWS, CLASS_TRIAL_ROWS * classes)
     free = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))[:most]
     rows = np.concatenate([known, free])
     x, y = embedding[rows], label[rows]

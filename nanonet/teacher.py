@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanonet.config import TrainConfig
+from nanonet.config import InputError, TrainConfig
 from nanonet.targets import (
     STRENGTH,
     Choice,
@@ -102,7 +102,14 @@ def save_teacher(folder: Path, teacher: FrozenTeacher) -> None:
 
 
 def load_teacher(folder: Path) -> FrozenTeacher:
-    """Read what `save_teacher` wrote."""
-    with safe_open(folder / NAME, "pt") as file:
-        choice = Choice(**json.loads(file.metadata()["choice"]))
-        return FrozenTeacher(**{name: file.get_tensor(name) for name in file.keys()}, choice=choice)  # noqa: SIM118
+    """Read what `save_teacher` wrote.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with safe_open(folder / NAME, "pt") as file:
+            choice = Choice(**json.loads(file.metadata()["choice"]))
+            return FrozenTeacher(**{name: file.get_tensor(name) for name in file.keys()}, choice=choice)  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / NAME}: damaged ({error}); delete it, and its copy in --teacher-cache") from error

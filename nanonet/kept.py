@@ -1,0 +1,64 @@
+"""Frozen teachers that are kept between runs, so that many cohorts can be tried under one.
+
+An entry is a folder named by a hash of all that decides a teacher: the texts' token ids, the labels, the encoder's
+weights and the settings. Whatever is changed makes another entry; nothing is ever taken for what it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nanonet.config import InputError, TrainConfig
+from nanonet.data.batches import Encoded
+
+VERSION = 1  # of how a teacher is made: raised where a change makes other soft targets of the same input
+SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
+
+
+def fingerprint(config: TrainConfig, rows: Encoded, label: Tensor, encoder: PreTrainedModel) -> str:
+    """The name of the entry, 32 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps([VERSION, *(getattr(config, name) for name in SETTINGS)]).encode())
+    tensors = {"ids": rows.ids, "offsets": rows.offsets, "label": label, **encoder.state_dict()}
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def take(cache: Path, key: str, folder: Path) -> bool:
+    """Copy the entry's files into `folder`, if there is such an entry.
+
+    Raises:
+        InputError: the cache cannot be written to; better known before a teacher is made than after.
+    """
+    entry = cache / key
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / f".{os.getpid()}").mkdir()
+        (cache / f".{os.getpid()}").rmdir()
+    except OSError as error:
+        raise InputError(f"--teacher-cache {cache}: {error.strerror}; give a folder that can be written to") from error
+    if not entry.is_dir():
+        return False
+    shutil.copytree(entry, folder, dirs_exist_ok=True)
+    return True
+
+
+def keep(cache: Path, key: str, made: list[Path]) -> None:
+    """Make an entry of these files and folders, whole or not at all."""
+    temporary = cache / f".{key}.{os.getpid()}"
+    try:
+        temporary.mkdir()
+        for path in made:
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, temporary / path.name)
+        if not (cache / key).exists():
+            temporary.rename(cache / key)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

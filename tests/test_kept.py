@@ -1,0 +1,91 @@
+"""Teachers that are kept between runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from nanonet.config import InputError, TrainConfig
+from nanonet.job import train
+
+
+@pytest.fixture
+def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        output=str(tmp_path / "first"),
+        data=str(tiny_data),
+        teacher=str(tiny_encoder),
+        teacher_cache=str(tmp_path / "cache"),
+        labels_per_class=4,
+        teacher_steps=3,
+        steps=3,
+        max_tokens=32,
+    )
+
+
+def entries(config: TrainConfig) -> list[str]:
+    return sorted(path.name for path in Path(config.teacher_cache).iterdir())
+
+
+def test_a_kept_teacher_is_taken_and_changes_nothing(config: TrainConfig) -> None:
+    first = train(config)
+    assert "tuning the teacher" in first["seconds"] and len(entries(config)) == 1
+    other = dataclasses.replace(config, output=config.output + "-2", peers_weight=1.0, steps=2)
+    second = train(other)
+    assert "tuning the teacher" not in second["seconds"] and len(entries(config)) == 1
+    assert second["teacher"] == first["teacher"] and second["floor"] == first["floor"]
+    again = dataclasses.replace(config, output=config.output + "-3")
+    train(again)
+    a, b = (load_file(Path(c.output) / "student-0" / "model.safetensors") for c in (config, again))
+    assert all(a[name].equal(b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(seed=1),
+        dict(teacher_steps=2),
+        dict(teacher_steps=0),
+        dict(targets="propagation"),
+        dict(labels_per_class=5),
+        dict(max_unlabelled=50),
+        dict(max_tokens=5),
+        dict(sharpen=2.0),
+    ],
+    ids=str,
+)
+def test_whatever_decides_a_teacher_makes_another(config: TrainConfig, change: dict) -> None:
+    train(config)
+    train(dataclasses.replace(config, output=config.output + "-2", **change))
+    assert len(entries(config)) == 2
+
+
+def test_a_changed_encoder_makes_another(config: TrainConfig, tmp_path: Path) -> None:
+    import shutil
+
+    from nanonet.cohort.load import load_encoder
+
+    train(config)
+    shutil.copytree(config.teacher, tmp_path / "encoder")
+    model = load_encoder(config.teacher)
+    model.encoder.layer[0].output.dense.bias.data[0] += 1e-3
+    model.save_pretrained(tmp_path / "encoder")
+    train(dataclasses.replace(config, output=config.output + "-2", teacher=str(tmp_path / "encoder")))
+    assert len(entries(config)) == 2
+
+
+def test_a_damaged_entry_is_named(config: TrainConfig) -> None:
+    train(config)
+    entry = Path(config.teacher_cache) / entries(config)[0] / "targets.safetensors"
+    entry.write_bytes(entry.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"targets\.safetensors: damaged .*--teacher-cache"):
+        train(dataclasses.replace(config, output=config.output + "-2"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InputError, match="--teacher-cache .*give a folder"):
+        train(config)
