@@ -1,51 +1,53 @@
 """The main job over label draws, and the table of its results.
 
-    python benchmarks/evidence.py --data ../shared/data/ag_news --labels 10 --seeds 0-4
-    python benchmarks/evidence.py --table                    # writes README.md and docs/results.md anew
+    nanonet evidence --data DIR --labels 10,30 --seeds 0-4 --output benchmarks/results/evidence.jsonl
+    python benchmarks/evidence.py      # writes the tables of README.md and docs/results.md from these lines
 
-Each run is one `nanonet train` with the default settings and appends one line to benchmarks/results/evidence.jsonl;
-a run that stands there already (same data, labels, seed and flags) is skipped, so an interrupted command goes on.
-Flags after `--` go to `nanonet train` and name the variant.
+Each run is one `nanonet train` and appends one line; a run that stands there already (same data, labels, seed and
+flags) is skipped, so an interrupted command goes on. `--flags` go to `nanonet train` and name the variant.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
+
+from nanonet.benchmarks.measure import commit
+from nanonet.config import EvidenceConfig, InputError, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
-BEGIN, END = "<!-- results: python benchmarks/evidence.py --table -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results: python benchmarks/evidence.py -->", "<!-- end of results -->"
+GOLD = "gold labels"  # a variant: the ceiling, trained on the labels of the rows that the others see without
+GOLD_FLAGS = "--labels-per-class 0 --labelled-batch 48 --teacher-weight 0 --peers-weight 0"
+GOLD_FLAGS += " --teacher-steps 0 --targets classifier"  # the quickest: nobody listens to this teacher
 
 
-def key(record: dict) -> tuple:
-    return record["data"], record["labels_per_class"], record["seed"], record["flags"]
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def records() -> list[dict]:
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
-
-
-def measure(data: str, labels: int, seed: int, flags: list[str]) -> dict:
+def measure(data: str, seed: int, flags: list[str]) -> dict:
     """One `nanonet train`, in a folder that is deleted again; what its report says."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
-        command = [sys.executable, "-m", "nanonet", "train", "--data", data, "--labels-per-class", str(labels)]
-        subprocess.run([*command, "--seed", str(seed), "--output", str(output), *flags], check=True)
+        command = [sys.executable, "-m", "nanonet", "train", "--data", data, "--seed", str(seed)]
+        if subprocess.run([*command, "--output", str(output), *flags]).returncode:
+            raise InputError(f"nanonet train {' '.join(flags)}: failed, as it says above; the lines so far are kept")
         report = json.loads((output / "report.json").read_text())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     return {
         "data": Path(data).name,
-        "labels_per_class": labels,
         "seed": seed,
-        "flags": " ".join(flags),
-        "floor": report.get("floor", {}).get("accuracy"),
+        "floor": report["floor"]["accuracy"] if report["floor"] else None,
         "teacher": report["teacher"]["accuracy"],
         "rule": report["teacher"]["targets"],
         "students": [student["accuracy"] for student in report["students"]],
@@ -55,31 +57,98 @@ def measure(data: str, labels: int, seed: int, flags: list[str]) -> dict:
         "parameters": report["students"][0]["parameters"],
         "seconds": report["seconds"],
         "versions": report["versions"],
-        "commit": commit.strip(),
+        "commit": commit(),
     }
+
+
+def gold_folder(data: str, labels: int, seed: int, place: Path) -> str:
+    """A data folder whose train table holds the rows that a run of this draw trains on, every one with its label."""
+    from nanonet.data.read import load_dataset
+    from nanonet.data.split import draw_labels
+    from nanonet.job import HELD_ROWS
+
+    dataset = load_dataset(data)
+    known = dataset.train.labels or []
+    draw = draw_labels(known, labels, seed, len(dataset.classes), dataset.classes)
+    order = np.random.default_rng([seed, 1]).permutation(len(draw.unlabelled))[: TrainConfig.max_unlabelled]
+    order = order[min(HELD_ROWS, len(order) // 10) :]
+    folder = place / Path(data).name
+    folder.mkdir(parents=True)
+    tables = {"train": (dataset.train, [*draw.labelled, *(draw.unlabelled[i] for i in order)])}
+    if dataset.test:
+        tables["test"] = (dataset.test, list(range(len(dataset.test.texts))))
+    for name, (table, chosen) in tables.items():
+        lines = [json.dumps({"text": table.texts[i], "label": (table.labels or [])[i]}) for i in chosen]
+        (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
+    (folder / "labels.json").write_text(json.dumps(dataset.classes))
+    return str(folder)
+
+
+def runs(config: EvidenceConfig) -> Iterator[tuple[int, int]]:
+    """(labels a class, seed) of every run.
+
+    Raises:
+        InputError: numbers that cannot be read.
+    """
+    first, _, last = config.seeds.partition("-")
+    try:
+        seeds = range(int(first), int(last or first) + 1)
+        labels = [int(word) for word in config.labels.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--labels {config.labels} --seeds {config.seeds}: give numbers such as 10,30, and a range such as 0-4"
+        ) from None
+    return ((count, seed) for count in labels for seed in seeds)
+
+
+def evidence(config: EvidenceConfig) -> None:
+    """Make the runs that are missing, then print the table of all lines.
+
+    Raises:
+        InputError: bad flags, or a run that failed.
+    """
+    path = Path(config.output).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--output {path}: give a file in a folder that exists")
+    for labels, seed in runs(config) if config.data else ():
+        variant = " ".join(word for word in (GOLD if config.gold else "", config.flags) if word)
+        key = (Path(config.data).name, labels, seed, variant)
+        if key in {(r["data"], r["labels_per_class"], r["seed"], r["flags"]) for r in read_lines(path)}:
+            continue
+        flags = shlex.split(config.flags)
+        with tempfile.TemporaryDirectory() as place:
+            if config.gold:
+                data = gold_folder(config.data, labels, seed, Path(place))
+                record = measure(data, seed, [*GOLD_FLAGS.split(), *flags])
+            else:
+                cache = ["--teacher-cache", config.teacher_cache] if config.teacher_cache else []
+                record = measure(config.data, seed, ["--labels-per-class", str(labels), *cache, *flags])
+        record = {"labels_per_class": labels, "flags": variant, **record}
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    print(table(read_lines(path)))
 
 
 def spread(values: list[float]) -> str:
     """mean +- sample standard deviation, in percent"""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
-def table() -> str:
+def table(records: list[dict]) -> str:
     """Markdown: one row for each data set, count of labels and variant, over its seeds."""
     groups = defaultdict(list)
-    for record in records():
+    for record in records:
         groups[record["data"], record["labels_per_class"], record["flags"]].append(record)
     rows = [
         "| data | labels a class | draws | embeddings + LR | teacher | best student | ensemble | flags |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (data, labels, flags), group in sorted(groups.items()):
-        floor = [r["floor"] for r in group if r["floor"] is not None]
-        columns = [
-            spread(floor) if floor else "",
-            *(spread([r[n] for r in group]) for n in ("teacher", "best", "ensemble")),
-        ]
+        floor = [r["floor"] for r in group if r["floor"] is not None and not flags.startswith(GOLD)]
+        teacher = [] if flags.startswith(GOLD) else [r["teacher"] for r in group]
+        columns = [spread(values) if values else "" for values in (floor, teacher)]
+        columns += [spread([r[name] for r in group]) for name in ("best", "ensemble")]
         rows.append(f"| {data} | {labels} | {len(group)} | {' | '.join(columns)} | {f'`{flags}`' if flags else ''} |")
     return "\n".join(rows)
 
@@ -93,30 +162,8 @@ def put(path: Path, text: str) -> None:
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="what `nanonet train --data` takes")
-    parser.add_argument("--labels", default="10", help="labels a class, separated by commas (default: 10)")
-    parser.add_argument("--seeds", default="0-4", help="a range such as 0-4, or one seed (default: 0-4)")
-    parser.add_argument("--table", action="store_true", help="write the tables from the lines measured so far")
-    parser.add_argument("flags", nargs="*", help="further flags of nanonet train, after --")
-    arguments = parser.parse_args()
-    if arguments.data:
-        first, _, last = arguments.seeds.partition("-")
-        done = {key(record) for record in records()}
-        for labels in map(int, arguments.labels.split(",")):
-            for seed in range(int(first), int(last or first) + 1):
-                if (Path(arguments.data).name, labels, seed, " ".join(arguments.flags)) in done:
-                    continue
-                record = measure(arguments.data, labels, seed, arguments.flags)
-                LINES.parent.mkdir(exist_ok=True)
-                with LINES.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(json.dumps(record), flush=True)
-    if arguments.table or not arguments.data:
-        for path in (ROOT / "README.md", ROOT / "docs" / "results.md"):
-            put(path, table())
-
-
 if __name__ == "__main__":
-    main()
+    every = read_lines(LINES)
+    # the README shows the defaults; docs/results.md every variant
+    put(ROOT / "README.md", table([record for record in every if not record["flags"]]))
+    put(ROOT / "docs" / "results.md", table(every))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanonet.benchmarks.evidence import ROOT, measure, spread
+from nanonet.benchmarks.evidence import ROOT, measure, read_lines, spread
 from nanonet.data.read import load_dataset
 from nanonet.data.split import draw_labels
 
@@ -62,14 +62,10 @@ def prepare(
     return {kind: ["--unlabelled", str(place / f"{files[kind]}.jsonl")] if kind in files else [] for kind in KINDS}
 
 
-def records() -> list[dict]:
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
-
-
 def table() -> str:
     """Markdown: one row for each kind and count of texts, over its seeds."""
     groups = defaultdict(list)
-    for record in records():
+    for record in read_lines(LINES):
         groups[record["texts"], record["kind"]].append(record)
     rows = ["| unlabelled texts | draws | embeddings + LR | teacher | student |", "|---|---|---|---|---|"]
     for texts, kind in sorted(groups, key=lambda key: (key[0], KINDS.index(key[1]))):
@@ -93,7 +89,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="further flags of nanonet train, after --")
     arguments = parser.parse_args()
     first, _, last = arguments.seeds.partition("-")
-    done = {(r["data"], r["seed"], r["texts"], r["kind"], r["flags"]) for r in records()}
+    done = {(r["data"], r["seed"], r["texts"], r["kind"], r["flags"]) for r in read_lines(LINES)}
     for seed in range(int(first), int(last or first) + 1) if arguments.data else ():
         kinds = [
             kind
@@ -107,7 +103,9 @@ def main() -> None:
         flags = prepare(place, arguments.data, arguments.labels, seed, arguments.texts, arguments.generator, kinds)
         for kind in kinds:
             folder = str(place / Path(arguments.data).name)
-            record = measure(folder, 0, seed, [*STUDENT.split(), *flags[kind], *arguments.flags])
+            record = measure(
+                folder, seed, ["--labels-per-class", "0", *STUDENT.split(), *flags[kind], *arguments.flags]
+            )
             record |= {"labels_per_class": arguments.labels, "texts": arguments.texts, "kind": kind}
             record |= {"flags": " ".join(arguments.flags), "generator": Path(arguments.generator).name}
             LINES.parent.mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 from nanonet.config import (
     BenchConfig,
     EvaluateConfig,
+    EvidenceConfig,
     ExportConfig,
     GenerateConfig,
     InfoConfig,
@@ -70,6 +71,12 @@ def _generate(config: GenerateConfig) -> None:
     print(json.dumps(generate(config)))
 
 
+def _evidence(config: EvidenceConfig) -> None:
+    from nanonet.benchmarks.evidence import evidence
+
+    evidence(config)
+
+
 def _info(config: InfoConfig) -> None:
     from nanonet.info import facts, lines
 
@@ -90,6 +97,7 @@ COMMANDS = {
     "export": Command(ExportConfig, _export, "Write a model as ONNX, or copy a student out of its run; both checked."),
     "generate": Command(GenerateConfig, _generate, "Write more texts like the few labelled ones, for --unlabelled."),
     "bench": Command(BenchConfig, _bench, "Time the distillation loss against what is used today, and check it."),
+    "evidence": Command(EvidenceConfig, _evidence, "Train over several draws of the labels; prints their table."),
     "info": Command(InfoConfig, _info, "Show versions, devices, and which kernels serve each operation."),
 }
 

@@ -355,6 +355,24 @@ class BenchConfig:
 
 
 @dataclass(frozen=True)
+class EvidenceConfig:
+    # what `nanonet train --data` takes; empty prints the table of the runs so far
+    data: str = ""
+    # labels drawn per class, separated by commas
+    labels: str = "10"
+    # seeds: a range such as 0-4, or one
+    seeds: str = "0-4"
+    # further flags of `nanonet train`, in quotes; they name the variant
+    flags: str = ""
+    # train on the labels of the texts that the other runs see without: the most that such students can reach
+    gold: bool = False
+    # file that every run appends one JSON line to; a run that stands in it is not made again
+    output: str = "evidence.jsonl"
+    # folder that keeps frozen teachers, which runs of one draw share
+    teacher_cache: str = ""
+
+
+@dataclass(frozen=True)
 class InfoConfig:
     # print one JSON object
     json: bool = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from nanonet.cohort.load import load_encoder
 from nanonet.config import InputError, TrainConfig
 from nanonet.job import train
 
@@ -64,10 +66,6 @@ def test_whatever_decides_a_teacher_makes_another(config: TrainConfig, change: d
 
 
 def test_a_changed_encoder_makes_another(config: TrainConfig, tmp_path: Path) -> None:
-    import shutil
-
-    from nanonet.cohort.load import load_encoder
-
     train(config)
     shutil.copytree(config.teacher, tmp_path / "encoder")
     model = load_encoder(config.teacher)

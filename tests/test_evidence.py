@@ -1,0 +1,78 @@
+"""`nanonet evidence`: runs over draws, their lines, and the table of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanonet.benchmarks import evidence
+from nanonet.cli import main
+
+
+@pytest.fixture
+def words(tiny_data: Path, tiny_encoder: Path, tmp_path: Path) -> list[str]:
+    flags = f"--teacher {tiny_encoder} --steps 2 --teacher-steps 2 --max-tokens 32 --threads 1"
+    output = ["--output", str(tmp_path / "lines.jsonl"), "--teacher-cache", str(tmp_path / "cache")]
+    return ["evidence", "--data", str(tiny_data), "--labels", "4", "--flags", flags, *output]
+
+
+def test_runs_are_made_once_and_the_gold_labels_are_those_of_the_same_rows(words: list[str], tmp_path: Path, capsys):
+    assert main([*words, "--seeds", "0-1"]) == 0 and main([*words, "--seeds", "0", "--gold"]) == 0
+    lines = evidence.read_lines(tmp_path / "lines.jsonl")
+    assert [(r["labels_per_class"], r["seed"], r["flags"].startswith("gold labels ")) for r in lines] == [
+        (4, 0, False), (4, 1, False), (4, 0, True),
+    ]  # fmt: skip
+    assert all(0 <= r["best"] <= 1 and r["test_rows"] == 60 for r in lines) and lines[0]["best"] in lines[0]["students"]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    before = (tmp_path / "lines.jsonl").read_text()
+    capsys.readouterr()
+    assert main([*words, "--seeds", "0-1"]) == 0
+    assert (tmp_path / "lines.jsonl").read_text() == before
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 4 and f"| {lines[0]['data']} | 4 | 2 |" in "\n".join(shown)
+
+
+def test_the_gold_folder_holds_the_rows_that_a_run_trains_on(tiny_data: Path, tmp_path: Path):
+    folder = Path(evidence.gold_folder(str(tiny_data), 4, 0, tmp_path))
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    every = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
+    topics = sorted({row["label"] for row in every})
+    assert len(rows) == 12 + 138 - 13  # the labelled ones, the others, less a tenth of these
+    assert {(row["text"], topics[row["label"]]) for row in rows} <= {(row["text"], row["label"]) for row in every}
+    assert [row["label"] for row in rows[:12]] == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_the_table_is_means_and_deviations_and_the_files_keep_what_stands_around_it(tmp_path: Path):
+    line = {"data": "d", "labels_per_class": 10, "flags": "", "floor": 0.5, "teacher": 0.75, "ensemble": 1.0}
+    text = evidence.table([line | {"seed": seed, "best": best} for seed, best in enumerate((0.6, 0.8))])
+    assert text.splitlines()[2] == "| d | 10 | 2 | 50.0 ± 0.0 | 75.0 ± 0.0 | 70.0 ± 14.1 | 100.0 ± 0.0 |  |"
+    gold = evidence.table([line | {"seed": 0, "best": 0.9, "flags": evidence.GOLD}])
+    assert gold.splitlines()[2] == "| d | 10 | 1 |  |  | 90.0 | 100.0 | `gold labels` |"
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter\n")
+    evidence.put(page, text)
+    assert page.read_text() == f"before\n{evidence.BEGIN}\n{text}\n{evidence.END}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="page.md: expected the lines"):
+        evidence.put(page, text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--seeds", "a"], "--seeds a: give numbers"),
+        (["--labels", "ten"], "--labels ten"),
+        (["--output", "/nowhere/lines.jsonl"], "--output /nowhere/lines.jsonl"),
+    ],
+)
+def test_bad_numbers_are_named(words: list[str], flags: list[str], said: str, capsys):
+    assert main([*words, *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_named_and_leaves_the_lines(words: list[str], tmp_path: Path, capsys):
+    (tmp_path / "lines.jsonl").write_text("")
+    assert main([*words, "--seeds", "0", "--flags", "--nonsense 1"]) == 2
+    assert "--nonsense 1: failed" in capsys.readouterr().err and (tmp_path / "lines.jsonl").read_text() == ""
