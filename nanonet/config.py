@@ -267,6 +267,12 @@ class ExportConfig:
     int8: bool = False
     # file (onnx) or folder (huggingface) that receives the model
     output: str = ""
+    # texts with labels (onnx only), as `nanonet evaluate --data` takes them: accuracy and speed before and after
+    data: str = ""
+    # name of the text column
+    text_column: str = "text"
+    # name of the label column
+    label_column: str = "label"
     # replace what `output` names
     overwrite: bool = False
 

@@ -105,3 +105,23 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr(module, "NEEDED", ("onnx", "no_such_package"))
     assert main(["export", "--model", str(run), "--output", str(tmp_path / "m.onnx")]) == 2
     assert "no_such_package" in (said := capsys.readouterr().err) and "pip install nanonet[onnx]" in said
+
+
+@NEEDS_ONNX
+def test_data_is_scored_before_and_after(
+    run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", "--model", str(run), "--data", str(tiny_data), "--output"]
+    assert main([*words, str(tmp_path / "m.onnx")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["before"]["accuracy"] == facts["after"]["accuracy"]  # float32: the same labels
+    assert main(["evaluate", "--model", str(run), "--data", str(tiny_data)]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert {name: facts["before"][name] for name in ("accuracy", "macro_f1")} == {
+        name: known[name] for name in ("accuracy", "macro_f1")
+    }
+    assert all(facts[side][name] > 0 for side in ("before", "after") for name in ("rows_per_s", "ms_per_text"))
+    assert main([*words, str(tmp_path / "copy"), "--format", "huggingface"]) == 2
+    assert "--data goes with --format onnx" in capsys.readouterr().err
+    assert main(["export", "--model", str(run), "--data", "nowhere.csv", "--output", str(tmp_path / "n.onnx")]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err and not (tmp_path / "n.onnx").exists()
