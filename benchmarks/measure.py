@@ -134,10 +134,14 @@ def record(
 
 
 def commit() -> str:
-    """The commit of the tree that is measured, marked where it has changes; "" outside a repository."""
-    place = Path(__file__).parent
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=place, capture_output=True, text=True)
-    return told.stdout.strip() if told.returncode == 0 else ""
+    """The commit of the tree that is measured, marked where more than results has changed; "" outside a repository."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+
+    told = git("describe", "--always")
+    changed = git("diff", "--quiet", "HEAD", "--", ":/", ":(exclude,top)benchmarks/results").returncode
+    return told.stdout.strip() + "-dirty" * bool(changed) if told.returncode == 0 else ""
 
 
 def device_name(device: str = "cpu") -> str:

@@ -44,9 +44,9 @@ Retune = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
 def soften(logits: Tensor, trust: float) -> Tensor:
     """Divide logits (N,C) by the temperature at which their mean largest probability is `trust`.
 
-    A teacher is as sure of itself as its cross-validated accuracy says it may be; no label of these rows is used. But never
-    less sure than halfway between chance and certainty: an accuracy found on twenty labels may be chance by accident, and
-    targets as flat as that teach nothing. By bisection on the device, without a look from the host.
+    A teacher is as sure of itself as its cross-validated accuracy says it may be; no label of these rows is used. But
+    never less sure than halfway between chance and certainty: an accuracy found on twenty labels may be chance by
+    accident, and targets as flat as that teach nothing. By bisection on the device, without a look from the host.
     """
     C = logits.shape[-1]
     goal = min(max(trust, (1 + 1 / C) / 2), 1 - 1e-3)
