@@ -28,6 +28,11 @@ WEIGHT_DECAY = 0.01
 WARM_STEPS = 10
 
 
+def tuning_steps(most: int, rows: int) -> int:
+    """PASSES over the labelled rows, or `most` steps where these are fewer."""
+    return min(most, -(-PASSES * rows // BATCH))
+
+
 @dataclass(frozen=True, eq=False)
 class Encoder:
     """pooling: mean, cls or max. autocast: what the forward runs under."""
@@ -62,8 +67,8 @@ class Encoder:
         """This encoder, trained on N labelled rows: a copy, which shares the embeddings of the tokens.
 
         First a logistic regression on the embeddings as they are, then all layers and that head together: a head drawn
-        at random would tear up in the first steps what the encoder knows. `steps` at most, fewer where PASSES over the
-        rows are done before; label: (N,) int64. Source: Kumar et al. 2022 (arXiv 2202.10054).
+        at random would tear up in the first steps what the encoder knows. label: (N,) int64. `done` is told of each step.
+        Source: Kumar et al. 2022 (arXiv 2202.10054).
         """
         parts = find_parts(self.model)
         shared = [p.requires_grad_(False) for n, p in self.model.named_parameters() if parts.of(n) == "embeddings"]
@@ -76,7 +81,6 @@ class Encoder:
         ]
         groups = [{"params": body, "peak": LEARNING_RATE}, {"params": head, "peak": HEAD_LEARNING_RATE}]
         optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY)
-        steps = min(steps, -(-PASSES * len(rows) // BATCH))
         plan = BatchPlan(target.tolist(), [], BATCH, 1, seed)
         model.train()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():

@@ -8,6 +8,7 @@ All input is read and checked before the output folder is touched.
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from nanonet.config import InputError, TrainConfig, check_train
 from nanonet.data.batches import Encoded, encode
 from nanonet.data.read import load_dataset, read_texts
 from nanonet.data.split import draw_labels
-from nanonet.encoder import Encoder
+from nanonet.encoder import Encoder, tuning_steps
 from nanonet.folder import check_folder, open_folder
 from nanonet.inference import pooling_of, run
 from nanonet.progress import Progress
@@ -146,7 +147,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with progress.stage(what, len(rows)) as tick:
                 return encoder.embed(rows, tick)
 
-        pretrained = Encoder(encoder, pooling_of(find_model(config.teacher)[0]), pad_id, device, accelerator.autocast)
+        # the teacher's tuning has no gradient scaler, which float16 would need
+        autocast = nullcontext if config.precision == "float16" else accelerator.autocast
+        pretrained = Encoder(encoder, pooling_of(find_model(config.teacher)[0]), pad_id, device, autocast)
         tuned = config.teacher_mode == "frozen" and config.teacher_steps > 0
         if main:
             open_folder(given, folder)
@@ -235,9 +238,10 @@ def _teach(
     few = rows[range(count)]
 
     def tune(known: Tensor, what: str) -> Encoder:
-        kept = known.nonzero()[:, 0].tolist()
-        with progress.stage(what, config.teacher_steps) as tick:
-            return pretrained.tuned(rows[kept], label[kept], config.teacher_steps, config.seed, tick)
+        chosen = known.nonzero()[:, 0].tolist()
+        steps = tuning_steps(config.teacher_steps, len(chosen))
+        with progress.stage(what, steps) as tick:
+            return pretrained.tuned(rows[chosen], label[chosen], steps, config.seed, tick)
 
     def retune(hidden: NDArray[np.int64], of: NDArray[np.int64]) -> Tensor:
         known = torch.zeros(len(label), dtype=torch.bool)

@@ -11,7 +11,7 @@ import torch
 
 from nanonet.cohort.load import load_encoder, load_tokenizer
 from nanonet.data.batches import Encoded, collate, encode
-from nanonet.encoder import BATCH, PASSES, Encoder
+from nanonet.encoder import BATCH, PASSES, Encoder, tuning_steps
 from nanonet.targets import classify
 
 
@@ -46,8 +46,10 @@ def test_tuning_tells_the_labelled_rows_apart(encoder: Encoder, table, monkeypat
     before = copy.deepcopy(encoder.model.state_dict())
     random = torch.get_rng_state()
     done: list[int] = []
-    tuned = encoder.tuned(rows[known], label[:60], 1000, 0, done.append)
-    assert len(done) == -(-PASSES * 60 // BATCH)  # fewer than it was told: the passes are over
+    steps = tuning_steps(1000, 60)
+    assert steps == PASSES * 60 // BATCH and tuning_steps(7, 60) == 7
+    tuned = encoder.tuned(rows[known], label[:60], steps, 0, done.append)
+    assert len(done) == steps
 
     def right(body: Encoder) -> float:
         x = body.embed(rows).double().numpy()
@@ -62,7 +64,7 @@ def test_tuning_tells_the_labelled_rows_apart(encoder: Encoder, table, monkeypat
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_a_seed_decides_the_tuning_and_steps_bound_it(encoder: Encoder, table) -> None:
+def test_a_seed_decides_the_tuning_and_no_step_changes_nothing(encoder: Encoder, table) -> None:
     rows, label = table
     few, known = rows[range(20)], label[:20]
     a, b, c = (encoder.tuned(few, known, 3, seed).embed(few) for seed in (0, 0, 1))
