@@ -67,8 +67,8 @@ class Encoder:
         """This encoder, trained on N labelled rows: a copy, which shares the embeddings of the tokens.
 
         First a logistic regression on the embeddings as they are, then all layers and that head together: a head drawn
-        at random would tear up in the first steps what the encoder knows. label: (N,) int64. `done` is told of each step.
-        Source: Kumar et al. 2022 (arXiv 2202.10054).
+        at random would tear up in the first steps what the encoder knows. label: (N,) int64; `done` is told of each
+        step. Source: Kumar et al. 2022 (arXiv 2202.10054).
         """
         parts = find_parts(self.model)
         shared = [p.requires_grad_(False) for n, p in self.model.named_parameters() if parts.of(n) == "embeddings"]
