@@ -105,7 +105,7 @@ class TrainConfig:
     labelled_batch: int = 8
     # unlabelled rows a step [rows]
     unlabelled_batch: int = 40
-    # peak learning rate; 0 chooses by tuning: bias 3e-3, lora 1e-3, full 2e-4, head 1e-2;
+    # peak learning rate; 0 chooses by tuning: bias 3e-3, lora 1e-3, full 5e-4, head 1e-2;
     # 2e-3 for cnn students
     learning_rate: float = 0.0
     # fraction of the steps in which the learning rate rises

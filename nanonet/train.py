@@ -32,7 +32,7 @@ from nanonet.losses import DistillLoss
 from nanonet.ops import distill_loss
 from nanonet.targets import soften
 
-LEARNING_RATE = {"bias": 3e-3, "lora": 1e-3, "full": 2e-4, "head": 1e-2}
+LEARNING_RATE = {"bias": 3e-3, "lora": 1e-3, "full": 5e-4, "head": 1e-2}
 # the teacher is deeper and has a body to lose: it moves slower than its students
 TEACHER_LEARNING_RATE = {"bias": 1e-3, "lora": 5e-4, "full": 5e-5, "head": 1e-2}
 
