@@ -163,7 +163,5 @@ def put(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    every = read_lines(LINES)
-    # the README shows the defaults; docs/results.md every variant
-    put(ROOT / "README.md", table([record for record in every if not record["flags"]]))
-    put(ROOT / "docs" / "results.md", table(every))
+    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        put(page, table(read_lines(LINES)))
