@@ -95,9 +95,11 @@ def runs(config: EvidenceConfig) -> Iterator[tuple[int, int]]:
         seeds = range(int(first), int(last or first) + 1)
         labels = [int(word) for word in config.labels.split(",")]
     except ValueError:
+        seeds, labels = range(0), []
+    if not seeds or not labels:
         raise InputError(
             f"--labels {config.labels} --seeds {config.seeds}: give numbers such as 10,30, and a range such as 0-4"
-        ) from None
+        )
     return ((count, seed) for count in labels for seed in seeds)
 
 
@@ -115,14 +117,14 @@ def evidence(config: EvidenceConfig) -> None:
         key = (Path(config.data).name, labels, seed, variant)
         if key in {(r["data"], r["labels_per_class"], r["seed"], r["flags"]) for r in read_lines(path)}:
             continue
-        flags = shlex.split(config.flags)
+        flags = ["--teacher-cache", config.teacher_cache] if config.teacher_cache else []
+        flags += shlex.split(config.flags)
         with tempfile.TemporaryDirectory() as place:
             if config.gold:
                 data = gold_folder(config.data, labels, seed, Path(place))
                 record = measure(data, seed, [*GOLD_FLAGS.split(), *flags])
             else:
-                cache = ["--teacher-cache", config.teacher_cache] if config.teacher_cache else []
-                record = measure(config.data, seed, ["--labels-per-class", str(labels), *cache, *flags])
+                record = measure(config.data, seed, ["--labels-per-class", str(labels), *flags])
         record = {"labels_per_class": labels, "flags": variant, **record}
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")

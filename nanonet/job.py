@@ -156,7 +156,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             # a resumed run takes the teacher that it has
             if not (folder / TARGETS).exists():
                 cache = Path(config.teacher_cache).expanduser() if config.teacher_cache else None
-                key = kept.fingerprint(config, material.rows, material.label, encoder) if cache else ""
+                key = ""
+                if cache:
+                    key = kept.fingerprint(config, material.rows, material.label, encoder, pretrained.pooling)
                 if not (cache and kept.take(cache, key, folder)):
                     _teach(config, pretrained, tuned, material, folder, progress)
                     if cache:

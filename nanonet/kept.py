@@ -1,7 +1,7 @@
 """Frozen teachers that are kept between runs, so that many cohorts can be tried under one.
 
 An entry is a folder named by a hash of all that decides a teacher: the texts' token ids, the labels, the encoder's
-weights and the settings. Whatever is changed makes another entry; nothing is ever taken for what it is not.
+weights, configuration and pooling, and the settings. Whatever is changed makes another entry.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ VERSION = 2  # of how a teacher is made: raised where a change makes other soft 
 SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
 
 
-def fingerprint(config: TrainConfig, rows: Encoded, label: Tensor, encoder: PreTrainedModel) -> str:
+def fingerprint(config: TrainConfig, rows: Encoded, label: Tensor, encoder: PreTrainedModel, pooling: str) -> str:
     """The name of the entry, 32 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps([VERSION, *(getattr(config, name) for name in SETTINGS)]).encode())
+    built = encoder.config.to_dict() | {"_name_or_path": "", "transformers_version": ""}  # not where it lies
+    facts = [VERSION, pooling, built, *(getattr(config, name) for name in SETTINGS)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     tensors = {"ids": rows.ids, "offsets": rows.offsets, "label": label, **encoder.state_dict()}
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -47,7 +49,14 @@ def take(cache: Path, key: str, folder: Path) -> bool:
         raise InputError(f"--teacher-cache {cache}: {error.strerror}; give a folder that can be written to") from error
     if not entry.is_dir():
         return False
-    shutil.copytree(entry, folder, dirs_exist_ok=True)
+    # folders first: once the file stands in `folder`, by a rename, all of the teacher does
+    for path in sorted(entry.iterdir(), key=Path.is_file):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        else:
+            temporary = folder / f".{path.name}.{os.getpid()}"
+            shutil.copy(path, temporary)
+            temporary.rename(folder / path.name)
     return True
 
 

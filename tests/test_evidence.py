@@ -25,7 +25,7 @@ def test_runs_are_made_once_and_the_gold_labels_are_those_of_the_same_rows(words
         (4, 0, False), (4, 1, False), (4, 0, True),
     ]  # fmt: skip
     assert all(0 <= r["best"] <= 1 and r["test_rows"] == 60 for r in lines) and lines[0]["best"] in lines[0]["students"]
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 3
     before = (tmp_path / "lines.jsonl").read_text()
     capsys.readouterr()
     assert main([*words, "--seeds", "0-1"]) == 0
@@ -63,6 +63,7 @@ def test_the_table_is_means_and_deviations_and_the_files_keep_what_stands_around
     ("flags", "said"),
     [
         (["--seeds", "a"], "--seeds a: give numbers"),
+        (["--seeds", "4-0"], "--seeds 4-0: give numbers"),
         (["--labels", "ten"], "--labels ten"),
         (["--output", "/nowhere/lines.jsonl"], "--output /nowhere/lines.jsonl"),
     ],

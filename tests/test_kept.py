@@ -73,6 +73,13 @@ def test_a_changed_encoder_makes_another(config: TrainConfig, tmp_path: Path) ->
     model.save_pretrained(tmp_path / "encoder")
     train(dataclasses.replace(config, output=config.output + "-2", teacher=str(tmp_path / "encoder")))
     assert len(entries(config)) == 2
+    (tmp_path / "encoder" / "1_Pooling").mkdir()
+    (tmp_path / "encoder" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    train(dataclasses.replace(config, output=config.output + "-3", teacher=str(tmp_path / "encoder")))
+    assert len(entries(config)) == 3
+    shutil.copytree(config.teacher, tmp_path / "elsewhere")
+    train(dataclasses.replace(config, output=config.output + "-4", teacher=str(tmp_path / "elsewhere")))
+    assert len(entries(config)) == 3  # the same encoder in another place is the same
 
 
 def test_a_damaged_entry_is_named(config: TrainConfig) -> None:
