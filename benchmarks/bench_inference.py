@@ -33,7 +33,7 @@ from nanonet.cohort.build import plain_student
 from nanonet.cohort.cnn import build_cnn_cohort
 from nanonet.cohort.extract import student
 from nanonet.cohort.load import load_encoder, load_tokenizer, quiet
-from nanonet.config import ExportConfig
+from nanonet.commands import ExportConfig
 from nanonet.data.batches import collate, encode, length_buckets
 from nanonet.data.read import load_dataset
 from nanonet.export import export, onnx_session

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from nanonet.benchmarks.measure import commit
-from nanonet.config import EvidenceConfig, InputError, TrainConfig
+from nanonet.commands import EvidenceConfig
+from nanonet.config import InputError, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
@@ -50,6 +51,7 @@ def measure(data: str, seed: int, flags: list[str]) -> dict:
         "floor": report["floor"]["accuracy"] if report["floor"] else None,
         "teacher": report["teacher"]["accuracy"],
         "rule": report["teacher"]["targets"],
+        "embeddings": report["teacher"]["embeddings"],
         "students": [student["accuracy"] for student in report["students"]],
         "best": report["students"][report["best"]]["accuracy"],
         "ensemble": report["ensemble"]["accuracy"],

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from nanonet.config import BenchConfig, InputError, Tuning
+from nanonet.commands import BenchConfig
+from nanonet.config import InputError, Tuning
 
 COLUMNS = (
     "implementation", "p20 ms", "p50 ms", "p80 ms", "nanonet is",

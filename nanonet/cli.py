@@ -10,17 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanonet.config import (
+from nanonet.commands import (
     BenchConfig,
     EvaluateConfig,
     EvidenceConfig,
     ExportConfig,
     GenerateConfig,
     InfoConfig,
-    InputError,
     PredictConfig,
-    TrainConfig,
 )
+from nanonet.config import InputError, TrainConfig
 from nanonet.flags import parse
 
 

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, TextIO
 import torch
 
 from nanonet.classifier import Classifier, device, find_classifier, load_classifier
-from nanonet.config import EvaluateConfig, InputError, PredictConfig
+from nanonet.commands import EvaluateConfig, PredictConfig
+from nanonet.config import InputError
 from nanonet.data.formats import EXTENSIONS, extension, listing, problem, shorten
 from nanonet.data.read import load_dataset, read_classes, read_table, read_texts
 from nanonet.inference import plain, run, scores

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from nanonet.classifier import Classifier, find_classifier, load_classifier
-from nanonet.config import EvaluateConfig, ExportConfig, InputError, TrainConfig, describe
+from nanonet.commands import EvaluateConfig, ExportConfig
+from nanonet.config import InputError, TrainConfig, describe
 from nanonet.data.batches import Encoded
 from nanonet.evaluate import labelled_texts
 from nanonet.inference import plain, run, scores

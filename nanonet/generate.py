@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from nanonet.classifier import device
 from nanonet.cohort.load import find_model, quiet, read_pretrained
-from nanonet.config import GenerateConfig, InputError
+from nanonet.commands import GenerateConfig
+from nanonet.config import InputError
 from nanonet.data.batches import BatchPlan
 from nanonet.data.read import load_dataset, read_table
 from nanonet.data.split import draw_labels

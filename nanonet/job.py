@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanonet import checkpoint, kept, report
+from nanonet.choice import PRETRAINED, choose, combined
 from nanonet.classifier import check_tokens, most_tokens
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
@@ -165,7 +166,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                         kept.keep(cache, key, [folder / name for name in (TARGETS, BODY) if (folder / name).exists()])
         accelerator.wait_for_everyone()
         frozen, body = load_teacher(folder), pretrained
-        if tuned:
+        which = frozen.choice.embeddings
+        if which != PRETRAINED:
             body = replace(pretrained, model=load_encoder(str(folder / BODY)))
         soft: Tensor | None = frozen.soft
         online = None
@@ -197,7 +199,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if online:
             wanted = soften(logits(online.model, held, "held rows")[0], frozen.choice.trust)
         else:
-            wanted = soften(frozen.logits(embed(body, held, "held rows")), frozen.choice.trust)
+            plain = embed(pretrained, held, "held rows")
+            own = embed(body, held, "held rows, tuned") if which != PRETRAINED else plain
+            wanted = soften(frozen.logits(combined(which, plain, own)), frozen.choice.trust)
         gap = _divergence(wanted, logits(cohort, held, "choosing the best"))
         if not gap.isfinite().all():
             lost = int((~gap.isfinite()).nonzero()[0])
@@ -212,8 +216,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if online:
                 outcome["teacher"] = logits(online.model, material.test, "testing the teacher")[0]
             else:
-                own = embed(body, material.test, "testing the teacher") if tuned else plain
-                outcome["teacher"] = frozen.logits(own)
+                own = embed(body, material.test, "testing the teacher") if which != PRETRAINED else plain
+                outcome["teacher"] = frozen.logits(combined(which, plain, own))
         for k in range(cohort.students):
             save_student(cohort, k, folder / f"student-{k}", tokenizer)
             if config.tuning == "lora":
@@ -234,10 +238,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _teach(
     config: TrainConfig, pretrained: Encoder, tuned: bool, material: Material, folder: Path, progress: Progress
 ) -> None:
-    """Make the frozen teacher: its body in `folder`/BODY where it is tuned, its soft targets last."""
+    """Make the frozen teacher: its body in `folder`/BODY where a tuned one was chosen, its soft targets last."""
     rows, label = material.rows, material.label
-    count, classes = int((label >= 0).sum()), len(material.classes)
-    few = rows[range(count)]
+    classes = len(material.classes)
 
     def tune(known: Tensor, what: str) -> Encoder:
         chosen = known.nonzero()[:, 0].tolist()
@@ -250,17 +253,20 @@ def _teach(
         known[of[hidden >= 0]] = True
         return tune(known, "tuning for a fold").embed(rows[of.tolist()])
 
-    body = tune(label >= 0, "tuning the teacher") if tuned else pretrained
     with progress.stage("embedding the texts", len(rows)) as tick:
-        embedding = body.embed(rows, tick)
-    untuned = pretrained.embed(few) if tuned else None
+        embedding = plain = pretrained.embed(rows, tick)
     with progress.stage("choosing soft targets", 1) as tick:
-        made = make_teacher(config, embedding, label, classes, untuned, retune if tuned else None)
-        tick(1, made.choice.rule)
-    if tuned:
+        choice = choose(
+            plain, label.numpy(), classes, config.targets, config.seed, config.uniform_prior, retune if tuned else None
+        )
+        tick(1, f"{choice.rule} on {choice.embeddings}")
+    if choice.embeddings != PRETRAINED:
+        body = tune(label >= 0, "tuning the teacher")
+        with progress.stage("embedding, tuned", len(rows)) as tick:
+            embedding = combined(choice.embeddings, plain, body.embed(rows, tick))
         with quiet():
             body.model.save_pretrained(folder / BODY)
-    save_teacher(folder, made)
+    save_teacher(folder, make_teacher(config, choice, embedding, label, classes, plain[label >= 0]))
 
 
 def _divergence(wanted: Tensor, students: Tensor) -> Tensor:

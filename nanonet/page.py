@@ -138,12 +138,21 @@ def _confused(counts: Sequence[Sequence[int]], classes: Sequence[str], most: int
 
 
 def _choice(teacher: dict[str, Any]) -> str:
+    """Cross-validated accuracy: a row for each rule, a column for each kind of embeddings, the chosen cell in bold."""
+    found: dict[str, dict[str, float | None]] = teacher["cross_validation"]
+    chosen = teacher["targets"], teacher["embeddings"]
+
+    def cell(rule: str, kind: str) -> str:
+        text = _percent(found[kind].get(rule))
+        return f"<td>{f'<b>{text}</b>' if (rule, kind) == chosen else text}</td>"
+
     lines = "".join(
-        f"<tr{' class=best' if rule == teacher['targets'] else ''}><td>{escape(rule.replace('_', ' '))}</td>"
-        f"<td>{_percent(accuracy)}</td></tr>"
-        for rule, accuracy in sorted(teacher["cross_validation"].items(), key=lambda item: -(item[1] or 0))
+        f"<tr><td>{escape(rule.replace('_', ' '))}</td>{''.join(cell(rule, kind) for kind in found)}</tr>"
+        for rule in dict.fromkeys(rule for accuracy in found.values() for rule in accuracy)
     )
-    return f"<table><tr><th>rule</th><th>cross-validated in the labels [%]</th></tr>{lines}</table>"
+    head = "".join(f"<th>{escape(kind)}</th>" for kind in found)
+    note = "<p class=soft>Accuracy inside the labels, cross-validated [%]; columns: the teacher's embeddings.</p>"
+    return f"<div class=scroll><table><tr><th>rule</th>{head}</tr>{lines}</table></div>{note}"
 
 
 def _seconds(seconds: dict[str, float]) -> str:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nanonet.choice import Choice
 from nanonet.cohort.stack import Cohort, count_parameters
 from nanonet.config import TrainConfig
 from nanonet.folder import write
 from nanonet.inference import confusion, scores
 from nanonet.info import versions
 from nanonet.page import page
-from nanonet.targets import Choice
 
 UNTESTED: dict[str, float | None] = {"accuracy": None, "macro_f1": None}
 
@@ -80,6 +80,7 @@ def write_report(
             "name": config.teacher,
             "mode": config.teacher_mode,
             "targets": choice.rule if config.teacher_mode == "frozen" else "online",
+            "embeddings": choice.embeddings,
             "cross_validation": choice.accuracy,
             **measured(outcome.get("teacher")),
             "parameters": sum(p.numel() for p in encoder.parameters()),

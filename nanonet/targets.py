@@ -4,15 +4,13 @@ Four rules. classifier: a logistic regression on the labelled embeddings. self_t
 its own surest guesses, more of them each round. diffusion: its probabilities, averaged over the graph of nearest
 neighbours. propagation: the labels themselves, spread over that graph. The last three also use where the unlabelled
 rows lie. Which one is best depends on the data (ag_news gains ten points from diffusion, trec6 loses one by it), so
-it is chosen by cross-validation inside the labels.
+it is chosen by cross-validation inside the labels (choice.py).
 N rows, D features, C classes.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,9 +19,6 @@ from scipy.sparse import csr_matrix, diags
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-
-from nanonet.config import InputError
-from nanonet.data.split import folds
 
 Array = NDArray[np.float64]
 
@@ -34,11 +29,6 @@ DIFFUSION, DIFFUSION_ROUNDS = 0.8, 20  # the neighbours' share in a row's new pr
 SELF_ROUNDS = 10
 STRENGTHS = (1.0, 10.0, 100.0)  # C of the logistic regression
 STRENGTH = 10.0  # of the self-training classifier
-TRIAL_ROWS = 2000  # unlabelled rows that the cross-validation of the rules sees
-TUNED_TRIAL_ROWS, TUNED_HELD_ROWS = 1000, 200  # where each fold tunes an encoder of its own: fewer, and labels enough
-CLASS_TRIAL_ROWS = 40  # for every class, where that is more: a row needs neighbours of its own class
-
-Retune = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
 
 
 def soften(logits: Tensor, trust: float) -> Tensor:
@@ -148,79 +138,3 @@ def diffuse(graph: csr_matrix, p: Array) -> Array:
         flow = DIFFUSION * (graph @ flow) + (1 - DIFFUSION) * p
     result: Array = flow / flow.sum(1, keepdims=True)
     return result
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which rule the labels prefer: its name, the classifier's strength, and each rule's cross-validated accuracy."""
-
-    rule: str
-    strength: float
-    accuracy: dict[str, float]
-
-    @property
-    def trust(self) -> float:
-        return self.accuracy[self.rule]
-
-
-def choose(
-    embedding: Array,
-    label: NDArray[np.int64],
-    classes: int,
-    rule: str,
-    seed: int,
-    uniform_prior: bool = False,
-    retune: Retune | None = None,
-) -> Choice:
-    """Cross-validate the rules inside the labelled rows; `rule` other than "auto" is taken as it is.
-
-    Each fold's labels are hidden from the rules; the unlabelled rows, or some of them, are seen as in use.
-    An encoder that was tuned on the labels has seen those that a fold hides. `retune` gives the embeddings by one that
-    has not: called with labels (n,), -100 where hidden or unknown, and row numbers (n,), it returns (n,D). Then there
-    are three folds, and no more of them than it takes to hold TUNED_HELD_ROWS labels out.
-
-    Raises:
-        InputError: no class has two labels, so none can be hidden.
-    """
-    known = np.flatnonzero(label >= 0)
-    most = max(TUNED_TRIAL_ROWS if retune else TRIAL_ROWS, CLASS_TRIAL_ROWS * classes)
-    free = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))[:most]
-    rows = np.concatenate([known, free])
-    x, y = embedding[rows], label[rows]
-    tried = {"self_training", "diffusion"} if rule == "auto" else {rule}
-    linked = bool(tried & {"diffusion", "propagation"})
-    graph = neighbour_graph(x) if linked and not retune else None
-    right: dict[tuple[str, float], list[bool]] = {}
-    tested = 0
-    for repeat in range(1 if retune else 2):
-        for _, held in folds(y[: len(known)].tolist(), 3 if retune else 5, seed + repeat):
-            if retune and tested >= TUNED_HELD_ROWS:
-                break
-            tested += len(held)
-            hidden = y.copy()
-            hidden[held] = -100
-            if retune:
-                x = retune(hidden, rows).double().numpy()
-                graph = neighbour_graph(x) if linked else None
-            guesses = {("classifier", s): classify(x, hidden, s).predict(x[held]) for s in STRENGTHS}
-            if tried & {"self_training", "diffusion"}:
-                p = self_train(x, hidden).predict_proba(x)
-                guesses["self_training", STRENGTH] = p[held].argmax(1)
-            if "diffusion" in tried and graph is not None:
-                guesses["diffusion", STRENGTH] = diffuse(graph, p)[held].argmax(1)
-            if "propagation" in tried and graph is not None:
-                guesses["propagation", STRENGTH] = propagate(graph, hidden, classes, uniform_prior)[held].argmax(1)
-            for key, guess in guesses.items():
-                right.setdefault(key, []).extend(guess == y[held])
-    if not right:
-        raise InputError("--labels-per-class 1: soft targets are cross-validated inside the labels; give 2 or more")
-    mean = {key: float(np.mean(hits)) for key, hits in right.items()}
-    strengths = {name: s for (name, s) in sorted(mean, key=lambda key: mean[key])}
-    accuracy = {name: mean[name, s] for name, s in strengths.items()}
-    if rule != "auto":
-        return Choice(rule, strengths[rule], accuracy)
-    # of rules that so few labels cannot tell apart (one standard error) the one that has used more of the rows
-    top = max(accuracy.values())
-    margin = (top * (1 - top) / min(tested, len(known))) ** 0.5
-    best = next(r for r in ("diffusion", "self_training", "classifier") if accuracy[r] >= top - margin)
-    return Choice(best, strengths[best], accuracy)

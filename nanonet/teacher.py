@@ -1,7 +1,7 @@
 """The frozen teacher: what the students are told about every row, made once and kept in the run's folder.
 
-Its embeddings come from an encoder (encoder.py), as it is or tuned on the labels. Its soft targets come from a rule of
-targets.py over these embeddings; a linear head that says the same scores rows that were not among them.
+Its embeddings come from an encoder (encoder.py), as it is, tuned on the labels, or both. Its soft targets come from a
+rule of targets.py over these embeddings; a linear head that says the same scores rows that were not among them.
 N rows, D features, C classes.
 """
 
@@ -18,20 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nanonet.choice import Choice
 from nanonet.config import InputError, TrainConfig
-from nanonet.targets import (
-    STRENGTH,
-    Choice,
-    Retune,
-    choose,
-    classify,
-    diffuse,
-    linear,
-    neighbour_graph,
-    propagate,
-    self_train,
-    soften,
-)
+from nanonet.targets import STRENGTH, classify, diffuse, linear, neighbour_graph, propagate, self_train, soften
 
 NAME = "targets.safetensors"
 
@@ -59,20 +48,14 @@ class FrozenTeacher:
 
 
 def make_teacher(
-    config: TrainConfig,
-    embedding: Tensor,
-    label: Tensor,
-    classes: int,
-    untuned: Tensor | None = None,
-    retune: Retune | None = None,
+    config: TrainConfig, choice: Choice, embedding: Tensor, label: Tensor, classes: int, few: Tensor
 ) -> FrozenTeacher:
-    """Choose the rule inside the labels, then make the soft targets of every row.
+    """Make the soft targets of every row by the rule that was chosen.
 
-    embedding: (N,D) float32, L2-normalised; label: (N,) int64, -100 where unlabelled. Where they are a tuned encoder's,
-    `untuned` holds the labelled rows as the pretrained encoder embeds them, and `retune` is what `choose` takes.
+    embedding: (N,D) float32, L2-normalised, of the kind that was chosen; label: (N,) int64, -100 where unlabelled.
+    few: the labelled rows as the pretrained encoder embeds them, for the floor.
     """
     x, y = embedding.double().numpy(), label.numpy()
-    choice = choose(x, y, classes, config.targets, config.seed, config.uniform_prior, retune)
     graph = neighbour_graph(x) if choice.rule in ("diffusion", "propagation") else None
     if choice.rule in ("self_training", "diffusion"):
         head = self_train(x, y)
@@ -89,7 +72,7 @@ def make_teacher(
     weight, bias = linear(head)
     logits = embedding @ weight.T + bias if graph is None else torch.from_numpy(np.log(np.maximum(p, 1e-12))).float()
     soft = soften(logits, choice.trust) * config.sharpen
-    floor = classify(x[y >= 0] if untuned is None else untuned.double().numpy(), y[y >= 0], STRENGTH)
+    floor = classify(few.double().numpy(), y[y >= 0], STRENGTH)
     return FrozenTeacher(soft, weight, bias, *linear(floor), choice)
 
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -67,3 +68,19 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 rng.shuffle(words)
                 file.write(json.dumps({"text": " ".join(words), "label": topic}) + "\n")
     return folder
+
+
+@pytest.fixture
+def clusters():
+    """Makes L2-normalised rows (N,16) around `classes` directions, two labels a class, and the truth of every row."""
+
+    def make(rows: int = 120, classes: int = 3, noise: float = 0.35, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        centres = np.linalg.qr(rng.normal(size=(16, 16)))[0][:classes]
+        truth = np.arange(rows) % classes
+        x = centres[truth] + noise * rng.normal(size=(rows, 16))
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        label = np.where(np.arange(rows) < 2 * classes, truth, -100)
+        return x, label, truth
+
+    return make

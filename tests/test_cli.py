@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from nanonet import cli
 from nanonet.cli import COMMANDS, main
-from nanonet.config import EvaluateConfig, InputError, PredictConfig, TrainConfig, describe
+from nanonet.commands import EvaluateConfig, PredictConfig
+from nanonet.config import InputError, TrainConfig, describe
 from nanonet.flags import parse, read_yaml, shown
 
 FLAGS = [(name, field) for name, command in COMMANDS.items() for field in dataclasses.fields(command.config)]

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from nanonet import figures, report
+from nanonet.choice import Choice
 from nanonet.config import TrainConfig
 from nanonet.page import headline, page, rows
 from nanonet.report import Facts, write_report
-from nanonet.targets import Choice
 
 LABELS = [0, 1, 2, 1, 0, 2]
 NAN = float("nan")
@@ -62,7 +62,12 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch, K: int = 2, test: bool =
     }
     teacher: Any = SimpleNamespace(parameters=lambda: iter([torch.empty(50, 80)]))
     cohort: Any = nn.Linear(1, 1)
-    choice = Choice("diffusion", 1.0, {"diffusion": 0.8, "classifier": 0.7})
+    choice = Choice(
+        "both",
+        "diffusion",
+        1.0,
+        {name: {"diffusion": 0.8, "classifier": 0.7} for name in ("pretrained", "tuned", "both")},
+    )
     write_report(
         folder, Facts(**values | facts), cohort, teacher, choice, outcome, LABELS if test else [], {"fit": 2.0}
     )

@@ -1,0 +1,171 @@
+"""What the commands beside `train` can be told: a dataclass each, as in config.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
+    model: str = ""
+    # texts with labels: a file (every row of it), a folder (its test table, else the held-out fifth of its
+    # train table), `pydocs`, or a Hugging Face dataset id
+    data: str = ""
+    # name of the text column
+    text_column: str = "text"
+    # name of the label column
+    label_column: str = "label"
+    # texts are cut to this many tokens [tokens]; 0 takes what the model's run was told, else 128
+    max_tokens: int = 0
+    # rows that go through the model at a time [rows]
+    batch_rows: int = 64
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    # texts: a .txt file of one text a line, or a table (.csv, .tsv, .jsonl, .json, .parquet) with a text column;
+    # without a file, one text a line from standard input
+    file: str = ""
+    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
+    model: str = ""
+    # file that receives the predictions, one JSON object a line; else they go to standard output
+    output: str = ""
+    # name of the text column, where the file is a table
+    text_column: str = "text"
+    # repeat the text in every prediction
+    text: bool = True
+    # texts are cut to this many tokens [tokens]; 0 takes what the model's run was told, else 128
+    max_tokens: int = 0
+    # rows that go through the model at a time [rows]
+    batch_rows: int = 64
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
+    model: str = ""
+    # the student of the run in `model` [number from 0]; -1 takes the best
+    student: int = -1
+    # `onnx` writes one file with inputs input_ids and attention_mask of any size; `huggingface` copies the folder
+    format: Literal["onnx", "huggingface"] = "onnx"
+    # 8-bit weights (onnx only): about a quarter of the size, and not quite the same probabilities
+    int8: bool = False
+    # file (onnx) or folder (huggingface) that receives the model
+    output: str = ""
+    # texts with labels (onnx only), as `nanonet evaluate --data` takes them: accuracy and speed before and after
+    data: str = ""
+    # name of the text column
+    text_column: str = "text"
+    # name of the label column
+    label_column: str = "label"
+    # replace what `output` names
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    # causal language model: a folder or a Hugging Face id, such as gpt2
+    model: str = ""
+    # file (.jsonl) that receives the texts, one JSON object a line
+    output: str = ""
+    # --- data
+    # the few texts and their labels: a file (every row of it), a folder (its train table), `pydocs` or a dataset id
+    labelled: str = ""
+    # name of the text column
+    text_column: str = "text"
+    # name of the label column
+    label_column: str = "label"
+    # labels drawn per class, the same rows that `nanonet train` draws under this seed; 0 takes every row
+    labels_per_class: int = 0
+    # texts are cut to this many tokens, the prompt included [tokens]
+    max_tokens: int = 96
+    # --- fine-tuning
+    # tell the model the name of a text's class, and ask it for texts of every class in turn
+    conditioned: bool = True
+    # what is trained: LoRA adapters on every linear layer, or everything
+    tuning: Literal["lora", "full"] = "lora"
+    # rank of the LoRA adapters; their scale is 2
+    lora_rank: int = 8
+    # optimizer steps [steps]; 0 leaves the model as it is
+    steps: int = 100
+    # texts a step [rows]
+    batch_rows: int = 8
+    # peak learning rate, which falls linearly to 0; 0 chooses by tuning: lora 1e-3, full 1e-4
+    learning_rate: float = 0.0
+    # --- sampling
+    # texts to be written [texts]
+    count: int = 1000
+    # at most so many samples for every text asked for: the rest is dropped as below
+    tries: int = 4
+    # below 1 the model keeps to what is likely, above 1 it strays
+    temperature: float = 1.0
+    # each token is drawn from the likeliest that together have this probability
+    top_p: float = 0.95
+    # samples drawn at a time [rows]
+    sample_rows: int = 32
+    # seed of the label draw, the fine-tuning and the samples
+    seed: int = 0
+    # --- what is dropped
+    # samples with fewer words [words]
+    least_words: int = 5
+    # samples with a larger share of runs of three words that stood in them before
+    most_repeated: float = 0.2
+    # samples that share a larger part of their runs of four words with one labelled text, or it with them
+    most_copied: float = 0.3
+    # --- run
+    # replace what `output` names
+    overwrite: bool = False
+    # CPU threads [threads]; 0 leaves torch's choice
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    # time whole training steps of K students against a loop over K models, instead of the loss
+    step: bool = False
+    # time the cohort's linear layer against torch's own calls, instead of the loss
+    linear: bool = False
+    # shapes `KxNxC` of the loss, separated by commas; empty takes the suite's own
+    shapes: str = ""
+    # texts of the training steps: a folder, `pydocs` or a dataset id
+    data: str = "pydocs"
+    # numbers of students of the training steps, separated by commas
+    students: str = "1,2,4,8"
+    # how the students of the training steps are tuned, separated by commas: bias, lora, full
+    tunings: str = "bias,lora,full"
+    # device: cpu or cuda
+    device: Literal["cpu", "cuda"] = "cpu"
+    # dtypes, separated by commas: float32, bfloat16
+    dtypes: str = "float32,bfloat16"
+    # print one JSON object a line instead of a table
+    json: bool = False
+    # also write a bar chart of the times (.png or .svg)
+    plot: str = ""
+    # leave torch.compile's versions out: they take half a minute to compile
+    eager_only: bool = False
+
+
+@dataclass(frozen=True)
+class EvidenceConfig:
+    # what `nanonet train --data` takes; empty prints the table of the runs so far
+    data: str = ""
+    # labels drawn per class, separated by commas
+    labels: str = "10"
+    # seeds: a range such as 0-4, or one
+    seeds: str = "0-4"
+    # further flags of `nanonet train`, in quotes; they name the variant
+    flags: str = ""
+    # train on the labels of the texts that the other runs see without: the most that such students can reach
+    gold: bool = False
+    # file that every run appends one JSON line to; a run that stands in it is not made again
+    output: str = "evidence.jsonl"
+    # folder that keeps frozen teachers, which runs of one draw share
+    teacher_cache: str = ""
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    # print one JSON object
+    json: bool = False
