@@ -96,6 +96,8 @@ class TrainConfig:
     teacher_weight: float = 1.0
     # weight of the mutual divergence between the students
     peers_weight: float = 0.1
+    # weight of the relations: a student's rows are to lie to each other as the embeddings of a frozen teacher do
+    relation_weight: float = 0.0
     # weigh unlabelled rows by the confidence of their soft target
     confidence: bool = False
     # --- optimisation
@@ -160,7 +162,8 @@ def check_train(config: TrainConfig) -> None:
     for name, most in {"seed": 2**32 - 1, "threads": cores}.items():
         if getattr(config, name) > most:
             refuse(name, f"give {most} or less")
-    for name in ("ce_weight", "teacher_weight", "peers_weight", "learning_rate", "weight_decay", "max_grad_norm"):
+    weights = ("ce_weight", "teacher_weight", "peers_weight", "relation_weight")
+    for name in (*weights, "learning_rate", "weight_decay", "max_grad_norm"):
         if not 0 <= getattr(config, name) < float("inf"):
             refuse(name, "give 0 or more")
     for name in ("temperature", "sharpen", "lora_alpha"):
@@ -173,6 +176,8 @@ def check_train(config: TrainConfig) -> None:
         refuse("temperature", "--divergence mse compares raw logits; leave it at 1")
     if config.teacher_mode == "online" and config.targets != "auto":
         refuse("targets", "an online teacher gives its own soft targets; leave it at auto, or --teacher-mode frozen")
+    if config.relation_weight and config.teacher_mode == "online":
+        refuse("relation_weight", "it compares with a frozen teacher's embeddings; give --teacher-mode frozen, or 0")
     if config.labels_per_class == 1:
         refuse("labels_per_class", "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all")
     if config.uniform_prior and config.targets != "propagation":

@@ -185,7 +185,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 if config.tensorboard:
                     accelerator.log({k: v for k, v in record.items() if isinstance(v, float)}, step=record["step"])
 
-            rows = Rows(material.rows, material.label, soft, pad_id)
+            relations = frozen.embedding if config.relation_weight else None
+            rows = Rows(material.rows, material.label, soft, pad_id, relations)
             rate = config.learning_rate or (LEARNING_RATE if convolutional else 0.0)
             fit(replace(config, learning_rate=rate), cohort, views, rows, accelerator, folder, online, each_step)
         if config.tensorboard:

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import Encoded
 
-VERSION = 3  # of how a teacher is made: raised where a change makes other soft targets of the same input
+VERSION = 4  # of how a teacher is made: raised where a change makes other soft targets of the same input
 SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
 
 
 def fingerprint(config: TrainConfig, rows: Encoded, label: Tensor, encoder: PreTrainedModel, pooling: str) -> str:
     """The name of the entry, 32 hexadecimal digits."""
     built = encoder.config.to_dict() | {"_name_or_path": "", "transformers_version": ""}  # not where it lies
-    facts = [VERSION, pooling, built, *(getattr(config, name) for name in SETTINGS)]
+    facts = [VERSION, pooling, built, config.relation_weight > 0, *(getattr(config, name) for name in SETTINGS)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     tensors = {"ids": rows.ids, "offsets": rows.offsets, "label": label, **encoder.state_dict()}
     for name, tensor in tensors.items():

@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from nanonet.ops import distill_loss
 
@@ -83,3 +84,17 @@ class DistillLoss(nn.Module):
             temperature=self.temperature,
             divergence=self.divergence,
         )
+
+
+def relation_loss(features: Tensor, embedding: Tensor) -> Tensor:
+    """How far a student's rows lie from each other otherwise than the teacher's do: mean (cos_student - cos_teacher)^2
+    over all pairs of the N rows.
+
+    features (K,N,D), embedding (N,E) of any width: only cosines are compared, so nothing has to be projected. Returns
+    (K,), 0 where there is one row. Source: Tung and Mori 2019 (arXiv 1907.09682), similarity-preserving distillation;
+    on cosines, as in Park et al. 2019 (arXiv 1904.05068).
+    """
+    N = len(embedding)
+    own, wanted = normalize(features.float(), dim=-1), normalize(embedding.float(), dim=-1)
+    gap = own @ own.mT - wanted @ wanted.T  # 0 on the diagonal
+    return gap.square().sum((1, 2)) / max(N * (N - 1), 1)

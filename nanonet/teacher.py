@@ -27,11 +27,13 @@ NAME = "targets.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class FrozenTeacher:
-    """soft (N,C): logits of every row. weight (C,D), bias (C,): the head that scores other rows' embeddings.
+    """soft (N,C): logits of every row. embedding (N,D) float16, or (0,D) where nothing is made of it later.
+    weight (C,D), bias (C,): the head that scores other rows' embeddings.
     floor_weight, floor_bias: the logistic regression on the labelled rows as the pretrained encoder embeds them, which
     a student has to beat."""
 
     soft: Tensor
+    embedding: Tensor
     weight: Tensor
     bias: Tensor
     floor_weight: Tensor
@@ -73,7 +75,8 @@ def make_teacher(
     logits = embedding @ weight.T + bias if graph is None else torch.from_numpy(np.log(np.maximum(p, 1e-12))).float()
     soft = soften(logits, choice.trust) * config.sharpen
     floor = classify(few.double().numpy(), y[y >= 0], STRENGTH)
-    return FrozenTeacher(soft, weight, bias, *linear(floor), choice)
+    kept = embedding.half() if config.relation_weight else embedding[:0].half()
+    return FrozenTeacher(soft, kept, weight, bias, *linear(floor), choice)
 
 
 def save_teacher(folder: Path, teacher: FrozenTeacher) -> None:

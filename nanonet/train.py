@@ -28,7 +28,7 @@ from nanonet.cohort.views import set_views, view_batch
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import BatchPlan, Encoded, collate
 from nanonet.folder import write
-from nanonet.losses import DistillLoss
+from nanonet.losses import DistillLoss, relation_loss
 from nanonet.ops import distill_loss
 from nanonet.targets import soften
 
@@ -43,12 +43,14 @@ class Rows:
 
     encoded: N rows of token ids; label: (N,) int64, -100 where unlabelled
     soft: (N,C) logits of a frozen teacher, or None where the teacher trains online or there is none
+    embedding: (N,D) of that teacher, or None where relations weigh nothing
     """
 
     encoded: Encoded
     label: Tensor
     soft: Tensor | None
     pad_id: int
+    embedding: Tensor | None = None
 
     @property
     def labelled(self) -> int:
@@ -99,14 +101,21 @@ def clip_per_student(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def check_parts(config: TrainConfig, labelled: int, unlabelled: int, world: int) -> None:
-    """Refuse steps of fewer rows than processes times micro-batches: some part would have nothing to do.
+    """Refuse steps of fewer rows than processes times micro-batches: some part would have nothing to do; and relations
+    between rows of several parts, which never meet.
 
     Raises:
         InputError: names the numbers and the flags.
     """
+    parts = world * config.gradient_accumulation
+    if config.relation_weight and parts > 1:
+        raise InputError(
+            f"--relation-weight {config.relation_weight}: it compares all rows of a step, which {world} x"
+            f" {config.gradient_accumulation} parts would keep apart; use one process and --gradient-accumulation 1"
+        )
     sides = ((labelled, config.labelled_batch), (unlabelled, config.unlabelled_batch))
     fewest = sum(n // -(-n // size) for n, size in sides if n)  # the batches of an epoch differ by one row at most
-    if fewest < world * config.gradient_accumulation:
+    if fewest < parts:
         raise InputError(
             f"--gradient-accumulation {config.gradient_accumulation}: a step of {fewest} rows cannot be cut into"
             f" {world} x {config.gradient_accumulation} parts; lower it or raise --unlabelled-batch"
@@ -126,6 +135,7 @@ def fit(
     """Train `cohort` in place; one line a step in `folder`/metrics.jsonl, also given to `report`."""
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     parts = world * config.gradient_accumulation
+    classes: Any = cohort.model.config.num_labels
     lengths = rows.encoded.lengths
     plan = BatchPlan(
         rows.label[: rows.labelled].tolist(),
@@ -184,14 +194,19 @@ def fit(
                 seen = view_batch(
                     cohort, views, ids, mask, config.seed * 1_000_003 + step, torch.tensor(own_rows, device=device)
                 )
-                logits = model(**seen)
+                logits = model(**seen, features=rows.embedding is not None)
                 if soft is not None:
                     part_soft: Tensor | None = soft[own]
                 else:
                     part_soft = None if rows.soft is None else rows.soft[own_rows].to(device)
+                if rows.embedding is not None:
+                    logits, features = logits.tensor_split([classes], -1)
+                    relation = relation_loss(features, rows.embedding[own_rows].to(device))
                 part_loss, part_means = criterion(
                     logits, part_soft, label, progress=step / config.steps, denominators=denominators
                 )
+                if rows.embedding is not None:
+                    part_loss = part_loss + config.relation_weight * relation.sum()
             # DDP averages over the processes; the denominators are already those of all of them
             accelerator.backward(part_loss * world)
             loss, means = loss + part_loss.detach(), means + part_means
@@ -222,6 +237,8 @@ def fit(
         }
         if online:
             record["teacher_ce"] = round(teacher_loss.item(), 6)
+        if rows.embedding is not None:
+            record["relation"] = _numbers(relation)
         log.write(record)
         report(record)
         if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps:

@@ -91,6 +91,11 @@ CONFIG: dict[str, Case] = {
         "train --divergence mse --temperature 2 --output {out}",
         ["--temperature 2.0", "mse", "leave it at 1"],
     ),
+    "relations to a teacher that trains": (
+        {},
+        "train --relation-weight 1 --teacher-mode online --output {out}",
+        ["--relation-weight 1.0", "--teacher-mode frozen"],
+    ),
     "unknown view": ({}, "train --views blur " + SHARED, ["blur", "cutoff"]),
     "deeper than the teacher": ({}, "train --student-layers 9 " + SHARED, ["--student-layers 9", "1 to 4"]),
     "layers that are not there": ({}, "train --layer-mapping 0,9;1,2 " + SHARED, ["no layer 9", "0 to 3"]),

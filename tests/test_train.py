@@ -209,6 +209,7 @@ BASE: dict[str, torch.Tensor] = {}
         dict(teacher_weight=0.5),
         dict(peers_weight=2.0),
         dict(confidence=True),
+        dict(relation_weight=1.0),
         dict(sharpen=3.0),
         dict(targets="propagation"),
         dict(views="adversarial"),
@@ -286,3 +287,14 @@ def test_soften_sets_the_mean_confidence() -> None:
 def test_too_few_rows_for_the_parts(config: TrainConfig) -> None:
     with pytest.raises(InputError, match="--gradient-accumulation 40"):
         run(config, "many", gradient_accumulation=40)
+
+
+def test_relations_to_the_teacher_shrink_where_they_weigh(config: TrainConfig) -> None:
+    free, held = (
+        run(config, f"relations-{w}", steps=60, relation_weight=w) and records(config, f"relations-{w}")
+        for w in (1e-9, 5.0)
+    )
+    assert all(a["relation"] != [0, 0] for a in (free[0], held[0]))
+    assert sum(held[-1]["relation"]) < 0.7 * sum(free[-1]["relation"])
+    with pytest.raises(InputError, match="--relation-weight 1.0: .* --gradient-accumulation 1"):
+        run(config, "parts", relation_weight=1.0, gradient_accumulation=2)

@@ -41,6 +41,7 @@ class Cohort(nn.Module):
         chunk: students that run at a time, by default K; 1 on a CPU, where all at once take 4 to 12% longer
             (2-layer MiniLM, K=2 and 4). The result is the same but for rounding and the masks of dropout
         perturbation: {student: (B,L,D)} added to the output of the word embeddings
+        features: return (K,B,C+D): behind its logits each row's features, which the last linear layer makes them of
     group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
         longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
     checkpointing: keep no activations of a student's forward, make them again in the backward: the memory of one
@@ -56,6 +57,7 @@ class Cohort(nn.Module):
         self.tuning = tuning
         self.lora = lora
         self.stacked = frozenset(_stacked_names(model))
+        self.last = [name for name, module in model.named_modules() if isinstance(module, CohortLinear)][-1]
         self.checkpointing = False
         self.group_rows = 12
         self._perturbation: list[Tensor | None] = []
@@ -68,6 +70,7 @@ class Cohort(nn.Module):
         attention_mask: Tensor,
         chunk: int | None = None,
         perturbation: dict[int, Tensor] | None = None,
+        features: bool = False,
     ) -> Tensor:
         K = self.students
         ids, mask = (t.expand(K, *t.shape[-2:]) for t in (input_ids, attention_mask))
@@ -76,9 +79,9 @@ class Cohort(nn.Module):
         seed = None
         if self.training and self.lora.dropout and self.tuning == "lora":
             seed = torch.randint(2**31, (), device=ids.device)
-        run = self.run
+        run = partial(self.run, features=features)
         if self.checkpointing and torch.is_grad_enabled():
-            run = partial(checkpoint, self.run, use_reentrant=False)
+            run = partial(checkpoint, run, use_reentrant=False)
         groups: list[list[int]] = []
         lengths: list[int] = []
         whole = perturbation or torch.compiler.is_compiling() or ids.device.type != "cpu"
@@ -114,6 +117,7 @@ class Cohort(nn.Module):
         perturbation: dict[int, Tensor] | None = None,
         tensors: dict[str, Tensor] | None = None,
         seed: Tensor | None = None,
+        features: bool = False,
     ) -> Tensor:
         """Logits (k,B,C) of the k students start <= student < stop, whose stacked tensors are `tensors`.
 
@@ -129,15 +133,21 @@ class Cohort(nn.Module):
         span.seed = None if seed is None else seed + start * CHUNK_STRIDE
         self._perturbation = [(perturbation or {}).get(student) for student in range(start, stop)]
         arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
+        seen: list[Tensor] = []
+        last = self.model.get_submodule(self.last)
+        hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0])) if features else None
         try:
             if tensors is None:
                 output = self.model(**arguments)
             else:
                 output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
         finally:
+            if hook:
+                hook.remove()
             span.start, span.stop, span.seed = whole
             self._perturbation = []
-        return output.logits.view(k, B, -1)
+        made = torch.cat([output.logits, seen[0]], -1) if features else output.logits
+        return made.view(k, B, -1)
 
     def detached(self, start: int, stop: int) -> dict[str, Tensor]:
         """The stacked tensors of some students, cut off from autograd."""
