@@ -1,7 +1,7 @@
 """The main job over label draws, and the table of its results.
 
     nanonet evidence --data DIR --labels 10,30 --seeds 0-4 --output benchmarks/results/evidence.jsonl
-    python benchmarks/evidence.py      # writes the tables of README.md and docs/results.md from these lines
+    python benchmarks/evidence.py      # writes the tables of README.md (no flags) and docs/results.md from these lines
 
 Each run is one `nanonet train` and appends one line; a run that stands there already (same data, labels, seed and
 flags) is skipped, so an interrupted command goes on. `--flags` go to `nanonet train` and name the variant.
@@ -134,7 +134,9 @@ def evidence(config: EvidenceConfig) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """mean +- sample standard deviation, in percent"""
+    """mean +- sample standard deviation, in percent; "" of nothing"""
+    if not values:
+        return ""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
@@ -149,10 +151,9 @@ def table(records: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for (data, labels, flags), group in sorted(groups.items()):
-        floor = [r["floor"] for r in group if r["floor"] is not None and not flags.startswith(GOLD)]
-        teacher = [] if flags.startswith(GOLD) else [r["teacher"] for r in group]
-        columns = [spread(values) if values else "" for values in (floor, teacher)]
-        columns += [spread([r[name] for r in group]) for name in ("best", "ensemble")]
+        shown = ("best", "ensemble") if flags.startswith(GOLD) else ("floor", "teacher", "best", "ensemble")
+        cells = {name: spread([r[name] for r in group if r[name] is not None]) for name in shown}
+        columns = [cells.get(name, "") for name in ("floor", "teacher", "best", "ensemble")]
         rows.append(f"| {data} | {labels} | {len(group)} | {' | '.join(columns)} | {f'`{flags}`' if flags else ''} |")
     return "\n".join(rows)
 
@@ -167,5 +168,6 @@ def put(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
-        put(page, table(read_lines(LINES)))
+    records = read_lines(LINES)
+    put(ROOT / "README.md", table([r for r in records if not r["flags"]]))
+    put(ROOT / "docs" / "results.md", table(records))
