@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -117,6 +118,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     main = accelerator.is_main_process
     if config.precision == "float16" and accelerator.device.type == "cpu":
         raise InputError("--precision float16: a CPU has no float16 arithmetic of its own; give bfloat16 or float32")
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise InputError(
+            f"accelerate launch: {accelerator.distributed_type.value} cuts weights over processes; a cohort is small"
+            " and clipped student by student; launch with --multi_gpu (DDP) instead"
+        )
     tokenizer, encoder = load_tokenizer(config.teacher), load_encoder(config.teacher)
     views, depth = parse_views(config.views, config.students), encoder.config.num_hidden_layers
     convolutional = config.student == "cnn"

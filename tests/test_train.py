@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
@@ -112,6 +113,15 @@ def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: s
     assert done.returncode == 0, done.stderr[-2000:]
     assert distance(one, weights(folder)) < 2e-5
     assert len(records(config, "two")) == 6
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_cut_over_processes_are_refused(kind: str, config: TrainConfig, monkeypatch) -> None:
+    # only the name is put in place: Accelerate selects neither without a GPU
+    monkeypatch.setattr("accelerate.Accelerator.distributed_type", DistributedType[kind])
+    with pytest.raises(InputError, match=f"{kind} cuts weights .* --multi_gpu"):
+        run(config, "cut")
+    assert not Path(config.output).with_name("cut").exists()
 
 
 def environment() -> dict[str, str]:
