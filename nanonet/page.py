@@ -47,7 +47,8 @@ def rows(report: dict[str, Any]) -> list[Row]:
     if floor:
         name = "frozen embeddings + logistic regression"
         table.append(Row(name, floor["accuracy"], floor["macro_f1"], size, None, 1.0))
-    name = f"teacher ({teacher['targets'].replace('_', ' ')})"
+    kind = {"tuned": ", tuned", "both": ", both embeddings"}.get(teacher["embeddings"], "")
+    name = f"teacher ({teacher['targets'].replace('_', ' ')}{kind})"
     table.append(Row(name, teacher["accuracy"], teacher["macro_f1"], size, None, 1.0))
     for k, student in enumerate(students):
         layers = ", ".join(map(str, student["layers"]))
