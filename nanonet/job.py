@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,11 @@ from nanonet.cohort.mapping import layer_mapping
 from nanonet.cohort.stack import Cohort, Lora, build_cohort
 from nanonet.cohort.views import parse_views
 from nanonet.config import InputError, TrainConfig, check_train
-from nanonet.data.batches import Encoded, encode
-from nanonet.data.read import load_dataset, read_texts
-from nanonet.data.split import draw_labels
+from nanonet.data.batches import Encoded
 from nanonet.encoder import Encoder, tuning_steps
 from nanonet.folder import check_folder, open_folder
 from nanonet.inference import pooling_of, run
+from nanonet.material import Material, prepare
 from nanonet.progress import Progress
 from nanonet.targets import soften
 from nanonet.teacher import NAME as TARGETS
@@ -45,59 +44,6 @@ from nanonet.train import OnlineTeacher, Rows, check_parts, fit
 
 BODY = "teacher"  # the tuned encoder, until the run is done
 STEPS, STEPS_A_CLASS = 200, 10
-HELD_ROWS = 500  # unlabelled rows kept from training: the best student is chosen on them
-
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """The checked input as token ids.
-
-    rows: what is trained on, labelled first, then unlabelled; label: (N,) int64, -100 where unlabelled
-    held: unlabelled rows that are not trained on; test and its labels: both empty where there is none
-    """
-
-    name: str
-    classes: list[str]
-    rows: Encoded
-    label: Tensor
-    held: Encoded
-    test: Encoded
-    test_label: list[int]
-
-
-def prepare(config: TrainConfig, tokenizer: Any) -> Material:
-    """Read, draw and tokenise; everything that a user's data can have wrong shows here.
-
-    The draw of labels is `draw_labels` under `seed`; the unlabelled rows are shuffled by [seed, 1] and cut to
-    `max_unlabelled`, the test rows are the first `max_test` of a shuffle by [seed, 2].
-    """
-    dataset = load_dataset(config.data, text_column=config.text_column, label_column=config.label_column)
-    texts, labels = dataset.train.texts, dataset.train.labels or []
-    draw = draw_labels(labels, config.labels_per_class, config.seed, len(dataset.classes), dataset.classes)
-    free = [texts[row] for row in draw.unlabelled]
-    if config.unlabelled:
-        free += read_texts(config.unlabelled, config.text_column)
-    order = np.random.default_rng([config.seed, 1]).permutation(len(free))
-    chosen = [free[i] for i in (order[: config.max_unlabelled] if config.max_unlabelled else order)]
-    held = min(HELD_ROWS, len(chosen) // 10)
-    test_texts, test_labels = (dataset.test.texts, dataset.test.labels or []) if dataset.test else ([], [])
-    shuffled = np.random.default_rng([config.seed, 2]).permutation(len(test_texts))
-    picked = np.sort(shuffled[: config.max_test or len(shuffled)]).tolist()
-
-    def ids(some: list[str]) -> Encoded:
-        return encode(tokenizer, some, config.max_tokens)
-
-    label = torch.full((len(draw.labelled) + len(chosen) - held,), -100)
-    label[: len(draw.labelled)] = torch.tensor([labels[row] for row in draw.labelled])
-    return Material(
-        name=dataset.name,
-        classes=dataset.classes,
-        rows=ids([texts[row] for row in draw.labelled] + chosen[held:]),
-        label=label,
-        held=ids(chosen[:held]),
-        test=ids([test_texts[i] for i in picked]),
-        test_label=[test_labels[i] for i in picked],
-    )
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from nanonet.cohort import stack
 from nanonet.config import InputError, TrainConfig
 from nanonet.job import train
 from nanonet.losses import DistillLoss, confidence, ramp
+from nanonet.optimizer import TEACHER_LEARNING_RATE, clip_per_student, learning_rate
 from nanonet.targets import soften
-from nanonet.train import TEACHER_LEARNING_RATE, clip_per_student, learning_rate
 
 
 @pytest.fixture
