@@ -51,7 +51,6 @@ def measure(data: str, seed: int, flags: list[str]) -> dict:
         "floor": report["floor"]["accuracy"] if report["floor"] else None,
         "teacher": report["teacher"]["accuracy"],
         "rule": report["teacher"]["targets"],
-        "embeddings": report["teacher"]["embeddings"],
         "students": [student["accuracy"] for student in report["students"]],
         "best": report["students"][report["best"]]["accuracy"],
         "ensemble": report["ensemble"]["accuracy"],

@@ -72,9 +72,8 @@ class TrainConfig:
     # --- teacher
     # `frozen` makes the soft targets once; `online` trains the teacher at the same time as the students
     teacher_mode: Literal["frozen", "online"] = "frozen"
-    # a frozen teacher is tuned on the labels first, for at most so many steps [steps], and for fewer where 20 passes
-    # over the labels take fewer; cross-validation inside the labels then takes its embeddings, those it had as it was
-    # pretrained, or both; 0 leaves it as it was pretrained
+    # a frozen teacher is tuned on the labels, for at most so many steps [steps], and for fewer where 20 passes over the
+    # labels take fewer; then for half as many on what it is surest of. 0 leaves it as it was pretrained
     teacher_steps: int = 200
     # folder that keeps frozen teachers: a run with the same texts, labels, encoder and settings takes its teacher there
     teacher_cache: str = ""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanonet import checkpoint, kept, report
-from nanonet.choice import PRETRAINED, choose, combined
+from nanonet.choice import choose
 from nanonet.classifier import check_tokens, most_tokens
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
@@ -39,7 +39,7 @@ from nanonet.material import Material, prepare
 from nanonet.progress import Progress
 from nanonet.targets import soften
 from nanonet.teacher import NAME as TARGETS
-from nanonet.teacher import load_teacher, make_teacher, save_teacher
+from nanonet.teacher import load_teacher, make_teacher, save_teacher, spread, surest
 from nanonet.train import OnlineTeacher, Rows, check_parts, fit
 
 BODY = "teacher"  # the tuned encoder, until the run is done
@@ -118,8 +118,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                         kept.keep(cache, key, [folder / name for name in (TARGETS, BODY) if (folder / name).exists()])
         accelerator.wait_for_everyone()
         frozen, body = load_teacher(folder), pretrained
-        which = frozen.choice.embeddings
-        if which != PRETRAINED:
+        if tuned:
             body = replace(pretrained, model=load_encoder(str(folder / BODY)))
         soft: Tensor | None = frozen.soft
         online = None
@@ -152,9 +151,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if online:
             wanted = soften(logits(online.model, held, "held rows")[0], frozen.choice.trust)
         else:
-            plain = embed(pretrained, held, "held rows")
-            own = embed(body, held, "held rows, tuned") if which != PRETRAINED else plain
-            wanted = soften(frozen.logits(combined(which, plain, own)), frozen.choice.trust)
+            wanted = soften(frozen.logits(embed(body, held, "held rows")), frozen.choice.trust)
         gap = _divergence(wanted, logits(cohort, held, "choosing the best"))
         if not gap.isfinite().all():
             lost = int((~gap.isfinite()).nonzero()[0])
@@ -169,8 +166,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if online:
                 outcome["teacher"] = logits(online.model, material.test, "testing the teacher")[0]
             else:
-                own = embed(body, material.test, "testing the teacher") if which != PRETRAINED else plain
-                outcome["teacher"] = frozen.logits(combined(which, plain, own))
+                own = embed(body, material.test, "testing the teacher") if tuned else plain
+                outcome["teacher"] = frozen.logits(own)
         for k in range(cohort.students):
             save_student(cohort, k, folder / f"student-{k}", tokenizer)
             if config.tuning == "lora":
@@ -191,35 +188,43 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _teach(
     config: TrainConfig, pretrained: Encoder, tuned: bool, material: Material, folder: Path, progress: Progress
 ) -> None:
-    """Make the frozen teacher: its body in `folder`/BODY where a tuned one was chosen, its soft targets last."""
-    rows, label = material.rows, material.label
-    classes = len(material.classes)
+    """Make the frozen teacher: its body in `folder`/BODY where it is tuned, its soft targets last.
 
-    def tune(known: Tensor, what: str) -> Encoder:
-        chosen = known.nonzero()[:, 0].tolist()
-        steps = tuning_steps(config.teacher_steps, len(chosen))
+    Tuned first on the labels, then for half as many steps on what it is surest of, each class by itself.
+    """
+    rows, label, classes = material.rows, material.label, len(material.classes)
+
+    def embed(encoder: Encoder, some: Encoded, what: str) -> Tensor:
+        with progress.stage(what, len(some)) as tick:
+            return encoder.embed(some, tick)
+
+    def tune(encoder: Encoder, label: Tensor, steps: int, what: str) -> Encoder:
+        known = (label >= 0).nonzero()[:, 0]
         with progress.stage(what, steps) as tick:
-            return pretrained.tuned(rows[chosen], label[chosen], steps, config.seed, tick)
+            return encoder.tuned(rows[known.tolist()], label[known], steps, config.seed, tick)
 
     def retune(hidden: NDArray[np.int64], of: NDArray[np.int64]) -> Tensor:
-        known = torch.zeros(len(label), dtype=torch.bool)
-        known[of[hidden >= 0]] = True
-        return tune(known, "tuning for a fold").embed(rows[of.tolist()])
+        known = torch.full_like(label, -100)
+        known[of] = torch.from_numpy(hidden)
+        steps = tuning_steps(config.teacher_steps, int((known >= 0).sum()))
+        return tune(pretrained, known, steps, "tuning for a fold").embed(rows[of.tolist()])
 
-    with progress.stage("embedding the texts", len(rows)) as tick:
-        embedding = plain = pretrained.embed(rows, tick)
+    few, body = rows[range(int((label >= 0).sum()))], pretrained
+    if tuned:
+        body = tune(body, label, tuning_steps(config.teacher_steps, len(few)), "tuning on the labels")
+    embedding = embed(body, rows, "embedding the texts")
     with progress.stage("choosing soft targets", 1) as tick:
-        choice = choose(
-            plain, label.numpy(), classes, config.targets, config.seed, config.uniform_prior, retune if tuned else None
-        )
-        tick(1, f"{choice.rule} on {choice.embeddings}")
-    if choice.embeddings != PRETRAINED:
-        body = tune(label >= 0, "tuning the teacher")
-        with progress.stage("embedding, tuned", len(rows)) as tick:
-            embedding = combined(choice.embeddings, plain, body.embed(rows, tick))
+        y, again = label.numpy(), retune if tuned else None
+        x = embedding.double().numpy()
+        choice = choose(x, y, classes, config.targets, config.seed, config.uniform_prior, again)
+        tick(1, choice.rule)
+    if tuned:
+        sure = torch.from_numpy(surest(spread(config, choice, x, y, classes)[0], y))
+        body = tune(body, sure, -(-config.teacher_steps // 2), "tuning on its guesses")
+        embedding = embed(body, rows, "embedding them again")
         with quiet():
             body.model.save_pretrained(folder / BODY)
-    save_teacher(folder, make_teacher(config, choice, embedding, label, classes, plain[label >= 0]))
+    save_teacher(folder, make_teacher(config, choice, embedding, label, classes, pretrained.embed(few)))
 
 
 def _divergence(wanted: Tensor, students: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import Encoded
 
-VERSION = 4  # of how a teacher is made: raised where a change makes other soft targets of the same input
+VERSION = 5  # of how a teacher is made: raised where a change makes other soft targets of the same input
 SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
 
 

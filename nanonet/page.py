@@ -47,8 +47,7 @@ def rows(report: dict[str, Any]) -> list[Row]:
     if floor:
         name = "frozen embeddings + logistic regression"
         table.append(Row(name, floor["accuracy"], floor["macro_f1"], size, None, 1.0))
-    kind = {"tuned": ", tuned", "both": ", both embeddings"}.get(teacher["embeddings"], "")
-    name = f"teacher ({teacher['targets'].replace('_', ' ')}{kind})"
+    name = f"teacher ({teacher['targets'].replace('_', ' ')})"
     table.append(Row(name, teacher["accuracy"], teacher["macro_f1"], size, None, 1.0))
     for k, student in enumerate(students):
         layers = ", ".join(map(str, student["layers"]))
@@ -139,21 +138,12 @@ def _confused(counts: Sequence[Sequence[int]], classes: Sequence[str], most: int
 
 
 def _choice(teacher: dict[str, Any]) -> str:
-    """Cross-validated accuracy: a row for each rule, a column for each kind of embeddings, the chosen cell in bold."""
-    found: dict[str, dict[str, float | None]] = teacher["cross_validation"]
-    chosen = teacher["targets"], teacher["embeddings"]
-
-    def cell(rule: str, kind: str) -> str:
-        text = _percent(found[kind].get(rule))
-        return f"<td>{f'<b>{text}</b>' if (rule, kind) == chosen else text}</td>"
-
     lines = "".join(
-        f"<tr><td>{escape(rule.replace('_', ' '))}</td>{''.join(cell(rule, kind) for kind in found)}</tr>"
-        for rule in dict.fromkeys(rule for accuracy in found.values() for rule in accuracy)
+        f"<tr{' class=best' if rule == teacher['targets'] else ''}><td>{escape(rule.replace('_', ' '))}</td>"
+        f"<td>{_percent(accuracy)}</td></tr>"
+        for rule, accuracy in sorted(teacher["cross_validation"].items(), key=lambda item: -(item[1] or 0))
     )
-    head = "".join(f"<th>{escape(kind)}</th>" for kind in found)
-    note = "<p class=soft>Accuracy inside the labels, cross-validated [%]; columns: the teacher's embeddings.</p>"
-    return f"<div class=scroll><table><tr><th>rule</th>{head}</tr>{lines}</table></div>{note}"
+    return f"<table><tr><th>rule</th><th>cross-validated in the labels [%]</th></tr>{lines}</table>"
 
 
 def _seconds(seconds: dict[str, float]) -> str:

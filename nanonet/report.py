@@ -80,7 +80,6 @@ def write_report(
             "name": config.teacher,
             "mode": config.teacher_mode,
             "targets": choice.rule if config.teacher_mode == "frozen" else "online",
-            "embeddings": choice.embeddings,
             "cross_validation": choice.accuracy,
             **measured(outcome.get("teacher")),
             "parameters": sum(p.numel() for p in encoder.parameters()),

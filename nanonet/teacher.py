@@ -1,7 +1,7 @@
 """The frozen teacher: what the students are told about every row, made once and kept in the run's folder.
 
-Its embeddings come from an encoder (encoder.py), as it is, tuned on the labels, or both. Its soft targets come from a
-rule of targets.py over these embeddings; a linear head that says the same scores rows that were not among them.
+Its embeddings come from an encoder (encoder.py), as it is or tuned on the labels. Its soft targets come from a rule of
+targets.py over these embeddings; a linear head that says the same scores rows that were not among them.
 N rows, D features, C classes.
 """
 
@@ -14,15 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from nanonet.choice import Choice
 from nanonet.config import InputError, TrainConfig
-from nanonet.targets import STRENGTH, classify, diffuse, linear, neighbour_graph, propagate, self_train, soften
+from nanonet.targets import STRENGTH, Array, classify, diffuse, linear, neighbour_graph, propagate, self_train, soften
 
 NAME = "targets.safetensors"
+SURE = 0.5  # of the rows that the teacher gives to a class, those it is tuned on further
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,34 +52,48 @@ class FrozenTeacher:
         return embedding @ self.floor_weight.T + self.floor_bias
 
 
+def spread(
+    config: TrainConfig, choice: Choice, x: Array, label: NDArray[np.int64], classes: int
+) -> tuple[Array, LogisticRegression]:
+    """Probabilities (N,C) of every row by the rule that was chosen, and a classifier that says the same."""
+    head = (
+        self_train(x, label) if choice.rule in ("self_training", "diffusion") else classify(x, label, choice.strength)
+    )
+    if choice.rule in ("classifier", "self_training"):
+        return head.predict_proba(x), head
+    graph = neighbour_graph(x)
+    if choice.rule == "diffusion":
+        p = diffuse(graph, head.predict_proba(x))
+    else:
+        p = propagate(graph, label, classes, config.uniform_prior)
+    # the classifier that scores new rows learns what was found for these
+    return p, classify(x, np.where(label >= 0, label, p.argmax(1)), choice.strength)
+
+
+def surest(p: Array, label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels (N,) of the labelled rows and of the surest SURE of those that p (N,C) gives to each class, else -100."""
+    guess, found = p.argmax(1), label.copy()
+    for c in range(p.shape[1]):
+        rows = np.flatnonzero((guess == c) & (label < 0))
+        best = rows[np.argsort(-p[rows, c], kind="stable")[: int(SURE * len(rows))]]
+        found[best] = c
+    return found
+
+
 def make_teacher(
     config: TrainConfig, choice: Choice, embedding: Tensor, label: Tensor, classes: int, few: Tensor
 ) -> FrozenTeacher:
     """Make the soft targets of every row by the rule that was chosen.
 
-    embedding: (N,D) float32, L2-normalised, of the kind that was chosen; label: (N,) int64, -100 where unlabelled.
+    embedding: (N,D) float32, L2-normalised; label: (N,) int64, -100 where unlabelled.
     few: the labelled rows as the pretrained encoder embeds them, for the floor.
     """
-    x, y = embedding.double().numpy(), label.numpy()
-    graph = neighbour_graph(x) if choice.rule in ("diffusion", "propagation") else None
-    if choice.rule in ("self_training", "diffusion"):
-        head = self_train(x, y)
-    else:
-        head = classify(x, y, choice.strength)
-    if graph is not None:
-        p = (
-            diffuse(graph, head.predict_proba(x))
-            if choice.rule == "diffusion"
-            else propagate(graph, y, classes, config.uniform_prior)
-        )
-        # the classifier that scores new rows learns what was found for these
-        head = classify(x, np.where(y >= 0, y, p.argmax(1)), choice.strength)
-    weight, bias = linear(head)
-    logits = embedding @ weight.T + bias if graph is None else torch.from_numpy(np.log(np.maximum(p, 1e-12))).float()
-    soft = soften(logits, choice.trust) * config.sharpen
+    y = label.numpy()
+    p, head = spread(config, choice, embedding.double().numpy(), y, classes)
+    soft = soften(torch.from_numpy(np.log(np.maximum(p, 1e-12))).float(), choice.trust) * config.sharpen
     floor = classify(few.double().numpy(), y[y >= 0], STRENGTH)
     kept = embedding.half() if config.relation_weight else embedding[:0].half()
-    return FrozenTeacher(soft, kept, weight, bias, *linear(floor), choice)
+    return FrozenTeacher(soft, kept, *linear(head), *linear(floor), choice)
 
 
 def save_teacher(folder: Path, teacher: FrozenTeacher) -> None:

@@ -34,10 +34,10 @@ def entries(config: TrainConfig) -> list[str]:
 
 def test_a_kept_teacher_is_taken_and_changes_nothing(config: TrainConfig) -> None:
     first = train(config)
-    assert "tuning the teacher" in first["seconds"] and len(entries(config)) == 1
+    assert "tuning on its guesses" in first["seconds"] and len(entries(config)) == 1
     other = dataclasses.replace(config, output=config.output + "-2", peers_weight=1.0, steps=2)
     second = train(other)
-    assert "tuning the teacher" not in second["seconds"] and len(entries(config)) == 1
+    assert "tuning on its guesses" not in second["seconds"] and len(entries(config)) == 1
     assert second["teacher"] == first["teacher"] and second["floor"] == first["floor"]
     again = dataclasses.replace(config, output=config.output + "-3")
     train(again)

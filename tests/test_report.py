@@ -62,12 +62,7 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch, K: int = 2, test: bool =
     }
     teacher: Any = SimpleNamespace(parameters=lambda: iter([torch.empty(50, 80)]))
     cohort: Any = nn.Linear(1, 1)
-    choice = Choice(
-        "both",
-        "diffusion",
-        1.0,
-        {name: {"diffusion": 0.8, "classifier": 0.7} for name in ("pretrained", "tuned", "both")},
-    )
+    choice = Choice("diffusion", 1.0, {"diffusion": 0.8, "classifier": 0.7})
     write_report(
         folder, Facts(**values | facts), cohort, teacher, choice, outcome, LABELS if test else [], {"fit": 2.0}
     )

@@ -9,11 +9,13 @@ import torch
 from nanonet.choice import choose
 from nanonet.config import TrainConfig
 from nanonet.targets import classify, diffuse, neighbour_graph, propagate, self_train
-from nanonet.teacher import load_teacher, make_teacher, save_teacher
+from nanonet.teacher import load_teacher, make_teacher, save_teacher, surest
 
 
 def teach(config: TrainConfig, embedding: torch.Tensor, label: torch.Tensor, classes: int):
-    choice = choose(embedding, label.numpy(), classes, config.targets, config.seed, config.uniform_prior)
+    choice = choose(
+        embedding.double().numpy(), label.numpy(), classes, config.targets, config.seed, config.uniform_prior
+    )
     return make_teacher(config, choice, embedding, label, classes, embedding[label >= 0])
 
 
@@ -80,3 +82,15 @@ def test_the_teacher_is_its_head_and_is_kept(clusters, rule, classes, tmp_path):
     again = load_teacher(tmp_path)
     assert torch.equal(again.soft, teacher.soft) and again.choice == teacher.choice
     assert [p.name for p in tmp_path.iterdir()] == ["targets.safetensors"]
+
+
+def test_the_surest_are_taken_class_by_class_and_labels_stay(clusters):
+    _, label, _ = clusters(12)
+    p = np.full((12, 3), 0.1)
+    p[6:10, 0], p[10:, 2] = (
+        (0.5, 0.9, 0.6, 0.8),
+        (0.4, 0.3),
+    )  # four unlabelled rows go to the first class, two to the last
+    found = surest(p, label)
+    assert (found[:6] == label[:6]).all() and found[6:].tolist() == [-100, 0, -100, 0, 2, -100]
+    assert (label[6:] == -100).all()  # the input is left alone
