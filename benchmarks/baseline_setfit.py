@@ -4,7 +4,7 @@
     python benchmarks/baseline_setfit.py --data DIR --seeds 0-2 --output benchmarks/results/evidence.jsonl
 
 The same encoder (all its layers), the same labelled rows, the whole test set; no unlabelled text, which SetFit does not
-use. SetFit's own defaults, but for at most `--steps` contrastive steps, as many as fit into a run's three minutes.
+use. SetFit's own defaults, but for at most `--steps` contrastive steps.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from nanonet.config import InputError
@@ -62,6 +63,8 @@ def choose(
     rows = np.concatenate([known, free])
     x, y = embedding[rows], label[rows]
     tried = {"self_training", "diffusion"} if rule == "auto" else {rule}
+    linked = bool(tried & {"diffusion", "propagation"})
+    graph = neighbour_graph(x) if linked and not retune else None
     right: dict[Rule, list[bool]] = {}
     tested = 0
     for repeat in range(1 if retune else 2):
@@ -73,7 +76,8 @@ def choose(
             hidden[held] = -100
             if retune:
                 x = retune(hidden, rows).double().numpy()
-            for key, guess in _guess(x, hidden, held, classes, tried, uniform_prior).items():
+                graph = neighbour_graph(x) if linked else None
+            for key, guess in _guess(x, graph, hidden, held, classes, tried, uniform_prior).items():
                 right.setdefault(key, []).extend(guess == y[held])
     if not right:
         raise InputError("--labels-per-class 1: soft targets are cross-validated inside the labels; give 2 or more")
@@ -85,11 +89,16 @@ def choose(
 
 
 def _guess(
-    x: Array, label: NDArray[np.int64], held: list[int], classes: int, tried: set[str], uniform_prior: bool
+    x: Array,
+    graph: csr_matrix | None,
+    label: NDArray[np.int64],
+    held: list[int],
+    classes: int,
+    tried: set[str],
+    uniform_prior: bool,
 ) -> dict[Rule, NDArray[np.int64]]:
     """Every rule's guess of the held rows, whose labels are hidden."""
     guesses = {("classifier", s): classify(x, label, s).predict(x[held]) for s in STRENGTHS}
-    graph = neighbour_graph(x) if tried & {"diffusion", "propagation"} else None
     if tried & {"self_training", "diffusion"}:
         p = self_train(x, label).predict_proba(x)
         guesses["self_training", STRENGTH] = p[held].argmax(1)

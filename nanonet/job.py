@@ -224,7 +224,8 @@ def _teach(
         embedding = embed(body, rows, "embedding them again")
         with quiet():
             body.model.save_pretrained(folder / BODY)
-    save_teacher(folder, make_teacher(config, choice, embedding, label, classes, pretrained.embed(few)))
+    plain = pretrained.embed(few) if tuned else embedding[label >= 0]
+    save_teacher(folder, make_teacher(config, choice, embedding, label, classes, plain))
 
 
 def _divergence(wanted: Tensor, students: Tensor) -> Tensor:
