@@ -8,6 +8,7 @@ liger          one call a student of Liger-Kernel's KL, where it and a GPU are t
 nanonet        distill_loss, then backward
 triton-op      our Triton kernels, where the compiled ones serve the GPU; and into a fresh buffer
 nanonet-op     the kernel alone, loss and gradient, into a reused buffer; fresh: into memory the system has just given
+nanonet-graph  on a GPU and at small shapes: the op within a CUDA graph, the GPU's own time
 sum            student.sum().backward(): the least that autograd costs
 """
 
@@ -26,17 +27,29 @@ from torch import Tensor
 
 from nanonet import distill_loss, reference
 from nanonet.backends import triton
-from nanonet.benchmarks.measure import copy_of, fresh_memory, peak_mb, record, small_times_ms, times_ms
+from nanonet.benchmarks.measure import (
+    copy_of,
+    each_ms,
+    fresh_memory,
+    graphed,
+    peak_mb,
+    record,
+    small_times_ms,
+    times_ms,
+)
 from nanonet.config import InputError
 
 # text classification; a middle and a vocabulary-sized number of classes
 SHAPES = ((2, 32, 4), (4, 32, 4), (3, 512, 1000), (2, 256, 30522), (4, 256, 30522))
-GPU_SHAPES = ((2, 32, 4), (4, 1024, 100), (4, 8192, 1000), (4, 8192, 32000), (4, 8192, 128256))
+# the most telling first: a GPU is lent for minutes
+GPU_SHAPES = ((4, 8192, 128256), (4, 8192, 32000), (4, 1024, 100), (2, 32, 4), (4, 8192, 1000))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = (1.0, 1.0, 0.5)
 SECONDS = {"cpu": 2.0, "cuda": 0.4}  # of each implementation at each shape
+ROUNDS = {"cpu": 40, "cuda": 10}  # of 200 calls, at small shapes
 ROWS_CHECKED = 512  # rows checked against float64 at a time
-SMALL = 10_000  # logits below which calls are timed many at a time
+SMALL = {"cpu": 10_000, "cuda": 1_000_000}  # logits below which calls are timed many at a time
+GRAPHED = 20  # calls in a CUDA graph
 ATOL = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
@@ -111,7 +124,10 @@ def ours(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
     return distill_loss(student, teacher, label, weights=WEIGHTS)[0]
 
 
-def with_backward(loss: Callable[..., Tensor], student: Tensor, *others: Tensor) -> Callable[[], Tensor]:
+def with_backward(
+    loss: Callable[..., Tensor], student: Tensor, *others: Tensor, held: bool = True
+) -> Callable[[], Tensor]:
+    """held: the gradient stays in the leaf until the next call, as between two steps."""
     leaf = student.detach().requires_grad_()
 
     def run() -> Tensor:
@@ -120,7 +136,7 @@ def with_backward(loss: Callable[..., Tensor], student: Tensor, *others: Tensor)
         assert leaf.grad is not None
         return leaf.grad
 
-    return run
+    return run if held else lambda: torch.autograd.grad(loss(leaf, *others), leaf)[0]
 
 
 def op_fresh(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
@@ -139,16 +155,6 @@ def op_triton(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], A
     weights = torch.tensor(WEIGHTS, device=student.device)
     op = triton.implementations()["distill_loss"]
     return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, True)
-
-
-def fits(run: Callable[[], Any]) -> bool:
-    """Whether the GPU's memory holds it: naive code takes a copy of the logits for every pair."""
-    try:
-        run()
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return False
-    return True
 
 
 def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, float]:
@@ -197,16 +203,28 @@ def records(
             if compiled:
                 torch._dynamo.reset()
                 losses["compiled"] = torch.compile(closed, fullgraph=True, dynamic=False)
-                losses["compiled-naive"] = torch.compile(naive, fullgraph=True, dynamic=False)
-            runs: dict[str, Callable[[], Any]] = {name: with_backward(loss, *inputs) for name, loss in losses.items()}
+                if device == "cpu":
+                    losses["compiled-naive"] = torch.compile(naive, fullgraph=True, dynamic=False)
+            runs: dict[str, Callable[[], Any]] = {
+                # a GPU has no room for a gradient of each
+                name: with_backward(loss, *inputs, held=device == "cpu")
+                for name, loss in losses.items()
+            }
             floor = (2 * K + 1) * N * C * dtype.itemsize
-            clock = small_times_ms if K * N * C < SMALL else partial(times_ms, seconds=SECONDS[device])
+            small = K * N * C < SMALL[device]
+            clock = (
+                partial(small_times_ms, rounds=ROUNDS[device]) if small else partial(times_ms, seconds=SECONDS[device])
+            )
             alone = {"nanonet-op-fresh": op_fresh(*inputs)}
-            if device != "cpu":
+            reused = {"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)}
+            if device == "cpu":
+                taken = clock({**runs, **alone}) | clock(reused)
+            else:
                 alone["triton-op"] = op_triton(*inputs)
-                runs = {name: run for name, run in runs.items() if fits(run)}
-            taken = clock({**runs, **alone})
-            taken |= clock({"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)})
+                taken = each_ms({**runs, **alone, **reused}, clock)
+                if small:
+                    replayed = clock({"": graphed(reused["nanonet-op"], GRAPHED)})[""]
+                    taken["nanonet-graph"] = replayed / GRAPHED
             copy_ms = float(np.median(taken["memcpy"]))
             for name, values in taken.items():
                 p50, run = float(np.median(values)), runs.get(name)

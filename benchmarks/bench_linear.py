@@ -4,6 +4,8 @@ nanonet         cohort_linear, then backward
 linear          one F.linear a student, its LoRA part added: what a loop over K models does
 addmm           one addmm a student, its LoRA part by a second addmm
 baddbmm         one baddbmm for all students, the LoRA part by a second one
+peft            PEFT's LoRA layers, one for each student (tuning lora)
+gemm            on a GPU: the base product alone, and in the backward its gradient to x: the least that a layer costs
 """
 
 from __future__ import annotations
@@ -20,20 +22,20 @@ from nanonet import cohort_linear, reference
 from nanonet.benchmarks.measure import record, times_ms
 from nanonet.config import InputError
 
-# (K, M, D, F): 48 texts of 50 tokens through an attention and a feed-forward product of a 384-wide encoder
-SHAPES = ((2, 2400, 384, 384), (4, 2400, 384, 384), (4, 2400, 384, 1536))
-GPU_SHAPES = ((4, 2048, 768, 768), (1, 8192, 4096, 4096))
-RANK = {"cpu": 8, "cuda": 16}
+# (K, M, D, F, R): 48 texts of 50 tokens through an attention and a feed-forward product of a 384-wide encoder
+SHAPES = ((2, 2400, 384, 384, 8), (4, 2400, 384, 384, 8), (4, 2400, 384, 1536, 8))
+GPU_SHAPES = ((1, 8192, 4096, 4096, 16), (4, 2048, 768, 768, 8))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ATOL = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def setup(K: int, M: int, D: int, out: int, dtype: torch.dtype, device: str, stacked: bool, lora: bool) -> Arguments:
+def setup(
+    K: int, M: int, D: int, out: int, R: int, dtype: torch.dtype, device: str, stacked: bool, lora: bool
+) -> Arguments:
     """x (K,M,D), weight (F,D) or (K,F,D), bias (K,F), lora_a (K,R,D), lora_b (K,F,R)"""
     g = torch.Generator().manual_seed(0)
-    R = RANK[device]
 
     def draw(*shape: int) -> Tensor:
         return (torch.randn(*shape, generator=g) * shape[-1] ** -0.5).to(device, dtype)
@@ -47,7 +49,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor 
     rows = [F.linear(*each) for each in zip(x, weights, bias, strict=True)]
     if a is not None and b is not None:
         rows = [y + F.linear(F.linear(x_k, a_k), b_k) for y, x_k, a_k, b_k in zip(rows, x, a, b, strict=True)]
-    return torch.stack(rows)
+    return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
 def addmm(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
@@ -55,7 +57,7 @@ def addmm(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor |
     rows = [torch.addmm(b_k, x_k, w_k.t()) for x_k, w_k, b_k in zip(x, weights, bias, strict=True)]
     if a is not None and b is not None:
         rows = [torch.addmm(y, x_k @ a_k.t(), b_k.t()) for y, x_k, a_k, b_k in zip(rows, x, a, b, strict=True)]
-    return torch.stack(rows)
+    return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
 def baddbmm(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
@@ -69,6 +71,37 @@ CALLS: dict[str, Callable[..., Tensor]] = {
     "addmm": addmm,
     "baddbmm": baddbmm,
 }
+
+
+def gemm(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+    return x @ weight.mT
+
+
+def peft(arguments: Arguments) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+    """Layers that hold the same, as PEFT makes them, and what is trained in them."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    x, weight, bias, a, b = arguments
+    assert a is not None and b is not None
+    layers = torch.nn.ModuleList()
+    for w_k, b_k in zip(weight if weight.dim() == 3 else [weight] * len(x), bias, strict=True):
+        layer = torch.nn.Linear(*reversed(w_k.shape), device="meta")
+        layer.weight, layer.bias = torch.nn.Parameter(w_k, False), torch.nn.Parameter(b_k)
+        layers.append(layer)
+    config = LoraConfig(r=a.shape[1], lora_alpha=a.shape[1], target_modules=[str(k) for k in range(len(x))])
+    model: Any = inject_adapter_in_model(config, layers)
+    trained: list[Tensor] = []
+    for layer, a_k, b_k in zip(model, a, b, strict=True):
+        adapter = layer.lora_A["default"], layer.lora_B["default"]
+        adapter[0].weight, adapter[1].weight = torch.nn.Parameter(a_k), torch.nn.Parameter(b_k)
+        layer.base_layer.bias.requires_grad_()
+        trained += [layer.base_layer.bias, adapter[0].weight, adapter[1].weight]
+
+    def call(x: Tensor) -> Tensor:
+        rows = [layer(x_k) for layer, x_k in zip(model, x, strict=True)]
+        return torch.stack(rows) if len(rows) > 1 else rows[0][None]
+
+    return call, trained
 
 
 def with_backward(call: Callable[..., Tensor], arguments: Arguments, dy: Tensor, full: bool) -> Callable[[], Any]:
@@ -99,7 +132,7 @@ def records(dtypes: tuple = tuple(DTYPES), device: str = "cpu") -> Iterator[dict
                 dtype = DTYPES[dtype_name]
                 arguments = setup(*shape, dtype, device, stacked, tuning == "lora")
                 error, own = errors(arguments, dtype)
-                K, M, D, out = shape
+                K, M, D, out, R = shape
                 dy = torch.randn(K, M, out, generator=torch.Generator().manual_seed(1)).to(device, dtype)
                 for phase in ("forward", "forward+backward"):
                     runs: dict[str, Callable[[], Any]] = {
@@ -108,10 +141,26 @@ def records(dtypes: tuple = tuple(DTYPES), device: str = "cpu") -> Iterator[dict
                         else with_backward(call, arguments, dy, tuning == "full")
                         for name, call in CALLS.items()
                     }
+                    if tuning == "lora":
+                        call, trained = peft(arguments)
+                        x = arguments[0].detach().requires_grad_()
+                        runs["peft"] = (
+                            partial(call, arguments[0])
+                            if phase == "forward"
+                            else lambda call=call, x=x, trained=trained, dy=dy: torch.autograd.grad(
+                                call(x), [x, *trained], dy
+                            )
+                        )
+                    if device != "cpu":
+                        runs["gemm"] = (
+                            partial(gemm, *arguments)
+                            if phase == "forward"
+                            else with_backward(gemm, arguments[:1], dy, False)
+                        )
                     for name, values in times_ms(runs, seconds=0.4).items():
                         yield record(
                             "cohort_linear",
-                            {"K": K, "M": M, "D": D, "F": out},
+                            {"K": K, "M": M, "D": D, "F": out, "R": R},
                             dtype_name,
                             device,
                             name,

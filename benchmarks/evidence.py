@@ -24,6 +24,7 @@ import numpy as np
 from nanonet.benchmarks.measure import commit
 from nanonet.commands import EvidenceConfig
 from nanonet.config import InputError, TrainConfig
+from nanonet.flags import parse
 
 ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
@@ -62,16 +63,29 @@ def measure(data: str, seed: int, flags: list[str]) -> dict:
     }
 
 
-def gold_folder(data: str, labels: int, seed: int, place: Path) -> str:
+def train_config(flags: str) -> TrainConfig:
+    """What `nanonet train` makes of the flags.
+
+    Raises:
+        InputError: it makes nothing of them, or they are for this command to set.
+    """
+    given = parse(TrainConfig, shlex.split(flags), "nanonet train", "")
+    for name in ("data", "seed", "labels_per_class", "output", "resume", "overwrite", "teacher_cache"):
+        if getattr(given, name) != getattr(TrainConfig, name):
+            raise InputError(f"--flags {flags}: --{name.replace('_', '-')} is set for every run; leave it out there")
+    return given
+
+
+def gold_folder(data: str, labels: int, seed: int, place: Path, given: TrainConfig) -> str:
     """A data folder whose train table holds the rows that a run of this draw trains on, every one with its label."""
     from nanonet.data.read import load_dataset
     from nanonet.data.split import draw_labels
     from nanonet.material import HELD_ROWS
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, text_column=given.text_column, label_column=given.label_column)
     known = dataset.train.labels or []
     draw = draw_labels(known, labels, seed, len(dataset.classes), dataset.classes)
-    order = np.random.default_rng([seed, 1]).permutation(len(draw.unlabelled))[: TrainConfig.max_unlabelled]
+    order = np.random.default_rng([seed, 1]).permutation(len(draw.unlabelled))[: given.max_unlabelled or None]
     order = order[min(HELD_ROWS, len(order) // 10) :]
     folder = place / Path(data).name
     folder.mkdir(parents=True)
@@ -79,7 +93,9 @@ def gold_folder(data: str, labels: int, seed: int, place: Path) -> str:
     if dataset.test:
         tables["test"] = (dataset.test, list(range(len(dataset.test.texts))))
     for name, (table, chosen) in tables.items():
-        lines = [json.dumps({"text": table.texts[i], "label": (table.labels or [])[i]}) for i in chosen]
+        columns = given.text_column, given.label_column
+        pairs = ((table.texts[i], (table.labels or [])[i]) for i in chosen)
+        lines = [json.dumps(dict(zip(columns, pair, strict=True))) for pair in pairs]
         (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
     (folder / "labels.json").write_text(json.dumps(dataset.classes))
     return str(folder)
@@ -113,8 +129,9 @@ def evidence(config: EvidenceConfig) -> None:
     path = Path(config.output).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"--output {path}: give a file in a folder that exists")
+    given, flags_given = train_config(config.flags), config.flags.strip()
     for labels, seed in runs(config) if config.data else ():
-        variant = " ".join(word for word in (GOLD if config.gold else "", config.flags) if word)
+        variant = " ".join(word for word in (GOLD if config.gold else "", flags_given) if word)
         key = (Path(config.data).name, labels, seed, variant)
         if key in {(r["data"], r["labels_per_class"], r["seed"], r["flags"]) for r in read_lines(path)}:
             continue
@@ -122,7 +139,7 @@ def evidence(config: EvidenceConfig) -> None:
         flags += shlex.split(config.flags)
         with tempfile.TemporaryDirectory() as place:
             if config.gold:
-                data = gold_folder(config.data, labels, seed, Path(place))
+                data = gold_folder(config.data, labels, seed, Path(place), given)
                 record = measure(data, seed, [*GOLD_FLAGS.split(), *flags])
             else:
                 record = measure(config.data, seed, ["--labels-per-class", str(labels), *flags])

@@ -1,38 +1,51 @@
 #!/usr/bin/env bash
-# Build, test, sanitize and benchmark on a machine with a GPU, in under nine minutes and without a network. It needs
-# torch with CUDA, Triton, nvcc, pybind11, cmake and ninja. Wheels in ./wheels (Liger-Kernel's, say) are installed first.
+# Build, measure, test and sanitize on a machine with a GPU, in under nine minutes and without a network. It needs torch
+# with CUDA, Triton, nvcc, pybind11, cmake and ninja. Wheels in ./wheels (Liger-Kernel's, say) are installed first.
 #
-#     benchmarks/gpu.sh          logs and JSON lines into $OUT, or benchmarks/results
+#     benchmarks/gpu.sh          gpu.log, gpu.jsonl and gpu-summary.txt into $OUT, or benchmarks/results
 #
-# Every part has its own time limit, and the next one runs whatever became of it; the summary comes last.
+# Every part has its own time limit and a share of what is left of the whole, and the next one runs whatever became of
+# it. The most telling parts come first. A benchmark checks its result against float64 before it times it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export OUT=${OUT:-benchmarks/results} PYTHONUNBUFFERED=1
+export OUT=${OUT:-benchmarks/results} PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/nanonet-triton}
 mkdir -p "$OUT"
 python=${PYTHON:-python3}
-summary=()
+deadline=${DEADLINE:-520} # seconds for everything but the table
+for file in gpu-summary.txt gpu.log gpu.jsonl; do : >"$OUT/$file"; done
 
-# part NAME SECONDS COMMAND...: its output goes to $OUT/gpu-NAME.log, and the end of it here where it failed.
+# part NAME SECONDS COMMAND...: its output goes to $OUT/gpu.log, and the end of it here where it failed.
 part() {
-  local name=$1 limit=$2 log=$OUT/gpu-$1.log start=$SECONDS status=0
+  local name=$1 limit=$2 start=$SECONDS status=0 said log
+  log=$(mktemp)
   shift 2
-  timeout -k 5 "$limit" "$@" >"$log" 2>&1 || status=$?
-  case $status in
-    0) summary+=("$name: ok, $((SECONDS - start)) s, $(tail -n 1 "$log" | cut -c 1-100)") ;;
-    124 | 137) summary+=("$name: STOPPED after $limit s") ;;
-    *) summary+=("$name: FAILED ($status), see $log") ;;
-  esac
-  if [ "$status" != 0 ]; then tail -n 25 "$log"; fi
+  if ((limit > deadline - SECONDS)); then limit=$((deadline - SECONDS)); fi
+  if ((limit < 5)); then
+    said="$name: NOT RUN, no time is left"
+  else
+    # an interrupt first: pytest and the benchmark then say how far they came
+    timeout -s INT -k 5 "$limit" "$@" >"$log" 2>&1 || status=$?
+    case $status in
+      0) said="$name: ok, $((SECONDS - start)) s, $(tail -n 1 "$log" | cut -c 1-100)" ;;
+      124 | 137) said="$name: STOPPED after $limit s, $(tail -n 1 "$log" | cut -c 1-100)" ;;
+      *) said="$name: FAILED ($status) after $((SECONDS - start)) s, see gpu.log" ;;
+    esac
+    if [ "$status" != 0 ]; then tail -n 25 "$log"; fi
+    { echo "== $name" && tail -n 2000 "$log"; } >>"$OUT/gpu.log"
+  fi
+  rm -f "$log"
+  echo "$said" | tee -a "$OUT/gpu-summary.txt"
   return "$status"
 }
 
 capability=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || capability=90
 case $capability in 9? | 1??) arch=${capability}a ;; *) arch=$capability ;; esac
+NANONET_COMMIT=${NANONET_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
 
 machine() {
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
   nvcc --version | tail -n 1
-  git log -1 --format='commit %h' 2>/dev/null
+  echo "commit $NANONET_COMMIT"
   "$python" --version
   "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
 }
@@ -43,35 +56,40 @@ install() {
   NANONET_CUDA=1 NANONET_CUDA_ARCHES=$arch "$python" -m pip install -v --no-deps --no-build-isolation -e . &&
     "$python" -c 'import nanonet; from nanonet.backends import cuda; print(cuda.build_info())'
 }
-export -f machine install
-export python arch
+bench() { "$python" -m nanonet bench --device cuda --dtypes bfloat16 --json "$@" >>"$OUT/gpu.jsonl"; }
+export -f machine install bench
+export python arch NANONET_COMMIT
 
-# The first kernels of each family, on shapes that a sanitizer finishes: unaligned rows, masked rows, bad labels.
-small='test_strided or test_no_rows or (test_absent_and_masked and not 131072) or (test_divergences and 2-5-kl)'
+pytest=("$python" -m pytest -q --import-mode=importlib -p no:cacheprovider)
+workers=()
+if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi
+# The kernels of each family on shapes that a sanitizer finishes: unaligned rows, masked rows, two sweeps, a cluster.
+# Without torch's cache of memory every tensor is an allocation of its own, past whose end a write is seen.
+small='test_strided or test_no_rows or test_in_a_cluster or (test_absent_and_masked and not 131072)'
+bare=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1)
+sanitizer=(compute-sanitizer --error-exitcode 9 --report-api-errors no)
 
-part machine 60 bash -c machine
-cat "$OUT/gpu-machine.log"
-part install 120 bash -c install
-part tests 80 "$python" -m pytest -q --import-mode=importlib -p no:cacheprovider tests/gpu
-part kernels 100 "$python" -m pytest -q --import-mode=importlib -p no:cacheprovider tests/kernels --ignore tests/kernels/test_compile.py
-part memcheck 45 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q --import-mode=importlib \
-  -p no:cacheprovider tests/gpu -k "$small"
-part racecheck 45 compute-sanitizer --tool racecheck --error-exitcode 9 "$python" -m pytest -q --import-mode=importlib \
-  -p no:cacheprovider tests/gpu -k 'test_no_rows or (test_absent_and_masked and not 131072)'
-bench() {
-  "$python" -m nanonet bench --device cuda --dtypes bfloat16 --json >"$OUT/gpu.jsonl"
-  "$python" -m nanonet bench --linear --device cuda --dtypes bfloat16 --json >>"$OUT/gpu.jsonl"
-}
-export -f bench
-part bench 120 bash -c bench
+part machine 30 bash -c machine
+cat "$OUT/gpu.log"
+part install 150 bash -c install
+part loss 70 bash -c 'bench --eager-only'
+part linear 60 bash -c 'bench --linear'
+part tests 90 "${pytest[@]}" "${workers[@]}" tests/gpu
+part kernels 90 "${pytest[@]}" "${workers[@]}" tests/kernels --ignore tests/kernels/test_compile.py
+part memcheck 60 "${bare[@]}" "${sanitizer[@]}" --tool memcheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
+part racecheck 60 "${bare[@]}" "${sanitizer[@]}" --tool racecheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
+part compiled 120 bash -c bench
 
 table() {
   "$python" - "$OUT/gpu.jsonl" <<'PY'
 import json
 import sys
 
-records = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
-for r in records:
+for line in open(sys.argv[1]):
+    try:
+        r = json.loads(line)
+    except ValueError:  # cut off where the time was over
+        continue
     shape = " ".join(f"{name}={size}" for name, size in r.get("shape", {}).items())
     own = " ".join(r[name] for name in ("weight", "tuning", "phase") if name in r)
     share = "" if r["floor_fraction"] is None else f"{100 * r['floor_fraction']:.0f}% of the copy"
@@ -79,4 +97,4 @@ for r in records:
 PY
 }
 if [ -s "$OUT/gpu.jsonl" ]; then table || echo "no table: $OUT/gpu.jsonl is not what was expected"; fi
-printf '%s\n' "${summary[@]}"
+cat "$OUT/gpu-summary.txt"

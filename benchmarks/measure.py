@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.metadata
+import importlib.util
 import os
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +64,36 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
 
     times = times_ms({name: many(run) for name, run in runs.items()}, seconds=60, most=rounds)
     return {name: values / calls for name, values in times.items()}
+
+
+def each_ms(
+    runs: dict[str, Callable[[], Any]], clock: Callable[[dict], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Times [ms] of every run by itself, as on a GPU, whose memory would not hold what all of them leave behind.
+
+    What does not run (too little memory, a library of another version) is named on standard error and left out.
+    """
+    times: dict[str, np.ndarray] = {}
+    for name, run in runs.items():
+        try:
+            times |= clock({name: run})
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"{name}: not timed ({type(error).__name__}: {reason:.200})", file=sys.stderr)
+        torch.cuda.empty_cache()
+    return times
+
+
+def graphed(run: Callable[[], Any], calls: int) -> Callable[[], Any]:
+    """A CUDA graph of so many calls: a replay takes the GPU's own time, without the host's for each call."""
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side):
+        run()
+    side.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    return graph.replay
 
 
 def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> float:
@@ -127,21 +160,31 @@ def record(
         "peak_mem_mb": None,
         "error": None,
         "reference_error": None,
-        "versions": {"torch": torch.__version__, "nanonet": nanonet.__version__},
+        "versions": {"torch": torch.__version__, "nanonet": nanonet.__version__} | _gpu_versions(device),
         "commit": commit(),
     }
     return {**line, **more}
 
 
+def _gpu_versions(device: str) -> dict[str, str]:
+    if device == "cpu":
+        return {}
+    triton = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else ""
+    return {"cuda": torch.version.cuda or "", "triton": triton}
+
+
 def commit() -> str:
-    """The commit of the tree that is measured, marked where more than results has changed; "" outside a repository."""
+    """The commit of the tree that is measured, marked where more than results has changed; outside a repository what
+    NANONET_COMMIT says."""
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
 
     told = git("describe", "--always")
     changed = git("diff", "--quiet", "HEAD", "--", ":/", ":(exclude,top)benchmarks/results").returncode
-    return told.stdout.strip() + "-dirty" * bool(changed) if told.returncode == 0 else ""
+    return (
+        told.stdout.strip() + "-dirty" * bool(changed) if told.returncode == 0 else os.environ.get("NANONET_COMMIT", "")
+    )
 
 
 def device_name(device: str = "cpu") -> str:

@@ -66,7 +66,7 @@ def cohort_linear_kernel(
     student = tl.program_id(1) * STUDENTS
     inside = (m < M)[:, None] & (f < F)[None, :]
     # rows outside wrap around: the main loop needs no mask for them
-    m64, f64 = (m % M).to(tl.int64), (f % F).to(tl.int64)
+    m64, f64, lane = (m % M).to(tl.int64), (f % F).to(tl.int64), tl.arange(0, BLOCK_D)
 
     acc = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
     for base in range(0, BASES):
@@ -74,9 +74,10 @@ def cohort_linear_kernel(
         x_rows = x + k64 * stride_xk + m64[:, None] * stride_xm
         w_rows = weight + k64 * stride_wk + f64[None, :] * stride_wf
         for start in range(0, D, BLOCK_D):
-            d = start + tl.arange(0, BLOCK_D)
-            x_tile = tl.load(x_rows + d[None, :] * stride_xd, mask=(d < D)[None, :], other=0.0)
-            w_tile = tl.load(w_rows + d[:, None] * stride_wd, mask=(d < D)[:, None], other=0.0)
+            d, start64 = start + lane, tl.cast(start, tl.int64)
+            x_at, w_at = x_rows + start64 * stride_xd, w_rows + start64 * stride_wd
+            x_tile = tl.load(x_at + lane[None, :] * stride_xd, mask=(d < D)[None, :], other=0.0)
+            w_tile = tl.load(w_at + lane[:, None] * stride_wd, mask=(d < D)[:, None], other=0.0)
             acc = tl.dot(x_tile, w_tile, acc, input_precision=PRECISION)
 
     for j in range(0, STUDENTS):

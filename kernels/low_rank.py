@@ -61,11 +61,13 @@ def low_rank_kernel(
     k64, m64, r64 = k.to(tl.int64), m.to(tl.int64), r.to(tl.int64)
     x_rows = x + k64 * stride_xk + m64[:, None] * stride_xm
     a_rows = a + k64 * stride_ak + r64[None, :] * stride_ar
+    lane = tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
     for start in range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        x_tile = tl.load(x_rows + d[None, :] * stride_xd, mask=(m < M)[:, None] & (d < D)[None, :], other=0.0)
-        a_tile = tl.load(a_rows + d[:, None] * stride_ad, mask=(r < R)[None, :] & (d < D)[:, None], other=0.0)
+        d, start64 = start + lane, tl.cast(start, tl.int64)
+        x_at, a_at = x_rows + start64 * stride_xd, a_rows + start64 * stride_ad
+        x_tile = tl.load(x_at + lane[None, :] * stride_xd, mask=(m < M)[:, None] & (d < D)[None, :], other=0.0)
+        a_tile = tl.load(a_at + lane[:, None] * stride_ad, mask=(r < R)[None, :] & (d < D)[:, None], other=0.0)
         if seed is not None:
             scaled = (x_tile.to(tl.float32) * factor).to(x_tile.dtype)
             x_tile = tl.where(kept(seed, k, m[:, None], d[None, :], M, D, threshold), scaled, 0.0)
@@ -105,13 +107,14 @@ def low_rank_grad_kernel(
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     r = (tl.program_id(1) % tiles_r) * BLOCK_R + tl.arange(0, BLOCK_R)
     k64 = k.to(tl.int64)
+    x_columns = x + k64 * stride_xk + d.to(tl.int64)[:, None] * stride_xd
     acc = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
     total = tl.zeros((BLOCK_D,), tl.float32)
     end = min(part * rows + rows, M)
     for start in range(part * rows, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         m64 = m.to(tl.int64)
-        x_at = x + k64 * stride_xk + m64[None, :] * stride_xm + d[:, None] * stride_xd
+        x_at = x_columns + m64[None, :] * stride_xm
         x_tile = tl.load(x_at, mask=(d < D)[:, None] & (m < end)[None, :], other=0.0)
         low_at = low + (k64 * M + m64[:, None]) * R + r[None, :]
         low_tile = tl.load(low_at, mask=(m < end)[:, None] & (r < R)[None, :], other=0.0)
@@ -131,7 +134,7 @@ def low_rank_grad_kernel(
 def low_rank(x: Tensor, a: Tensor, scale: Tensor | None, seed: Tensor | None, dropout: float, K: int) -> Tensor:
     """scale_k dropout(x_k) a_k^T: (K,M,R)."""
     (M, D), R = x.shape[-2:], a.shape[1]
-    low = x.new_empty(K, M, R)
+    low, scale = x.new_empty(K, M, R), None if scale is None else scale.contiguous()
     blocks = dict(BLOCK_M=64, BLOCK_D=128 if aligned(x, a) else 32, BLOCK_R=rank_block(R))
     low_rank_kernel[(triton.cdiv(M, 64), triton.cdiv(R, blocks["BLOCK_R"]), K)](
         x, a, scale, seed if dropout else None, low, M, D, R,

@@ -38,6 +38,24 @@ class Choice:
         return self.accuracy[self.rule]
 
 
+def trial_rows(classes: int, tuned: bool) -> int:
+    """The most unlabelled rows that `choose` looks at."""
+    return max(TUNED_TRIAL_ROWS if tuned else TRIAL_ROWS, CLASS_TRIAL_ROWS * classes)
+
+
+def check_labels(label: Tensor) -> None:
+    """Refuse labels (N,), -100 where there is none, of which none can be hidden: no class has two.
+
+    Raises:
+        InputError: says so.
+    """
+    if not (label[label >= 0].bincount() > 1).any():
+        raise InputError(
+            "soft targets are cross-validated inside the labels, and no class has two; raise --labels-per-class, or"
+            " add labelled rows"
+        )
+
+
 def choose(
     embedding: Array,
     label: NDArray[np.int64],
@@ -52,14 +70,11 @@ def choose(
     Each fold's labels are hidden from the rules; the unlabelled rows, or some of them, are seen as in use.
     An encoder that was tuned on the labels has seen those that a fold hides. `retune` gives the embeddings by one that
     has not: called with labels (n,), -100 where hidden or unknown, and row numbers (n,), it returns (n,D). Then there
-    are three folds, and no more of them than it takes to hold TUNED_HELD_ROWS labels out.
-
-    Raises:
-        InputError: no class has two labels, so none can be hidden.
+    are three folds, and no more of them than it takes to hold TUNED_HELD_ROWS labels out. `check_labels` says which
+    labels will not do.
     """
     known = np.flatnonzero(label >= 0)
-    most = max(TUNED_TRIAL_ROWS if retune else TRIAL_ROWS, CLASS_TRIAL_ROWS * classes)
-    free = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))[:most]
+    free = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))[: trial_rows(classes, retune is not None)]
     rows = np.concatenate([known, free])
     x, y = embedding[rows], label[rows]
     tried = {"self_training", "diffusion"} if rule == "auto" else {rule}
@@ -79,8 +94,6 @@ def choose(
                 graph = neighbour_graph(x) if linked else None
             for key, guess in _guess(x, graph, hidden, held, classes, tried, uniform_prior).items():
                 right.setdefault(key, []).extend(guess == y[held])
-    if not right:
-        raise InputError("--labels-per-class 1: soft targets are cross-validated inside the labels; give 2 or more")
     # {rule: strength}: in order of its right guesses, so that of a rule's strengths the best stays
     strengths = dict(sorted(right, key=lambda key: sum(right[key])))
     hits = {name: np.array(right[name, s], float) for name, s in strengths.items()}

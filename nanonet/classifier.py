@@ -133,7 +133,7 @@ def load_classifier(folder: Path) -> Classifier:
 
 def device() -> torch.device:
     """The accelerator that torch has, else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _run_tokens(folder: Path) -> int:

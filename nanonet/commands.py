@@ -32,6 +32,8 @@ class PredictConfig:
     model: str = ""
     # file that receives the predictions, one JSON object a line; else they go to standard output
     output: str = ""
+    # replace what `output` names
+    overwrite: bool = False
     # name of the text column, where the file is a table
     text_column: str = "text"
     # repeat the text in every prediction
@@ -71,7 +73,7 @@ class GenerateConfig:
     # file (.jsonl) that receives the texts, one JSON object a line
     output: str = ""
     # --- data
-    # the few texts and their labels: a file (every row of it), a folder (its train table), `pydocs` or a dataset id
+    # the few texts and their labels, as `nanonet train --data` takes them; the rows that it tests on are left out
     labelled: str = ""
     # name of the text column
     text_column: str = "text"
@@ -155,11 +157,12 @@ class EvidenceConfig:
     labels: str = "10"
     # seeds: a range such as 0-4, or one
     seeds: str = "0-4"
-    # further flags of `nanonet train`, in quotes; they name the variant
+    # further flags of `nanonet train`, as in --flags="--tuning bias"; they name the variant
     flags: str = ""
     # train on the labels of the texts that the other runs see without: the most that such students can reach
     gold: bool = False
-    # file that every run appends one JSON line to; a run that stands in it is not made again
+    # file that every run appends one JSON line to; a run that stands in it (the same name of the data, labels, seed and
+    # flags) is not made again
     output: str = "evidence.jsonl"
     # folder that keeps frozen teachers, which runs of one draw share
     teacher_cache: str = ""

@@ -7,6 +7,7 @@ a field is its `--help` text (`describe` reads it), so a field is explained in o
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import os
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class TrainConfig:
     label_column: str = "label"
     # labels drawn per class; the rest of the train split is used without its labels. 0 uses every label
     labels_per_class: int = 10
-    # at most this many unlabelled rows are used [rows]
+    # at most this many unlabelled rows are used [rows]; 0 uses them all
     max_unlabelled: int = 5000
     # at most this many test rows are used [rows]; 0 uses them all
     max_test: int = 0
@@ -73,7 +74,7 @@ class TrainConfig:
     # `frozen` makes the soft targets once; `online` trains the teacher at the same time as the students
     teacher_mode: Literal["frozen", "online"] = "frozen"
     # a frozen teacher is tuned on the labels, for at most so many steps [steps], and for fewer where 20 passes over the
-    # labels take fewer; then for half as many on what it is surest of. 0 leaves it as it was pretrained
+    # labels take fewer; then for half that number of steps on what it is surest of. 0 leaves it as it was pretrained
     teacher_steps: int = 200
     # folder that keeps frozen teachers: a run with the same texts, labels, encoder and settings takes its teacher there
     teacher_cache: str = ""
@@ -98,7 +99,7 @@ class TrainConfig:
     peers_weight: float = 0.1
     # weight of the relations: a student's rows are to lie to each other as the embeddings of a frozen teacher do
     relation_weight: float = 0.0
-    # weigh unlabelled rows by the confidence of their soft target
+    # weigh the soft terms of a row by the confidence of its soft target
     confidence: bool = False
     # --- optimisation
     # optimizer steps of the students [steps]; 0 chooses 200, or 10 a class where that is more
@@ -184,10 +185,19 @@ def check_train(config: TrainConfig) -> None:
         refuse("uniform_prior", "it balances propagated targets; give --targets propagation with it")
     if config.student == "cnn" and config.tuning != "full":
         refuse("tuning", "a cnn student starts from scratch, so all of it is trained; leave it at full")
-    others = {"cnn": ("student_layers", "layer_mapping"), "encoder": ("embedding_width",)}[config.student]
-    for name in others:
-        if getattr(config, name) != getattr(TrainConfig, name):
-            refuse(name, f"it means nothing to --student {config.student}; leave it out")
+    idle = {
+        "--student cnn": ("student_layers", "layer_mapping") if config.student == "cnn" else (),
+        "--student encoder": ("embedding_width",) if config.student == "encoder" else (),
+        "--teacher-mode online": ("teacher_steps",) if config.teacher_mode == "online" else (),
+        "--data pydocs": ("text_column", "label_column") if config.data == "pydocs" and not config.unlabelled else (),
+        f"--tuning {config.tuning}": () if config.tuning == "lora" else ("lora_rank", "lora_alpha", "lora_dropout"),
+    }
+    for other, names in idle.items():
+        for name in names:
+            if getattr(config, name) != getattr(TrainConfig, name):
+                refuse(name, f"it means nothing to {other}; leave it out")
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard: tensorboard is not installed; pip install 'nanonet[tensorboard]'")
     if config.resume and config.overwrite:
         raise InputError("--resume and --overwrite: give one of them, to go on or to start again")
 

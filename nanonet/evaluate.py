@@ -101,7 +101,7 @@ def predict(config: PredictConfig) -> None:
         chunk = list(itertools.islice(texts, ROWS_AT_ONCE))
         if not chunk:
             raise InputError(f"{config.file or 'standard input'}: no texts; give one text a line")
-        file = stack.enter_context(_output(config.output))
+        file = stack.enter_context(_output(config.output, config.overwrite))
         while chunk:
             for row in _rows(classifier, chunk, config):
                 print(json.dumps(row, ensure_ascii=_is_narrow(file)), file=file)
@@ -163,7 +163,7 @@ def _lines(file: BinaryIO | Iterable[bytes], name: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _output(name: str) -> Iterator[TextIO]:
+def _output(name: str, overwrite: bool) -> Iterator[TextIO]:
     """Standard output, or a file that appears under its name at the end."""
     if not name:
         yield sys.stdout
@@ -173,6 +173,8 @@ def _output(name: str) -> Iterator[TextIO]:
         raise InputError(f"--output {name} is a folder; give a file in it, such as {name}/predictions.jsonl")
     # a pipe or a device is written to as it is: a rename would put a file in its place
     special = path.exists() and not path.is_file()
+    if path.is_file() and not overwrite:
+        raise InputError(f"--output {name} is there already; give --overwrite to replace it")
     temporary = path if special else path.with_name(f".{path.name}.{os.getpid()}")
     try:
         file = temporary.open("w", encoding="utf-8")

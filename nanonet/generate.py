@@ -26,7 +26,7 @@ from nanonet.commands import GenerateConfig
 from nanonet.config import InputError
 from nanonet.data.batches import BatchPlan
 from nanonet.data.read import load_dataset, read_table
-from nanonet.data.split import draw_labels
+from nanonet.data.split import draw_labels, held_out
 from nanonet.filters import REASONS, sift
 from nanonet.folder import write
 from nanonet.progress import Progress
@@ -210,7 +210,8 @@ def _check_output(config: GenerateConfig) -> Path:
         raise InputError(f"{what}: {output.parent} cannot be written to; give another place")
     if output.exists() and not output.is_file():
         raise InputError(f"{what} is no file; give one, such as generated.jsonl")
-    if output.exists() and output.samefile(Path(config.labelled).expanduser()):
+    source = Path(config.labelled).expanduser()
+    if output.exists() and source.exists() and output.samefile(source):
         raise InputError(f"{what} is the input itself; give another file")
     if output.exists() and not config.overwrite:
         raise InputError(f"{what} is there already; give --overwrite to replace it")
@@ -221,13 +222,13 @@ def _labelled(config: GenerateConfig) -> tuple[list[str], list[int], list[str]]:
     """Texts, the class of each, and the classes' names; one class without a name where the labels are not used."""
     path = Path(config.labelled).expanduser()
     if not config.conditioned and not config.labels_per_class and path.is_file():
-        texts = read_table(path, config.text_column, None, None)[0].texts
+        # what `nanonet train` would test on has no part in what is trained on
+        texts = [text for text in read_table(path, config.text_column, None, None)[0].texts if not held_out(text)]
+        if not texts:
+            raise InputError(f"--labelled {config.labelled}: too few rows to leave a fifth out for testing; add rows")
         return texts, [0] * len(texts), [""]
-    if path.is_file():  # every row of it: nothing is set aside for testing
-        table, classes = read_table(path, config.text_column, config.label_column, None)
-    else:
-        dataset = load_dataset(config.labelled, text_column=config.text_column, label_column=config.label_column)
-        table, classes = dataset.train, dataset.classes
+    dataset = load_dataset(config.labelled, text_column=config.text_column, label_column=config.label_column)
+    table, classes = dataset.train, dataset.classes
     labels = table.labels or []
     drawn = draw_labels(labels, config.labels_per_class, config.seed, len(classes), classes).labelled
     return [table.texts[row] for row in drawn], [labels[row] for row in drawn], classes

@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from nanonet.config import InputError
 from nanonet.data.batches import Encoded, collate, length_buckets
 
-POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
+POOLINGS = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}  # sentence-transformers' names before 6
 
 
 @torch.inference_mode()
@@ -47,15 +47,24 @@ def plain(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
 
 
-def pooling_of(source: str) -> str:
-    """The pooling that the encoder was trained with: mean, cls or max, by 1_Pooling/config.json; mean without it."""
-    path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+def pooling_of(source: str, local: bool) -> str:
+    """The pooling that the encoder was trained with: mean, cls or max, by 1_Pooling/config.json; mean without it.
+
+    Raises:
+        InputError: the file is damaged, or names another pooling.
+    """
+    name = "1_Pooling/config.json"
+    path = cached_file(source, name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
     if path is None:
         return "mean"
-    settings = json.loads(Path(path).read_text())
-    chosen = [POOLINGS[name] for name in POOLINGS if settings.get(name)]
-    if len(chosen) != 1:
-        raise InputError(f"{path}: expected one of {', '.join(POOLINGS)} to be true; give an encoder with one of them")
+    try:
+        settings = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON; get the encoder again") from error
+    chosen = [kind for old, kind in POOLINGS.items() if settings.get(f"pooling_mode_{old}")]
+    chosen += [settings["pooling_mode"]] if "pooling_mode" in settings else []
+    if len(chosen) != 1 or chosen[0] not in POOLINGS.values():
+        raise InputError(f"{path}: expected one pooling of {', '.join(POOLINGS.values())}; give an encoder with one")
     return chosen[0]
 
 

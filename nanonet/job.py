@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanonet import checkpoint, kept, report
-from nanonet.choice import choose
+from nanonet.choice import check_labels, choose, trial_rows
 from nanonet.classifier import check_tokens, most_tokens
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
@@ -39,7 +39,7 @@ from nanonet.material import Material, prepare
 from nanonet.progress import Progress
 from nanonet.targets import soften
 from nanonet.teacher import NAME as TARGETS
-from nanonet.teacher import load_teacher, make_teacher, save_teacher, spread, surest
+from nanonet.teacher import FrozenTeacher, load_teacher, make_teacher, save_teacher, spread, surest
 from nanonet.train import OnlineTeacher, Rows, check_parts, fit
 
 BODY = "teacher"  # the tuned encoder, until the run is done
@@ -81,6 +81,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if not config.steps:
         config = replace(config, steps=max(STEPS, STEPS_A_CLASS * len(material.classes)))
     labelled = int((material.label >= 0).sum())
+    check_labels(material.label)
+    cache = Path(config.teacher_cache).expanduser() if config.teacher_cache else None
+    if cache:
+        kept.probe(cache)
     check_parts(config, labelled, len(material.rows) - labelled, accelerator.num_processes)
     lora = Lora(config.lora_rank, config.lora_alpha, config.lora_dropout)
     if convolutional:
@@ -102,22 +106,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
         # the teacher's tuning has no gradient scaler, which float16 would need
         autocast = nullcontext if config.precision == "float16" else accelerator.autocast
-        pretrained = Encoder(encoder, pooling_of(find_model(config.teacher)[0]), pad_id, device, autocast)
+        pretrained = Encoder(encoder, pooling_of(*find_model(config.teacher)), pad_id, device, autocast)
         tuned = config.teacher_mode == "frozen" and config.teacher_steps > 0
+        key = kept.fingerprint(config, material.rows, material.label, encoder, pretrained.pooling)
         if main:
             open_folder(given, folder)
             # a resumed run takes the teacher that it has
             if not (folder / TARGETS).exists():
-                cache = Path(config.teacher_cache).expanduser() if config.teacher_cache else None
-                key = ""
-                if cache:
-                    key = kept.fingerprint(config, material.rows, material.label, encoder, pretrained.pooling)
                 if not (cache and kept.take(cache, key, folder)):
-                    _teach(config, pretrained, tuned, material, folder, progress)
+                    save_teacher(folder, _teach(config, pretrained, tuned, material, folder, progress), key)
                     if cache:
                         kept.keep(cache, key, [folder / name for name in (TARGETS, BODY) if (folder / name).exists()])
         accelerator.wait_for_everyone()
-        frozen, body = load_teacher(folder), pretrained
+        frozen, body = load_teacher(folder, key), pretrained
         if tuned:
             body = replace(pretrained, model=load_encoder(str(folder / BODY)))
         soft: Tensor | None = frozen.soft
@@ -149,9 +150,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         # The choice of the best student: whoever is nearest to the soft targets of rows that it was not trained on.
         held = material.held if len(material.held) else material.rows
         if online:
-            wanted = soften(logits(online.model, held, "held rows")[0], frozen.choice.trust)
+            wanted = logits(online.model, held, "held rows")[0]
         else:
-            wanted = soften(frozen.logits(embed(body, held, "held rows")), frozen.choice.trust)
+            wanted = frozen.logits(embed(body, held, "held rows"))
+        wanted = soften(wanted, frozen.choice.trust) * config.sharpen
         gap = _divergence(wanted, logits(cohort, held, "choosing the best"))
         if not gap.isfinite().all():
             lost = int((~gap.isfinite()).nonzero()[0])
@@ -174,7 +176,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 save_adapter(cohort, k, folder / f"student-{k}-adapter", tokenizer)
         save_student(cohort, best, folder / "best", tokenizer)
         facts = report.Facts(
-            config, material.name, material.classes, material.label, views, mapping, gap.tolist(), best
+            config,
+            material.name,
+            material.classes,
+            material.label,
+            len(material.held),
+            views,
+            mapping,
+            gap.tolist(),
+            best,
         )
         result = report.write_report(
             folder, facts, cohort, encoder, frozen.choice, outcome, material.test_label, progress.seconds
@@ -187,12 +197,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _teach(
     config: TrainConfig, pretrained: Encoder, tuned: bool, material: Material, folder: Path, progress: Progress
-) -> None:
-    """Make the frozen teacher: its body in `folder`/BODY where it is tuned, its soft targets last.
+) -> FrozenTeacher:
+    """Make the frozen teacher; its body is left in `folder`/BODY where it is tuned.
 
-    Tuned first on the labels, then for half as many steps on what it is surest of, each class by itself.
+    Tuned first on the labels, then on what it is surest of, each class by itself. An online teacher is cross-validated
+    alone: of the rows, that needs some.
     """
     rows, label, classes = material.rows, material.label, len(material.classes)
+    if config.teacher_mode == "online":
+        seen = int((label >= 0).sum()) + trial_rows(classes, tuned)
+        rows, label = rows[range(min(seen, len(rows)))], label[:seen]
 
     def embed(encoder: Encoder, some: Encoded, what: str) -> Tensor:
         with progress.stage(what, len(some)) as tick:
@@ -218,14 +232,15 @@ def _teach(
         x = embedding.double().numpy()
         choice = choose(x, y, classes, config.targets, config.seed, config.uniform_prior, again)
         tick(1, choice.rule)
-    if tuned:
+    if tuned and (label < 0).any():
         sure = torch.from_numpy(surest(spread(config, choice, x, y, classes)[0], y))
         body = tune(body, sure, -(-config.teacher_steps // 2), "tuning on its guesses")
         embedding = embed(body, rows, "embedding them again")
+    if tuned:
         with quiet():
             body.model.save_pretrained(folder / BODY)
     plain = pretrained.embed(few) if tuned else embedding[label >= 0]
-    save_teacher(folder, make_teacher(config, choice, embedding, label, classes, plain))
+    return make_teacher(config, choice, embedding, label, classes, plain)
 
 
 def _divergence(wanted: Tensor, students: Tensor) -> Tensor:

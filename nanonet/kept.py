@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +20,7 @@ from transformers import PreTrainedModel
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import Encoded
 
-VERSION = 5  # of how a teacher is made: raised where a change makes other soft targets of the same input
+VERSION = 6  # of how a teacher is made: raised where a change makes other soft targets of the same input
 SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
 
 
@@ -34,19 +36,22 @@ def fingerprint(config: TrainConfig, rows: Encoded, label: Tensor, encoder: PreT
     return digest.hexdigest()[:32]
 
 
-def take(cache: Path, key: str, folder: Path) -> bool:
-    """Copy the entry's files into `folder`, if there is such an entry.
+def probe(cache: Path) -> None:
+    """Make the cache, where there is none.
 
     Raises:
-        InputError: the cache cannot be written to; better known before a teacher is made than after.
+        InputError: it cannot be written to; better known before a teacher is made than after.
     """
-    entry = cache / key
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        (cache / f".{os.getpid()}").mkdir()
-        (cache / f".{os.getpid()}").rmdir()
+        Path(tempfile.mkdtemp(prefix=".", dir=cache)).rmdir()
     except OSError as error:
         raise InputError(f"--teacher-cache {cache}: {error.strerror}; give a folder that can be written to") from error
+
+
+def take(cache: Path, key: str, folder: Path) -> bool:
+    """Copy the entry's files into `folder`, if there is such an entry."""
+    entry = cache / key
     if not entry.is_dir():
         return False
     # folders first: once the file stands in `folder`, by a rename, all of the teacher does
@@ -62,12 +67,11 @@ def take(cache: Path, key: str, folder: Path) -> bool:
 
 def keep(cache: Path, key: str, made: list[Path]) -> None:
     """Make an entry of these files and folders, whole or not at all."""
-    temporary = cache / f".{key}.{os.getpid()}"
+    temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=cache))
     try:
-        temporary.mkdir()
         for path in made:
             (shutil.copytree if path.is_dir() else shutil.copy)(path, temporary / path.name)
-        if not (cache / key).exists():
+        with suppress(OSError):  # a run beside this one may have been first
             temporary.rename(cache / key)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -79,14 +79,16 @@ def page(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
     data, best = report["data"], report["students"][report["best"]]
     test = f"{data['test']} test rows" if data["test"] else "no test rows, so no accuracies"
     title = f"nanonet: {data['name']}"
+    kept = f"{data['held']} unlabelled rows that were kept from training"
+    chosen_on = kept if data["held"] else "the rows that it was trained on, too few to keep some from it"
     sizes = [(row.name, row.accuracy, row.parameters) for row in rows(report)]
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=soft>{len(data['classes'])} classes, {data['labelled']} labels, {data['unlabelled']} rows without,"
         f" {test}; tuning {escape(best['tuning'])}, seed {report['config']['seed']}.</p>",
         _headline_table(report),
-        "<p class=soft>The best student, in bold, is the one nearest to the soft targets of unlabelled rows that were"
-        f" kept from training: no test label was used. Sizes are against the teacher; the students' embeddings are"
+        f"<p class=soft>The best student, in bold, is the one nearest to the soft targets of {chosen_on}:"
+        f" no test label was used. Sizes are against the teacher; the students' embeddings are"
         f" {'its own, frozen' if best['layers'] else 'cut down from its own and trained'}.</p>",
         _section("What each student learned", figures.losses(metrics)),
         _section("Accuracy against size", figures.size(sizes)),

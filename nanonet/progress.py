@@ -13,10 +13,12 @@ from rich.progress import Progress as Bars
 
 
 class Progress:
-    """Stages on standard error; `seconds` holds how long each took [s]."""
+    """Stages on standard error; `seconds` holds how long each took [s], all times that it came, without the stages
+    within it."""
 
     def __init__(self, active: bool = True) -> None:
         self.seconds: dict[str, float] = {}
+        self.within = 0.0  # what stages took that ended within the one that goes on
         self.console = Console(stderr=True, quiet=not active, highlight=False)
         columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Bars(
@@ -42,6 +44,7 @@ class Progress:
     def stage(self, name: str, total: int) -> Iterator[Callable[..., None]]:
         """Yield tick(done, note=""): so much more of `total` is done."""
         began, task, said = time.perf_counter(), self.bars.add_task(name, total=total, note=""), ""
+        before, self.within = self.within, 0.0
 
         def tick(done: int, note: str = "") -> None:
             nonlocal said
@@ -49,6 +52,8 @@ class Progress:
             self.bars.update(task, advance=done, note=said)
 
         yield tick
-        self.seconds[name] = round(time.perf_counter() - began, 2)
+        taken = time.perf_counter() - began
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + taken - self.within, 2)
+        self.within = before + taken
         if not self.console.is_terminal:
-            self.console.print(f"{name}: {total} in {self.seconds[name]:.1f} s  {said}")
+            self.console.print(f"{name}: {total} in {taken:.1f} s  {said}")

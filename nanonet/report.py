@@ -29,7 +29,7 @@ UNTESTED: dict[str, float | None] = {"accuracy": None, "macro_f1": None}
 class Facts:
     """What the job knows when it is done.
 
-    label: (N,) of the training rows, -100 where unlabelled
+    label: (N,) of the training rows, -100 where unlabelled; held: how many unlabelled rows were kept from training
     mapping: teacher layers of each student; gap: each one's divergence from the soft targets of held rows [nats]
     best: the student that was chosen by it
     """
@@ -38,6 +38,7 @@ class Facts:
     name: str
     classes: list[str]
     label: Tensor
+    held: int
     views: list[str]
     mapping: list[list[int]]
     gap: list[float]
@@ -74,6 +75,7 @@ def write_report(
             "classes": facts.classes,
             "labelled": labelled,
             "unlabelled": len(facts.label) - labelled,
+            "held": facts.held,
             "test": len(test_label),
         },
         "teacher": {

@@ -23,6 +23,7 @@ from torch import Tensor
 Array = NDArray[np.float64]
 
 NEIGHBOURS = 20
+BLOCK = 1 << 26  # cosines held at a time
 SHARPNESS = 3  # an edge weighs the cosine to this power
 SPREAD, ROUNDS = 0.95, 50  # propagation: the share of a row's mass that flows on to its neighbours at each round
 DIFFUSION, DIFFUSION_ROUNDS = 0.8, 20  # the neighbours' share in a row's new probabilities
@@ -55,8 +56,9 @@ def neighbour_graph(embedding: Array, neighbours: int = NEIGHBOURS) -> csr_matri
     k = min(neighbours, N - 1)
     x = torch.as_tensor(embedding, dtype=torch.float32)
     near, place = [], []
-    for start in range(0, N, 2048):
-        cosine = x[start : start + 2048] @ x.T
+    block = max(1, min(2048, BLOCK // N))
+    for start in range(0, N, block):
+        cosine = x[start : start + block] @ x.T
         cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -1
         value, index = cosine.topk(k, -1)
         near.append(value.clamp(min=1e-6).numpy() ** SHARPNESS)

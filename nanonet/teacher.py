@@ -96,23 +96,29 @@ def make_teacher(
     return FrozenTeacher(soft, kept, *linear(head), *linear(floor), choice)
 
 
-def save_teacher(folder: Path, teacher: FrozenTeacher) -> None:
-    """Write `folder`/targets.safetensors, to a temporary name first."""
+def save_teacher(folder: Path, teacher: FrozenTeacher, key: str) -> None:
+    """Write `folder`/targets.safetensors, to a temporary name first. key: what it was made of, by kept.fingerprint."""
     tensors = {k: v.contiguous() for k, v in vars(teacher).items() if isinstance(v, Tensor)}
     temporary = folder / f".{NAME}.{os.getpid()}"
-    save_file(tensors, temporary, {"choice": json.dumps(vars(teacher.choice))})
+    save_file(tensors, temporary, {"choice": json.dumps(vars(teacher.choice)), "key": key})
     temporary.rename(folder / NAME)
 
 
-def load_teacher(folder: Path) -> FrozenTeacher:
+def load_teacher(folder: Path, key: str) -> FrozenTeacher:
     """Read what `save_teacher` wrote.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or was made of other texts, labels or weights than `key` says.
     """
     try:
         with safe_open(folder / NAME, "pt") as file:
-            choice = Choice(**json.loads(file.metadata()["choice"]))
-            return FrozenTeacher(**{name: file.get_tensor(name) for name in file.keys()}, choice=choice)  # noqa: SIM118
+            choice, of = Choice(**json.loads(file.metadata()["choice"])), file.metadata()["key"]
+            teacher = FrozenTeacher(**{name: file.get_tensor(name) for name in file.keys()}, choice=choice)  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / NAME}: damaged ({error}); delete it, and its copy in --teacher-cache") from error
+    if of != key:
+        raise InputError(
+            f"--resume: the run in {folder} was begun with other texts, labels or teacher weights; give the same ones,"
+            " or --overwrite to start again"
+        )
+    return teacher

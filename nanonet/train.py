@@ -10,6 +10,7 @@ of the whole: any number of processes and micro-batches computes the same step.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -99,9 +100,10 @@ def fit(
     parts = world * config.gradient_accumulation
     classes: Any = cohort.model.config.num_labels
     lengths = rows.encoded.lengths
+    count = rows.labelled
     plan = BatchPlan(
-        rows.label[: rows.labelled].tolist(),
-        lengths[rows.labelled :],
+        rows.label[:count].tolist(),
+        lengths[count:],
         config.labelled_batch,
         config.unlabelled_batch,
         config.seed,
@@ -134,7 +136,7 @@ def fit(
     for step in range(start, config.steps):
         began = time.perf_counter()
         labelled, unlabelled = plan.rows(step)
-        batch = labelled + [row + rows.labelled for row in unlabelled]
+        batch = labelled + [row + count for row in unlabelled]
         torch.manual_seed(config.seed * 1_000_003 + step)
         model.train()
         for name, (_, each) in trained.items():
@@ -234,6 +236,14 @@ def _numbers(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
 
+def _step_of(line: str) -> float:
+    """The step that a line of metrics.jsonl tells of; infinity where the line was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+
+
 class _Log:
     """metrics.jsonl, a line a step; a resumed run goes on after the steps that its checkpoint has."""
 
@@ -241,7 +251,7 @@ class _Log:
         self.file = None
         if active:
             old = path.read_text().splitlines() if start and path.exists() else []
-            write(path, "".join(line + "\n" for line in old if json.loads(line)["step"] < start))
+            write(path, "".join(line + "\n" for line in old if _step_of(line) < start))
             self.file = path.open("a")
 
     def write(self, record: dict) -> None:

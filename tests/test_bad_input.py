@@ -96,6 +96,13 @@ CONFIG: dict[str, Case] = {
         "train --relation-weight 1 --teacher-mode online --output {out}",
         ["--relation-weight 1.0", "--teacher-mode frozen"],
     ),
+    "rank of an adapter that is not there": ({}, "train --lora-rank 4 " + SHARED, ["--lora-rank 4", "--tuning full"]),
+    "tuning of a teacher that trains": (
+        {},
+        "train --teacher-mode online --teacher-steps 7 " + SHARED,
+        ["--teacher-steps 7", "--teacher-mode online"],
+    ),
+    "column of a corpus without files": ({}, "train --text-column a --output {out}", ["--text-column a", "pydocs"]),
     "unknown view": ({}, "train --views blur " + SHARED, ["blur", "cutoff"]),
     "deeper than the teacher": ({}, "train --student-layers 9 " + SHARED, ["--student-layers 9", "1 to 4"]),
     "layers that are not there": ({}, "train --layer-mapping 0,9;1,2 " + SHARED, ["no layer 9", "0 to 3"]),
@@ -191,6 +198,22 @@ OUTPUT: dict[str, Case] = {
         "predict {here}/t.txt --model {run} --output {here}",
         ["is a folder"],
     ),
+    "predictions over others": (
+        {"t.txt": "a\n", "p": "x"},
+        "predict {here}/t.txt --model {run} --output {here}/p",
+        ["there already", "--overwrite"],
+    ),
+    "cache that is a file": (
+        {"c": "x", "out/config.yaml": "steps: 2\n"},
+        "train --overwrite --teacher-cache {here}/c " + SHARED,
+        ["--teacher-cache", "give a folder"],
+    ),
+    "no class with two labels": (
+        {"d/train.jsonl": ROWS.partition("\n")[0] + "\n" + ROWS.split("\n")[1], "out/config.yaml": "steps: 2\n"},
+        "train --data {here}/d --teacher {encoder} --overwrite --output {out} --labels-per-class 0 --max-tokens 32",
+        ["no class has two", "add labelled rows"],
+    ),
+    "figure into nowhere": ({}, "bench --plot {here}/n/x.png", ["--plot", "there is no folder"]),
     "predictions into nowhere": (
         {"t.txt": "a\n"},
         "predict {here}/t.txt --model {run} --output {here}/n/p",

@@ -47,17 +47,35 @@ def test_json_lines_have_the_agreed_keys(capsys, tmp_path: Path):
 
 
 def test_the_other_suites_have_the_same_keys_and_their_own(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(bench_linear, "SHAPES", ((2, 3, 8, 4),))
+    monkeypatch.setattr(bench_linear, "SHAPES", ((2, 3, 8, 4, 2),))
     assert main(["bench", "--linear", "--json", "--dtypes", "float32"]) == 0
     linear = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(list(r) == [*KEYS, "weight", "tuning", "phase"] for r in linear)
-    assert {r["implementation"] for r in linear} == set(bench_linear.CALLS)
+    assert {r["implementation"] for r in linear} == {*bench_linear.CALLS, "peft"}
     monkeypatch.setattr(bench_step, "BATCH_ROWS", 6)
     monkeypatch.setattr(bench_step, "BATCHES", 1)
     step = list(bench_step.records("pydocs", (2,), ("lora",), ("float32",), memory=False, seconds=0.01))
     assert all(list(r) == [*KEYS, "K", "tuning", "layers", "data", "rows_per_s"] for r in step)
     assert [r["implementation"] for r in step] == list(bench_step.implementations("lora"))
     assert all(r["rows_per_s"] > 0 and r["K"] == 2 for r in step)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_every_linear_layer_computes_the_same(stacked: bool):
+    arguments = bench_linear.setup(3, 4, 8, 5, 2, torch.float32, "cpu", stacked, lora=True)
+    dy = torch.randn(3, 4, 5)
+    wanted = bench_linear.linear(*arguments)
+    for call in bench_linear.CALLS.values():
+        torch.testing.assert_close(call(*arguments), wanted)
+    gradients = bench_linear.with_backward(bench_linear.linear, arguments, dy, False)()
+    call, trained = bench_linear.peft(arguments)
+    x = arguments[0].clone().requires_grad_()
+    y = call(x)
+    torch.testing.assert_close(y, wanted)
+    dx, *others = torch.autograd.grad(y, [x, *trained], dy)
+    torch.testing.assert_close(dx, gradients[0])
+    for i, gradient in enumerate(gradients[1:]):  # bias, A and B of every student
+        torch.testing.assert_close(torch.stack(others[i::3]), gradient)
 
 
 def test_the_cohort_and_the_loop_take_the_same_step(monkeypatch: pytest.MonkeyPatch):

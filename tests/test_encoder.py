@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from nanonet.cohort.load import load_encoder, load_tokenizer
+from nanonet.config import InputError
 from nanonet.data.batches import Encoded, collate, encode
 from nanonet.encoder import BATCH, PASSES, Encoder, tuning_steps
+from nanonet.inference import pooling_of
 from nanonet.targets import classify
 
 
@@ -37,6 +39,29 @@ def test_embeddings_are_pooled_over_the_text_alone(encoder: Encoder, table, pool
         hidden = encoder.model(input_ids=ids).last_hidden_state[0].detach()
         wanted = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.amax(0)}[pooling]
         torch.testing.assert_close(found[n], wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (None, "mean"),
+        ('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}', "cls"),
+        ('{"embedding_dimension": 4, "pooling_mode": "max"}', "max"),
+        ('{"pooling_mode": "lasttoken"}', None),
+        ('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}', None),
+        ("{", None),
+        ("[1]", None),
+    ],
+)
+def test_the_pooling_is_what_sentence_transformers_wrote(settings: str | None, found: str | None, tmp_path: Path):
+    (tmp_path / "1_Pooling").mkdir()
+    if settings is not None:
+        (tmp_path / "1_Pooling" / "config.json").write_text(settings)
+    if found:
+        assert pooling_of(str(tmp_path), True) == found
+    else:
+        with pytest.raises(InputError, match="1_Pooling/config.json: (expected one pooling of mean|cannot be read)"):
+            pooling_of(str(tmp_path), True)
 
 
 def test_tuning_tells_the_labelled_rows_apart(encoder: Encoder, table, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from nanonet.benchmarks import evidence
 from nanonet.cli import main
+from nanonet.config import TrainConfig
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_runs_are_made_once_and_the_gold_labels_are_those_of_the_same_rows(words
 
 
 def test_the_gold_folder_holds_the_rows_that_a_run_trains_on(tiny_data: Path, tmp_path: Path):
-    folder = Path(evidence.gold_folder(str(tiny_data), 4, 0, tmp_path))
+    folder = Path(evidence.gold_folder(str(tiny_data), 4, 0, tmp_path, TrainConfig()))
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     every = [json.loads(line) for line in (tiny_data / "train.jsonl").read_text().splitlines()]
     topics = sorted({row["label"] for row in every})
@@ -66,6 +67,8 @@ def test_the_table_is_means_and_deviations_and_the_files_keep_what_stands_around
         (["--seeds", "4-0"], "--seeds 4-0: give numbers"),
         (["--labels", "ten"], "--labels ten"),
         (["--output", "/nowhere/lines.jsonl"], "--output /nowhere/lines.jsonl"),
+        (["--flags=--nonsense 1"], "--nonsense: no such flag"),
+        (["--flags=--seed 3"], "--flags --seed 3: --seed is set for every run"),
     ],
 )
 def test_bad_numbers_are_named(words: list[str], flags: list[str], said: str, capsys):
@@ -75,5 +78,5 @@ def test_bad_numbers_are_named(words: list[str], flags: list[str], said: str, ca
 
 def test_a_run_that_fails_is_named_and_leaves_the_lines(words: list[str], tmp_path: Path, capsys):
     (tmp_path / "lines.jsonl").write_text("")
-    assert main([*words, "--seeds", "0", "--flags", "--nonsense 1"]) == 2
-    assert "--nonsense 1: failed" in capsys.readouterr().err and (tmp_path / "lines.jsonl").read_text() == ""
+    assert main([*words, "--seeds", "0", "--flags", "--max-tokens 1"]) == 2
+    assert "--max-tokens 1: failed" in capsys.readouterr().err and (tmp_path / "lines.jsonl").read_text() == ""

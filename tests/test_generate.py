@@ -12,8 +12,12 @@ import torch
 
 from nanonet.benchmarks.generator import train_generator, train_tokenizer
 from nanonet.cli import main
-from nanonet.data.read import read_table, read_texts
+from nanonet.commands import GenerateConfig
+from nanonet.data.read import load_dataset, read_table, read_texts
+from nanonet.data.split import draw_labels, held_out
 from nanonet.filters import REASONS, repeated, sift, words
+from nanonet.flags import parse
+from nanonet.generate import _labelled
 
 LIMITS = {"least_words": 3, "most_repeated": 0.5, "most_copied": 0.5}
 
@@ -81,6 +85,20 @@ def test_each_setting_changes_the_texts(words_of, tmp_path: Path, change: str) -
     base = (tmp_path / "g.jsonl").read_text()
     assert main(words_of(f"--count 8 --most-repeated 1 --overwrite {change}")) == 0
     assert (tmp_path / "g.jsonl").read_text() != base
+
+
+@pytest.mark.parametrize("flags", ["", "--no-conditioned", "--labels-per-class 3"])
+def test_rows_that_are_tested_on_are_not_learned_from(flags: str, tiny_data: Path, tmp_path: Path) -> None:
+    """A file's fifth for testing is left out, and the draw is the one of `nanonet train`."""
+    file = tmp_path / "all.jsonl"
+    file.write_text((tiny_data / "train.jsonl").read_text())
+    config = parse(GenerateConfig, ["--labelled", str(file), *flags.split()], "", "")
+    texts = _labelled(config)[0]
+    assert texts and not any(map(held_out, texts))
+    if flags.startswith("--labels"):
+        dataset = load_dataset(str(file))
+        drawn = draw_labels(dataset.train.labels, 3, 0, 3).labelled
+        assert texts == [dataset.train.texts[row] for row in drawn]
 
 
 def test_fine_tuning_learns_the_prompt(generator: Path, tmp_path: Path) -> None:
@@ -199,7 +217,7 @@ def test_bad_input(
 
 
 def test_labels_are_not_needed_without_a_condition(generator: Path, tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "the cat saw some rain today"}) + "\n")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "a cat saw some rain today"}) + "\n")
     command = f"generate --model {generator} --labelled {tmp_path}/t.jsonl --no-conditioned --max-tokens 30 --count 3"
     assert main([*command.split(), "--output", str(tmp_path / "g.jsonl"), "--steps", "1"]) == 0
     assert len(read_table(tmp_path / "g.jsonl", "text", None, None)[0].texts) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
+from nanonet.checkpoint import save
 from nanonet.cohort import stack
 from nanonet.config import InputError, TrainConfig
 from nanonet.job import train
@@ -154,6 +156,31 @@ def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
     assert distance(whole, weights(folder)) == 0
     assert [r["step"] for r in records(config, "killed")] == list(range(400))
     assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_a_run_of_other_texts_is_not_gone_on_with(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = tmp_path / "own", tmp_path / "stopped"
+    shutil.copytree(config.data, data)
+    config = dataclasses.replace(config, data=str(data), output=str(out), steps=6, save_every=3)
+
+    def save_and_stop(*arguments) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nanonet.train.save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(InputError, match="was begun with other texts"):
+        train(dataclasses.replace(config, resume=True))
+    (data / "train.jsonl").write_text("".join(lines))
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # as a full disk leaves it
+    train(dataclasses.replace(config, resume=True))
+    assert [r["step"] for r in records(config, "stopped")] == list(range(6))
 
 
 @pytest.mark.parametrize("tuning", ["bias", "lora", "full", "head"])

@@ -3,10 +3,10 @@
 
 namespace nanonet::cuda {
 
-template <int kK, bool kKl>
+template <int kK, bool kKl, bool kBfloat16>
 static void run(const Launch& l) {
   static bool allowed[kMaxDevices];
-  const auto kernel = distill_chip_kernel<kK, kKl, true>;
+  const auto kernel = distill_chip_kernel<kK, kKl, kBfloat16, true>;
   if (l.device_index >= kMaxDevices || !allowed[l.device_index])
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   allow_shared_memory(kernel, l, allowed);
@@ -16,7 +16,7 @@ static void run(const Launch& l) {
   attribute.val.clusterDim = {unsigned(l.plan.cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(l.plan.blocks));
-  config.blockDim = dim3(threads_of(kK, kKl));
+  config.blockDim = dim3(threads_of(kK, kKl, kBfloat16));
   config.dynamicSmemBytes = size_t(shared_bytes<BlockShared<kK>>()) + size_t(stage_bytes(l.call, l.plan.cluster));
   config.stream = l.stream;
   config.attrs = &attribute;
@@ -26,13 +26,13 @@ static void run(const Launch& l) {
   // be a second wave of a few clusters while the rest of the chip waits.
   int fitting = 0;
   check(cudaOccupancyMaxActiveClusters(&fitting, kernel, &config));
-  if (fitting < 1) throw std::runtime_error("nanonet: no cluster of " + std::to_string(l.plan.cluster) + " blocks fits");
+  if (fitting < 1) return launch_sweep(l);  // part of a GPU alone may have no group of so many
   if (fitting * l.plan.cluster < l.plan.blocks) config.gridDim.x = unsigned(fitting * l.plan.cluster);
   check(cudaLaunchKernelEx(&config, kernel, l.call));
 }
 
 void launch_cluster(const Launch& l) {
-  with_kernel(l.call, [&]<int kK, bool kKl>() { run<kK, kKl>(l); });
+  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKl, bool kBfloat16>() { run<kK, kKl, kBfloat16>(l); });
 }
 
 }  // namespace nanonet::cuda

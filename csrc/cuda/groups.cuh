@@ -42,6 +42,9 @@ struct Lanes {
 
   NN_DEVICE int rank() const { return int(threadIdx.x) & (width - 1); }
   NN_DEVICE bool leader() const { return rank() == 0; }
+  NN_DEVICE bool serves(int k) const { return rank() == (k & (width - 1)); }  // makes the terms of student k
+  // Whether it holds for all that go the same way: the shuffles need every lane of the warp.
+  NN_DEVICE bool all(bool mine) const { return __all_sync(kAllLanes, mine); }
 
   template <int kCount>
   NN_DEVICE void merge(Statistics (&rows)[kCount], const Exponents& per_logit) const {
@@ -80,6 +83,8 @@ struct Blocks {
   Exchange<kK>& exchange;
 
   NN_DEVICE bool leader() const { return threadIdx.x == 0 && rank() == 0; }
+  NN_DEVICE bool serves(int k) const { return int(threadIdx.x) == k % warps() * 32 && rank() == 0; }
+  NN_DEVICE static bool all(bool ours) { return ours; }  // every thread of the group has the same row's
 
   NN_DEVICE static int rank() {
 #if defined(NN_CLUSTERS)

@@ -16,9 +16,9 @@ constexpr int kSmallThreads = 128, kCountThreads = 256;
 constexpr int kMinWidth = 4;  // lanes of the narrowest row
 
 // Threads of a block, and blocks that a processor should hold at once: together they leave a thread 128, 168 or 255
-// registers, and more threads where each has fewer rows to wait for.
-constexpr int threads_of(int K, bool kl) { return kl && K <= 2 ? 256 : 192; }
-constexpr int resident(int K, bool kl) { return kl && K <= 4 ? 2 : 1; }
+// registers, and more threads where each has fewer rows to wait for. Types that are known at run time alone take more.
+constexpr int threads_of(int K, bool kl, bool bfloat16) { return kl && (K <= 2 || !bfloat16) ? 256 : 192; }
+constexpr int resident(int K, bool kl, bool bfloat16) { return kl && bfloat16 && K <= 4 ? 2 : 1; }
 
 template <int kK>
 struct SmallShared {
@@ -80,17 +80,17 @@ NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource mak
   group.cluster_barrier();  // no block may leave while another reads its shared memory
 }
 
-template <int kK, bool kKl>
-__global__ void __launch_bounds__(threads_of(kK, kKl), resident(kK, kKl))
+template <int kK, bool kKl, bool kBfloat16>
+__global__ void __launch_bounds__(threads_of(kK, kKl, kBfloat16), resident(kK, kKl, kBfloat16))
     distill_sweep_kernel(const __grid_constant__ Call p) {
   auto& shared = *reinterpret_cast<BlockShared<kK>*>(shared_memory());
   run_blocks<kK, kKl, false>(p, shared, [&](int64_t n, int part, int parts) {
-    return GlobalRows<kK>(p, n, part, parts);
+    return GlobalRows<kK, kBfloat16>(p, n, part, parts);
   });
 }
 
-template <int kK, bool kKl, bool kCluster>
-__global__ void __launch_bounds__(threads_of(kK, kKl), resident(kK, kKl))
+template <int kK, bool kKl, bool kBfloat16, bool kCluster>
+__global__ void __launch_bounds__(threads_of(kK, kKl, kBfloat16), resident(kK, kKl, kBfloat16))
     distill_chip_kernel(const __grid_constant__ Call p) {
 #if defined(NN_CLUSTERS)
   constexpr bool kRuns = true;
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(threads_of(kK, kKl), resident(kK, kKl))
   if constexpr (kRuns) {
     auto& shared = *reinterpret_cast<BlockShared<kK>*>(shared_memory());
     run_blocks<kK, kKl, kCluster>(p, shared, [&](int64_t n, int part, int parts) {
-      SharedRows<kK> rows(p, n, part, parts, shared_memory() + shared_bytes<BlockShared<kK>>());
+      SharedRows<kK, kBfloat16> rows(p, n, part, parts, shared_memory() + shared_bytes<BlockShared<kK>>());
       rows.stage();
       return rows;
     });

@@ -10,6 +10,10 @@ constexpr int kLanes = 32, kMaxCluster = 16;  // clusters above 8 blocks have to
 // Classes a lane that a cohort of K students has registers for; 0: none.
 inline int values_of(int K, int64_t C) { return C <= 4 * kLanes ? 4 : C <= 8 * kLanes && K <= 4 ? 8 : 0; }
 
+inline bool all_bfloat16(const Call& p) {
+  return p.student[0].dtype == Dtype::kBfloat16 && (!p.teacher.data || p.teacher.dtype == Dtype::kBfloat16);
+}
+
 inline int64_t chip_bytes(const Call& p, int parts) {
   return int64_t(shared_bytes<BlockShared<kMaxStudents>>()) + stage_bytes(p, parts);
 }
@@ -28,7 +32,7 @@ inline Plan plan_of(const Call& p, const Device& device) {
     const int64_t most = 4 * device.processors;
     return {Regime::kSmall, values, width, 1, int(blocks < 1 ? 1 : blocks < most ? blocks : most)};
   }
-  const int resident_blocks = resident(p.K, p.divergence == kKl);
+  const int resident_blocks = resident(p.K, p.divergence == kKl, all_bfloat16(p));
   constexpr int64_t kReserved = 1024;  // of shared memory, for each block
   const auto with = [&](Regime regime, int cluster, int64_t bytes) {
     const int64_t fitting = device.shared_of_processor / (bytes + kReserved);
@@ -45,6 +49,25 @@ inline Plan plan_of(const Call& p, const Device& device) {
       if (chip_bytes(p, cluster) <= limit) return with(Regime::kCluster, cluster, chip_bytes(p, cluster));
   if (chip_bytes(p, 1) <= device.shared_of_block) return with(Regime::kChip, 1, chip_bytes(p, 1));
   return with(Regime::kSweep, 1, 0);
+}
+
+// Calls body.operator()<kK, kKl, kExact>(): kl with exactly as many students up to four, and eight at most, where `exact`
+// asks for that; else with two, four or eight at most; any divergence with four at most.
+template <class Body>
+void with_kernel(const Call& p, bool exact, Body body) {
+  if (p.divergence != kKl) return body.template operator()<kMaxStudentsOfAny, false, false>();
+  if (!exact) {
+    if (p.K <= 2) return body.template operator()<2, true, false>();
+    if (p.K <= 4) return body.template operator()<4, true, false>();
+    return body.template operator()<8, true, false>();
+  }
+  switch (p.K) {
+    case 1: return body.template operator()<1, true, true>();
+    case 2: return body.template operator()<2, true, true>();
+    case 3: return body.template operator()<3, true, true>();
+    case 4: return body.template operator()<4, true, true>();
+    default: return body.template operator()<8, true, true>();
+  }
 }
 
 }  // namespace nanonet::cuda

@@ -24,7 +24,7 @@
 namespace nanonet::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLog2e = 1.4426950408889634f, kLowest = -3.402823466e38f;
 
 #if defined(__CUDACC__)
 

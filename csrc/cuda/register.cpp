@@ -71,7 +71,7 @@ bool served(const Tensor& student, const Optional& teacher, int64_t divergence) 
 // Calls nanonet::uncompiled_<op>, which nanonet/backends/cuda.py defines, and leaves what it returns in the stack.
 template <size_t kCount>
 void call_uncompiled(const char* op, std::array<StableIValue, kCount>& stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
 }
 template <class T>
 StableIValue put(const T& value) { return torch::stable::detail::from(value); }

@@ -13,7 +13,7 @@ static void run(const Launch& l) {
 Plan plan_for(const Call& call, const Device& device) { return plan_of(call, device); }
 
 void launch_small(const Launch& l) {
-  with_kernel(l.call, [&]<int kK, bool kKl>() {
+  with_kernel(l.call, true, [&]<int kK, bool kKl, bool>() {
     if constexpr (kK <= 4)
       if (l.plan.values == 8) return run<kK, kKl, 8>(l);
     run<kK, kKl, 4>(l);

@@ -20,9 +20,13 @@ struct Turns {
   }
 };
 
-template <int kK>
+// kBfloat16: every row is of that type, which is then known at compile time; else of the type that the call says.
+template <int kK, bool kBfloat16>
 struct BlockRows {
-  static constexpr int kElements = kK <= 4 ? 4 : 2, kClasses = kChunk;
+  static constexpr int kElements = kK > 4 ? 2 : kBfloat16 ? kChunk : 4, kClasses = kChunk;
+  static constexpr bool kExact = kBfloat16 && kK <= 4;  // as many students as there is room for
+  static constexpr bool kHot = kK <= 4;    // there are registers for the hot loop beside the careful one
+  static constexpr bool kRereads = true;  // a sweep more costs no registers
   struct Held {
     uint4 piece[kK + 1] = {}, gradient[kK] = {};
   };
@@ -30,19 +34,27 @@ struct BlockRows {
   int64_t n;
   Grid grid;
   Turns turns;
+  char* gradient;  // of student 0
+  int64_t gradient_stride;
 
-  NN_DEVICE BlockRows(const Call& p, int64_t n, int part, int parts) : p(p), n(n), grid(grid_of(p, n)) {
+  NN_DEVICE BlockRows(const Call& p, int64_t n, int part, int parts)
+      : p(p), n(n), grid(grid_of(p, n)), gradient(p.dstudent ? gradient_row(p, 0, n) : nullptr),
+        gradient_stride(p.N * p.C * size_of(dtype(0))) {
     const int each_part = (grid.chunks + parts - 1) / parts, begin = min(part * each_part, grid.chunks);
     turns = {begin, min(begin + each_part, grid.chunks)};
   }
 
   NN_DEVICE static bool active() { return true; }
+  NN_DEVICE static bool tame() { return true; }  // the hot loop's sums tell
   template <class Body>
   NN_DEVICE void each(bool backwards, Body body) const { turns.each(backwards, body); }
 
-  NN_DEVICE bool present(int r) const { return r < p.K || (r == kK && p.teacher.data); }
+  NN_DEVICE bool present(int r) const { return r < (kExact ? kK : p.K) || (r == kK && p.teacher.data); }
   NN_DEVICE const Rows& rows(int r) const { return r == kK ? p.teacher : p.student[r]; }
-  NN_DEVICE Dtype dtype(int r) const { return r == kK ? p.teacher.dtype : p.student[0].dtype; }
+  NN_DEVICE Dtype dtype(int r) const {
+    return kBfloat16 ? Dtype::kBfloat16 : r == kK ? p.teacher.dtype : p.student[0].dtype;
+  }
+  NN_DEVICE bool whole(int chunk) const { return grid.whole(chunk); }
   NN_DEVICE int class_at(int chunk, int c) const { return grid.first_class(chunk) + c; }
   NN_DEVICE bool inside(int chunk, int c) const { return class_at(chunk, c) >= 0 && class_at(chunk, c) < grid.C; }
   NN_DEVICE bool holds(int chunk, int y) const {
@@ -56,16 +68,18 @@ struct BlockRows {
   }
   NN_DEVICE void put(Held& held, int chunk, int at, int k, const float (&d)[kElements]) const {
     pack(held.gradient[k], dtype(k), at, d);
-    if (completes_piece<kElements>(dtype(k), at))
-      cuda::put(gradient_row(p, k, forgotten(n)), dtype(k), grid, chunk, at + kElements, held.gradient[k]);
+    if (!completes_piece<kElements>(dtype(k), at)) return;
+    char* row = kExact ? gradient + k * gradient_stride : gradient_row(p, k, forgotten(n));  // registers are dear elsewhere
+    cuda::put(row, dtype(k), grid, chunk, at + kElements, held.gradient[k]);
   }
 };
 
-template <int kK>
-struct GlobalRows : BlockRows<kK> {
-  using BlockRows<kK>::BlockRows, BlockRows<kK>::kElements;
+template <int kK, bool kBfloat16>
+struct GlobalRows : BlockRows<kK, kBfloat16> {
+  using Base = BlockRows<kK, kBfloat16>;
+  using Base::Base, Base::kElements;
 
-  NN_DEVICE void load(typename BlockRows<kK>::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
+  NN_DEVICE void load(typename Base::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
     const int64_t n = forgotten(this->n);
     NN_UNROLL
     for (int r = 0; r <= kK; ++r)
@@ -82,14 +96,15 @@ inline int64_t stage_bytes(const Call& p, int parts) {
   return kept * kChunk * (p.K * student + teacher);
 }
 
-template <int kK>
-struct SharedRows : BlockRows<kK> {
-  using BlockRows<kK>::kElements;
+template <int kK, bool kBfloat16>
+struct SharedRows : BlockRows<kK, kBfloat16> {
+  using Base = BlockRows<kK, kBfloat16>;
+  using Base::kElements;
   char* memory;
   int student_bytes;
 
   NN_DEVICE SharedRows(const Call& p, int64_t n, int part, int parts, char* memory)
-      : BlockRows<kK>(p, n, part, parts), memory(memory) {
+      : Base(p, n, part, parts), memory(memory) {
     student_bytes = (this->turns.end - this->turns.begin) * kChunk * int(size_of(this->dtype(0)));
   }
 
@@ -103,6 +118,7 @@ struct SharedRows : BlockRows<kK> {
   // Every thread stages the chunks that it will read, so it waits for its own copies alone.
   NN_DEVICE void stage() const {
     this->each(false, [&](int chunk) {
+      const bool whole = this->grid.vectors && this->grid.whole(chunk);
       NN_UNROLL
       for (int r = 0; r <= kK; ++r) {
         if (!this->present(r)) continue;
@@ -110,17 +126,15 @@ struct SharedRows : BlockRows<kK> {
         const char* row = row_of(this->rows(r), this->n);
         for (int at = 0; at < kChunk; at += classes_of_piece(dtype)) {
           uint4* to = place(r, chunk, at);
-          if (this->grid.vectors && this->grid.whole(chunk))
-            copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
-          else
-            *to = piece_by_classes(row, dtype, this->grid, chunk, at);
+          if (whole) copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
+          else *to = piece_by_classes(row, dtype, this->grid, chunk, at);
         }
       }
     });
     copies_wait();
   }
 
-  NN_DEVICE void load(typename BlockRows<kK>::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
+  NN_DEVICE void load(typename Base::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
     const int stride = int(forgotten(student_bytes));
     NN_UNROLL
     for (int r = 0; r <= kK; ++r)
@@ -133,6 +147,7 @@ struct SharedRows : BlockRows<kK> {
 template <int kK, int kV>
 struct LaneRows {
   static constexpr int kElements = kV, kClasses = kV;
+  static constexpr bool kExact = kK <= 4, kHot = true, kRereads = false;
   struct Held {};
   const Call& p;
   int64_t n;
@@ -156,10 +171,22 @@ struct LaneRows {
   }
 
   NN_DEVICE bool active() const { return is_row; }
+  // Whether the hot loop can take these logits: none at -inf, nor so large that a product with them could be.
+  NN_DEVICE bool tame() const {
+    bool all = true;
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r) {
+      if (!(r < p.K || r == kK) || (r == kK && !p.teacher.data)) continue;
+      NN_UNROLL
+      for (int e = 0; e < kV; ++e) all &= !inside(0, e) || fabsf(x[r][e]) < 1e30f;
+    }
+    return all;
+  }
   template <class Body>
   NN_DEVICE void each(bool, Body body) const { body(0); }
   NN_DEVICE int class_at(int, int e) const { return lane + e * width; }
   NN_DEVICE bool inside(int, int e) const { return class_at(0, e) < p.C; }
+  NN_DEVICE bool whole(int) const { return p.C == width * kV; }
   NN_DEVICE bool holds(int, int y) const { return y >= 0 && (y & (width - 1)) == lane; }
 
   NN_DEVICE void load(Held&, int, int, float (&to)[kK + 1][kV]) const {

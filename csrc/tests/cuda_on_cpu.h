@@ -189,6 +189,11 @@ T __shfl_xor_sync(unsigned, T value, int offset) {
   return other;
 }
 
+inline bool __all_sync(unsigned lanes, bool mine) {
+  for (int offset = 16; offset > 0; offset /= 2) mine &= __shfl_xor_sync(lanes, mine, offset);
+  return mine;
+}
+
 inline unsigned atomicAdd(unsigned* at, unsigned value) {
   const unsigned before = *at;
   *at += value;

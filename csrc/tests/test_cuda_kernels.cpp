@@ -35,22 +35,9 @@ static std::string describe(const Case& t) {
 
 constexpr unsigned kThreads = 64;  // of a block: fewer than on a GPU, so that each takes several turns
 
-// Calls body.operator()<kK, kKl>() as the launchers do.
-template <class Body>
-static void with_kernel(const Call& p, Body body) {
-  if (p.divergence == kKl) {
-    if (p.K == 1) body.template operator()<1, true>();
-    else if (p.K == 2) body.template operator()<2, true>();
-    else if (p.K == 3) body.template operator()<3, true>();
-    else if (p.K == 4) body.template operator()<4, true>();
-    else body.template operator()<8, true>();
-  } else {
-    body.template operator()<4, false>();
-  }
-}
-
 static void launch(const Call& p, const Plan& plan) {
-  with_kernel(p, [&]<int kK, bool kKl>() {
+  const bool exact = plan.regime == Regime::kSmall || cuda::all_bfloat16(p);
+  cuda::with_kernel(p, exact, [&]<int kK, bool kKl, bool kExact>() {
     const size_t fixed = size_t(cuda::shared_bytes<cuda::BlockShared<kK>>());
     if (plan.regime == Regime::kSmall) {
       const auto kernel = [&] {
@@ -60,14 +47,14 @@ static void launch(const Call& p, const Plan& plan) {
       };
       emulation::launch(unsigned(plan.blocks), kThreads, 1, sizeof(cuda::SmallShared<kK>), kernel);
     } else if (plan.regime == Regime::kSweep) {
-      emulation::launch(unsigned(plan.blocks), kThreads, 1, fixed, [&] { cuda::distill_sweep_kernel<kK, kKl>(p); });
+      emulation::launch(unsigned(plan.blocks), kThreads, 1, fixed, [&] { cuda::distill_sweep_kernel<kK, kKl, kExact>(p); });
     } else if (plan.regime == Regime::kChip) {
       emulation::launch(unsigned(plan.blocks), kThreads, 1, fixed + size_t(cuda::stage_bytes(p, 1)),
-                        [&] { cuda::distill_chip_kernel<kK, kKl, false>(p); });
+                        [&] { cuda::distill_chip_kernel<kK, kKl, kExact, false>(p); });
     } else {
       emulation::launch(unsigned(plan.blocks), kThreads, unsigned(plan.cluster),
                         fixed + size_t(cuda::stage_bytes(p, plan.cluster)),
-                        [&] { cuda::distill_chip_kernel<kK, kKl, true>(p); });
+                        [&] { cuda::distill_chip_kernel<kK, kKl, kExact, true>(p); });
     }
   });
 }

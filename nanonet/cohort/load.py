@@ -11,6 +11,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def _package_folder(name: str, flag: str) -> Path | None:
     return folder
 
 
+@lru_cache
 def _hub_is_cached(name: str, flag: str) -> bool:
     """Whether the hub's cache holds the model; where it does not, ask the hub at once and not for long."""
     from huggingface_hub import HfApi, try_to_load_from_cache

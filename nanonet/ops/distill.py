@@ -112,7 +112,8 @@ def _as_tensor(name: str, value: Tensor | Sequence[float], student: Tensor) -> T
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a tensor or a sequence of floats, got {value!r}") from None
     dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
-    if torch.compiler.is_compiling():
+    # a fake tensor must not stay for others
+    if torch.compiler.is_compiling() or type(student) is not Tensor:
         return torch.tensor(numbers, dtype=dtype, device=student.device)
     return _constant(numbers, dtype, student.device)
 

@@ -132,6 +132,7 @@ def test_layouts(device):
     x, weight, bias, a, b, scale = draw(device, shared_w=False)
     check([x.mT.contiguous().mT, weight.mT.contiguous().mT, bias, a.mT.contiguous().mT, b.mT.contiguous().mT, scale])
     check([x[:1].expand(3, -1, -1), weight, bias.T.contiguous().T, a, b, None])
+    check([x, weight, bias, a, b, scale[:1].expand(3)])
 
 
 def test_the_backend_leaves_float64_and_empty_batches_to_the_reference(device, monkeypatch):

@@ -106,7 +106,9 @@ def test_twice_the_same_to_the_bit_and_without_a_gradient(divergence, regime, de
     one, two = (distill.distill_loss_fwd(*inputs, *options, True) for _ in range(2))
     assert all(map(torch.equal, one, two))
     loss, means, nothing = distill.distill_loss_fwd(*inputs, *options, False)
-    assert torch.equal(loss, one[0]) and torch.equal(means, one[1]) and nothing.numel() == 0
+    # another kernel, which a GPU's compiler may round otherwise
+    torch.testing.assert_close((loss, means), one[:2])
+    assert nothing.numel() == 0
 
 
 # K=1 has no peers; N=0 and 1 are edges, 9 is more than the programs; C=1 has no choice, 7 and 33 are ragged

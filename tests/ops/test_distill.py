@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from nanonet import distill_loss, distill_terms, reference
@@ -300,6 +301,13 @@ def test_backward_of_a_kept_graph_and_of_a_freed_one():
     assert torch.equal(once, kept)  # an earlier gradient is not written over
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(loss, student)
+
+
+def test_default_weights_of_a_fake_tensor_are_not_kept_for_others():
+    with FakeTensorMode():
+        distill_loss(torch.randn(2, 3, 4), weights=(1.0, 0.5, 0.125))
+    loss, _ = distill_loss(torch.randn(2, 3, 4), weights=(1.0, 0.5, 0.125))
+    assert loss.isfinite()
 
 
 def test_second_derivatives_raise():
