@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nanonet import reference
+from nanonet import eager
 from nanonet.backends import triton
 
 NOT_BUILT = "nanonet._C_cuda was not built (that takes nvcc and a torch with CUDA at install time)"
@@ -58,7 +58,7 @@ def build_info() -> dict[str, Any]:
 
 
 def define_uncompiled() -> None:
-    functions = _reference()
+    functions: dict[str, Callable[..., Any]] = {**eager.OPS, "distill_loss_into_": _loss_into}
     if importlib.util.find_spec("triton") is not None:
         functions |= triton.implementations()
     for op, schema in SCHEMAS.items():
@@ -66,28 +66,7 @@ def define_uncompiled() -> None:
         _LIBRARY.impl(f"uncompiled_{op}", functions[op], "CompositeExplicitAutograd")
 
 
-def _reference() -> dict[str, Callable[..., Any]]:
-    def distill_terms(student, teacher, label, temperature, divergence):
-        with torch.no_grad():
-            terms = reference.distill_terms(student, teacher, label, temperature, divergence)
-            return terms, reference.row_stats(student, teacher, temperature, divergence)
-
-    def distill_terms_backward(dterms, student, teacher, label, stats, temperature, divergence):
-        return reference.row_gradient(dterms, student, teacher, label, temperature, divergence)
-
-    def distill_loss(*arguments_and_need_grad):
-        *arguments, need_grad = arguments_and_need_grad
-        with torch.no_grad():
-            loss, means, dstudent = reference.distill_loss(*arguments)
-        return loss, means, dstudent if need_grad else dstudent.new_empty(0)
-
-    def distill_loss_into_(dstudent, *arguments):
-        loss, means, gradient = torch.ops.nanonet.uncompiled_distill_loss.default(*arguments, True)
-        dstudent.copy_(gradient)
-        return loss, means
-
-    def distill_scale_(dstudent, dloss):
-        dstudent.mul_(dloss)
-
-    functions = (distill_terms, distill_terms_backward, distill_loss, distill_loss_into_, distill_scale_)
-    return {function.__name__: function for function in functions}
+def _loss_into(dstudent, *arguments):
+    loss, means, gradient = torch.ops.nanonet.uncompiled_distill_loss.default(*arguments, True)
+    dstudent.copy_(gradient)
+    return loss, means

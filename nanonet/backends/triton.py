@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanonet import reference
+from nanonet import eager, reference
 
 NO_DEVICE = "torch finds no CUDA device"
 NOT_INSTALLED = "triton is not installed (pip install 'nanonet[triton]'): the reference serves CUDA"
@@ -38,29 +38,9 @@ def implementations() -> dict[str, Callable[..., Any]]:
     distill: Any = importlib.import_module("nanonet.kernels.distill")
     linear: Any = importlib.import_module("nanonet.kernels.cohort_linear")
 
-    def distill_terms(student, teacher, label, temperature, divergence):
-        if student.dtype == torch.float64:
-            terms = reference.distill_terms(student, teacher, label, temperature, divergence)
-            return terms, reference.row_stats(student, teacher, temperature, divergence)
-        return distill.distill_terms_fwd(student, teacher, label, temperature, divergence)
-
-    def distill_terms_backward(dterms, student, teacher, label, stats, temperature, divergence):
-        if student.dtype == torch.float64:
-            return reference.row_gradient(dterms, student, teacher, label, temperature, divergence)
-        return distill.distill_terms_bwd(dterms, student, teacher, label, stats, temperature, divergence)
-
-    def distill_loss(student, *options_and_need_grad):
-        *options, need_grad = options_and_need_grad
-        if student.dtype != torch.float64:
-            return distill.distill_loss_fwd(student, *options, need_grad)
-        loss, means, dstudent = reference.distill_loss(student, *options)
-        return loss, means, dstudent if need_grad else dstudent.new_empty(0)
-
-    def distill_scale_(dstudent, dloss):
-        if dstudent.dtype == torch.float64:
-            dstudent.mul_(dloss)
-        else:
-            distill.distill_scale(dstudent, dloss)
+    def or_eager(kernel: Callable[..., Any], name: str) -> Callable[..., Any]:
+        logits = 1 if name == "distill_terms_backward" else 0
+        return lambda *given: (eager.OPS[name] if given[logits].dtype == torch.float64 else kernel)(*given)
 
     def cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout):
         if _plain(x, weight, lora_a):
@@ -74,10 +54,15 @@ def implementations() -> dict[str, Callable[..., Any]]:
             gradients = linear.cohort_linear_bwd(dy, x, weight, lora_a, *options)
         return tuple(gradient.contiguous() for gradient in gradients)
 
-    functions = (
-        distill_terms, distill_terms_backward, distill_loss, distill_scale_, cohort_linear, cohort_linear_backward,
-    )  # fmt: skip
-    return {function.__name__: _on_its_device(function) for function in functions}
+    kernels = {
+        "distill_terms": distill.distill_terms_fwd,
+        "distill_terms_backward": distill.distill_terms_bwd,
+        "distill_loss": distill.distill_loss_fwd,
+        "distill_scale_": distill.distill_scale,
+    }
+    functions = {name: or_eager(kernel, name) for name, kernel in kernels.items()}
+    functions |= {"cohort_linear": cohort_linear, "cohort_linear_backward": cohort_linear_backward}
+    return {name: _on_its_device(function) for name, function in functions.items()}
 
 
 def _plain(x: Tensor, weight: Tensor, lora_a: Tensor | None) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanonet import reference
+from nanonet import eager
 from nanonet.reference import DIVERGENCES, MSE
 
 WIDE = (torch.float32, torch.float64)
@@ -271,31 +271,10 @@ class _DistillLoss(torch.autograd.Function):
         return dstudent, None, None, None, None, None, None, None, None
 
 
-def _terms_reference(student, teacher, label, temperature, divergence):
-    with torch.no_grad():
-        terms = reference.distill_terms(student, teacher, label, temperature, divergence)
-        return terms, reference.row_stats(student, teacher, temperature, divergence)
-
-
-def _terms_backward_reference(dterms, student, teacher, label, stats, temperature, divergence):
-    return reference.row_gradient(dterms, student, teacher, label, temperature, divergence)
-
-
-def _loss_reference(*arguments_and_need_grad):
-    *arguments, need_grad = arguments_and_need_grad
-    with torch.no_grad():
-        loss, means, dstudent = reference.distill_loss(*arguments)
-    return loss, means, dstudent if need_grad else dstudent.new_empty(0)
-
-
 def _loss_into_reference(dstudent, *arguments):
     loss, means, gradient = torch.ops.nanonet.distill_loss.default(*arguments, True)
     dstudent.copy_(gradient)
     return loss, means
-
-
-def _scale_reference(dstudent, dloss):
-    dstudent.mul_(dloss)
 
 
 def _register(name: str, kernel, fake, autograd) -> None:
@@ -305,8 +284,8 @@ def _register(name: str, kernel, fake, autograd) -> None:
         _LIBRARY.impl(name, lambda *arguments: autograd.apply(*arguments), "Autograd")
 
 
-_register("distill_terms", _terms_reference, _terms_fake, _DistillTerms)
-_register("distill_terms_backward", _terms_backward_reference, _terms_backward_fake, None)
-_register("distill_loss", _loss_reference, _loss_fake, _DistillLoss)
+_register("distill_terms", eager.distill_terms, _terms_fake, _DistillTerms)
+_register("distill_terms_backward", eager.distill_terms_backward, _terms_backward_fake, None)
+_register("distill_loss", eager.distill_loss, _loss_fake, _DistillLoss)
 _register("distill_loss_into_", _loss_into_reference, _loss_into_fake, None)
-_register("distill_scale_", _scale_reference, _scale_fake, None)
+_register("distill_scale_", eager.distill_scale_, _scale_fake, None)
