@@ -8,7 +8,7 @@
 # it. The most telling parts come first. A benchmark checks its result against float64 before it times it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export OUT=${OUT:-benchmarks/results} PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/nanonet-triton}
+export OUT=${OUT:-benchmarks/results} PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
 python=${PYTHON:-python3}
 deadline=${DEADLINE:-520} # seconds for everything but the table
