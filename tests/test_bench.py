@@ -51,7 +51,7 @@ def test_the_other_suites_have_the_same_keys_and_their_own(monkeypatch: pytest.M
     assert main(["bench", "--linear", "--json", "--dtypes", "float32"]) == 0
     linear = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(list(r) == [*KEYS, "weight", "tuning", "phase"] for r in linear)
-    assert {r["implementation"] for r in linear} == {*bench_linear.CALLS, "peft"}
+    assert {r["implementation"] for r in linear} == {*bench_linear.CALLS, "peft", "gemm"}
     monkeypatch.setattr(bench_step, "BATCH_ROWS", 6)
     monkeypatch.setattr(bench_step, "BATCHES", 1)
     step = list(bench_step.records("pydocs", (2,), ("lora",), ("float32",), memory=False, seconds=0.01))
