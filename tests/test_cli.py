@@ -151,6 +151,7 @@ def test_the_report_has_its_numbers(run: Path) -> None:
         "classes": ["animals", "food", "weather"],
         "labelled": 90,
         "unlabelled": 54,
+        "held": 6,
         "test": 60,
     }
     assert report["teacher"]["accuracy"] > 0.5 and report["floor"]["accuracy"] > 0.5
