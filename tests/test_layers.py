@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1] / "nanonet"
 # the longest prefix that fits decides; equal ranks may import each other inside one folder, and upwards of 7
 RANKS = {
     "nanonet": 9,
-    "nanonet.reference": 1,
+    "nanonet.reference": 0,
+    "nanonet.eager": 1,
     "nanonet.backends": 2,
     "nanonet.ops": 3,
     "nanonet.losses": 4,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanonet.choice import choose
-from nanonet.config import TrainConfig
+from nanonet.config import InputError, TrainConfig
 from nanonet.targets import classify, diffuse, neighbour_graph, propagate, self_train
 from nanonet.teacher import load_teacher, make_teacher, save_teacher, surest
 
@@ -78,10 +78,12 @@ def test_the_teacher_is_its_head_and_is_kept(clusters, rule, classes, tmp_path):
     assert (teacher.soft.argmax(1).numpy() == truth).mean() > 0.8
     sure = min(max(teacher.choice.trust, (1 + 1 / classes) / 2), 0.999)
     assert teacher.soft.softmax(-1).amax(-1).mean().item() == pytest.approx(sure, abs=2e-3)
-    save_teacher(tmp_path, teacher)
-    again = load_teacher(tmp_path)
+    save_teacher(tmp_path, teacher, "of these")
+    again = load_teacher(tmp_path, "of these")
     assert torch.equal(again.soft, teacher.soft) and again.choice == teacher.choice
     assert [p.name for p in tmp_path.iterdir()] == ["targets.safetensors"]
+    with pytest.raises(InputError, match="was begun with other texts"):
+        load_teacher(tmp_path, "of others")
 
 
 def test_the_surest_are_taken_class_by_class_and_labels_stay(clusters):
