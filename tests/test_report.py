@@ -79,7 +79,14 @@ def check(html: str) -> Balance:
 
 def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = make(tmp_path, monkeypatch)
-    assert found["data"] == {"name": "news", "classes": ["a", "b", "c"], "labelled": 3, "unlabelled": 2, "held": 2, "test": 6}
+    assert found["data"] == {
+        "name": "news",
+        "classes": ["a", "b", "c"],
+        "labelled": 3,
+        "unlabelled": 2,
+        "held": 2,
+        "test": 6,
+    }
     assert found["teacher"]["accuracy"] == found["teacher"]["macro_f1"] == 1 and found["floor"]["accuracy"] == 0
     assert found["teacher"]["targets"] == "diffusion" and found["teacher"]["parameters"] == 4000
     assert [student["accuracy"] for student in found["students"]] == [0, 1]

@@ -26,6 +26,11 @@ from nanonet.losses import DistillLoss, confidence, ramp
 from nanonet.optimizer import TEACHER_LEARNING_RATE, clip_per_student, learning_rate
 from nanonet.targets import soften
 
+MODES: dict[str, dict] = {
+    "frozen": {},
+    "online": {"teacher_mode": "online", "teacher_steps": TrainConfig.teacher_steps},
+}
+
 
 @pytest.fixture
 def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
@@ -94,7 +99,7 @@ def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pyt
 
 @pytest.mark.parametrize("mode", ["frozen", "online"])
 def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: str) -> None:
-    config = dataclasses.replace(config, teacher_mode=mode, steps=6, views="cutoff")
+    config = dataclasses.replace(config, **MODES[mode], steps=6, views="cutoff")
     _, one = run(config, "one")
     folder = Path(config.output).with_name("two")
     flags = flags_of(dataclasses.replace(config, output=str(folder)))
@@ -204,7 +209,7 @@ def test_each_tuning_trains_its_parameters_only(config: TrainConfig, tuning: str
 @pytest.mark.parametrize("mode", ["frozen", "online"])
 def test_students_learn_the_topics(config: TrainConfig, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TEACHER_LEARNING_RATE, "full", 3e-3)
-    result, _ = run(config, mode, steps=200, teacher_mode=mode, labels_per_class=30, labelled_batch=15)
+    result, _ = run(config, mode, steps=200, **MODES[mode], labels_per_class=30, labelled_batch=15)
     assert max(s["accuracy"] for s in result["students"]) > 0.7  # chance: 0.33
     first, last = records(config, mode)[0], records(config, mode)[-1]
     assert sum(last["ce"]) < sum(first["ce"])
@@ -277,7 +282,7 @@ def test_tensorboard_writes_what_the_steps_measure(config: TrainConfig) -> None:
 
 
 def test_sharpening_reaches_an_online_teacher(config: TrainConfig) -> None:
-    online = dataclasses.replace(config, teacher_mode="online", steps=4)
+    online = dataclasses.replace(config, **MODES["online"], steps=4)
     assert distance(run(online, "base")[1], run(online, "sharp", sharpen=3.0)[1]) > 1e-7
 
 
