@@ -69,10 +69,12 @@ def train_config(flags: str) -> TrainConfig:
     Raises:
         InputError: it makes nothing of them, or they are for this command to set.
     """
-    given = parse(TrainConfig, shlex.split(flags), "nanonet train", "")
+    words = shlex.split(flags)
+    given, named = parse(TrainConfig, words, "nanonet train", ""), {w.split("=")[0].replace("_", "-") for w in words}
     for name in ("data", "seed", "labels_per_class", "output", "resume", "overwrite", "teacher_cache"):
-        if getattr(given, name) != getattr(TrainConfig, name):
-            raise InputError(f"--flags {flags}: --{name.replace('_', '-')} is set for every run; leave it out there")
+        flag = f"--{name.replace('_', '-')}"
+        if flag in named or getattr(given, name) != getattr(TrainConfig, name):
+            raise InputError(f"--flags {flags}: {flag} is set for every run; leave it out there")
     return given
 
 

@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,20 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
 
 
 def each_ms(
-    runs: dict[str, Callable[[], Any]], clock: Callable[[dict], dict[str, np.ndarray]]
+    runs: dict[str, Callable[[], Any]], clock: Callable[[dict], dict[str, np.ndarray]], optional: Collection[str]
 ) -> dict[str, np.ndarray]:
     """Times [ms] of every run by itself, as on a GPU, whose memory would not hold what all of them leave behind.
 
-    What does not run (too little memory, a library of another version) is named on standard error and left out.
+    One of the `optional` that does not run (too little memory, a library of another version) is named on standard
+    error and left out; any other ends the suite.
     """
     times: dict[str, np.ndarray] = {}
     for name, run in runs.items():
         try:
             times |= clock({name: run})
         except Exception as error:
+            if name not in optional:
+                raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"{name}: not timed ({type(error).__name__}: {reason:.200})", file=sys.stderr)
         torch.cuda.empty_cache()

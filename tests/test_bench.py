@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def test_the_other_suites_have_the_same_keys_and_their_own(monkeypatch: pytest.M
     assert all(list(r) == [*KEYS, "K", "tuning", "layers", "data", "rows_per_s"] for r in step)
     assert [r["implementation"] for r in step] == list(bench_step.implementations("lora"))
     assert all(r["rows_per_s"] > 0 and r["K"] == 2 for r in step)
+
+
+def test_a_baseline_that_fails_is_named_and_ours_is_not_passed_over(capsys):
+    def fails():
+        raise RuntimeError("of another version\nand more")
+
+    clock = partial(measure.times_ms, seconds=0.01)
+    times = measure.each_ms({"liger": fails, "nanonet": lambda: None}, clock, optional={"liger"})
+    assert list(times) == ["nanonet"]
+    assert capsys.readouterr().err == "liger: not timed (RuntimeError: of another version)\n"
+    with pytest.raises(RuntimeError, match="another version"):
+        measure.each_ms({"nanonet": fails}, clock, optional={"liger"})
 
 
 @pytest.mark.parametrize("stacked", [False, True])

@@ -69,6 +69,7 @@ def test_the_table_is_means_and_deviations_and_the_files_keep_what_stands_around
         (["--output", "/nowhere/lines.jsonl"], "--output /nowhere/lines.jsonl"),
         (["--flags=--nonsense 1"], "--nonsense: no such flag"),
         (["--flags=--seed 3"], "--flags --seed 3: --seed is set for every run"),
+        (["--flags=--labels_per_class=10"], "--labels-per-class is set for every run"),
     ],
 )
 def test_bad_numbers_are_named(words: list[str], flags: list[str], said: str, capsys):
