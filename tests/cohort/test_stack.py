@@ -20,7 +20,7 @@ LABELS = ["a", "b", "c"]
 @pytest.mark.parametrize("kind", KINDS)
 # 1: as on a CPU; 2: a ragged last chunk; 3: all at a time, as on a GPU
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_cohort_is_k_separatemodels_of(kind, chunk, make_teacher, batch, models_of, gradients_of) -> None:
+def test_cohort_is_k_separate_models(kind, chunk, make_teacher, batch, models_of, gradients_of) -> None:
     ids, mask = batch
     models = models_of(make_teacher(kind), "full")
     cohort = stack(models, "full").train()
@@ -41,7 +41,7 @@ def test_cohort_is_k_separatemodels_of(kind, chunk, make_teacher, batch, models_
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 @pytest.mark.parametrize("tuning", ["bias", "lora", "head"])
-def test_every_tuning_is_k_separatemodels_of(kind, tuning, make_teacher, batch, models_of, gradients_of) -> None:
+def test_every_tuning_is_k_separate_models(kind, tuning, make_teacher, batch, models_of, gradients_of) -> None:
     ids, mask = batch
     models = models_of(make_teacher(kind), tuning)
     cohort = stack(models, tuning).train()
@@ -101,7 +101,7 @@ def test_a_frozen_weight_that_students_share_is_stored_once(make_teacher) -> Non
         assert word.data_ptr() == teacher.get_input_embeddings().weight.data_ptr()
 
 
-def test_parameter_names_are_the_plainmodels_of(make_teacher, models_of) -> None:
+def test_parameter_names_are_the_plain_models(make_teacher, models_of) -> None:
     models = models_of(make_teacher("bert"), "full")
     cohort = stack(models, "full")
     assert {n for n, _ in cohort.model.named_parameters()} == {n for n, _ in models[0].named_parameters()}

@@ -53,7 +53,7 @@ def test_a_copy_and_a_state_dict_carry_the_cohort(make_teacher, batch, models_of
     assert torch.equal(twin(ids, mask, perturbation={1: torch.ones(6, 11, 32)}), wanted)
 
 
-def test_bfloat16_autocast_is_that_of_the_plainmodels_of(make_teacher, batch, models_of, gradients_of) -> None:
+def test_bfloat16_autocast_is_that_of_the_plain_models(make_teacher, batch, models_of, gradients_of) -> None:
     ids, mask = batch
     models = models_of(make_teacher("bert"), "full")
     cohort = stack(models, "full")

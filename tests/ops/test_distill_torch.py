@@ -1,0 +1,141 @@
+"""The ops of the loss as parts of torch: schemas, compilation, graphs, autocast, and arguments that are refused."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+from nanonet import distill_loss, distill_terms
+from nanonet.reference import DIVERGENCES
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_opcheck(divergence, draw):
+    code, tau = DIVERGENCES[divergence], 1.0 if divergence == "mse" else 2.0
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        student, teacher, label = draw(2, 4, 6, dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        w = torch.ones(3, dtype=wide)
+        for s in (student, student.clone().requires_grad_()):
+            opcheck(torch.ops.nanonet.distill_terms, (s, teacher, label, tau, code))
+            opcheck(torch.ops.nanonet.distill_loss, (s, teacher, label, w, None, None, tau, code, s.requires_grad))
+        opcheck(
+            torch.ops.nanonet.distill_loss, (student, None, None, w, w.new_ones(4), w.new_ones(2), tau, code, False)
+        )
+        terms, stats = torch.ops.nanonet.distill_terms(student, teacher, label, tau, code)
+        arguments = (torch.ones_like(terms), student, teacher, label, stats, tau, code)
+        opcheck(torch.ops.nanonet.distill_terms_backward, arguments)
+        into = (torch.empty_like(student), student, teacher, label, w, w.new_ones(4), None, tau, code)
+        opcheck(torch.ops.nanonet.distill_loss_into_, into)
+        opcheck(torch.ops.nanonet.distill_scale_, (student.clone(), torch.tensor(2.0, dtype=wide)))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_without_a_graph_break(backend, draw):
+    student, teacher, label = draw(2, 6, 9, torch.float32)
+
+    def step(student, weights):
+        loss, means = distill_loss(student * 1.5, teacher, label, weights=weights, temperature=2.0)
+        return loss * 3 + distill_terms(student, teacher, label).sum(), means
+
+    results = []
+    for run in (step, torch.compile(step, fullgraph=True, backend=backend)):
+        s = student.clone().requires_grad_()
+        loss, means = run(s, torch.tensor([1.0, 0.5, 0.25]))
+        loss.backward()
+        results.append((loss.detach(), means, s.grad))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_backward_of_a_kept_graph_and_of_a_freed_one(draw):
+    student, teacher, label = draw(2, 4, 6, torch.float32)
+    student.requires_grad_()
+    loss, _ = distill_loss(student, teacher, label)
+    once = torch.autograd.grad(loss, student, retain_graph=True)[0]
+    kept = once.clone()
+    thrice = torch.autograd.grad(loss, student, grad_outputs=torch.tensor(3.0), retain_graph=True)[0]
+    torch.testing.assert_close(thrice, 3 * kept)
+    last = torch.autograd.grad(loss, student, grad_outputs=torch.tensor(2.0))[0]
+    torch.testing.assert_close(last, 2 * kept)
+    assert torch.equal(once, kept)  # an earlier gradient is not written over
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, student)
+
+
+def test_default_weights_of_a_fake_tensor_are_not_kept_for_others():
+    with FakeTensorMode():
+        distill_loss(torch.randn(2, 3, 4), weights=(1.0, 0.5, 0.125))
+    loss, _ = distill_loss(torch.randn(2, 3, 4), weights=(1.0, 0.5, 0.125))
+    assert loss.isfinite()
+
+
+def test_second_derivatives_raise(draw):
+    student, teacher, label = draw(2, 4, 6, torch.float32)
+    student.requires_grad_()
+    for value in (distill_loss(student, teacher, label)[0], distill_terms(student, teacher, label).sum()):
+        with pytest.raises(RuntimeError, match="second derivative"):
+            torch.autograd.grad(value, student, create_graph=True)
+
+
+def test_autocast_leaves_the_loss_alone(draw, full_loss):
+    student, teacher, label = draw(2, 4, 6, torch.float32)
+    plain = full_loss((student, teacher, label), (1.0, 1.0, 1.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = full_loss((student, teacher, label), (1.0, 1.0, 1.0))
+    for a, b in zip(plain, cast, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_inputs_are_not_written_and_buffers_are_fresh(draw, full_loss):
+    student, teacher, label = draw(2, 4, 6, torch.float32)
+    before = student.clone(), teacher.clone()
+    first = full_loss((student, teacher, label), (1.0, 1.0, 1.0))[2]
+    kept = first.clone()
+    full_loss((student * 2, teacher, label), (1.0, 1.0, 1.0))
+    assert torch.equal(student, before[0]) and torch.equal(teacher, before[1]) and torch.equal(first, kept)
+
+
+def test_terms_without_grad_and_no_grad_loss(draw):
+    student, teacher, label = draw(2, 4, 6, torch.float32)
+    loss, _ = distill_loss(student.requires_grad_(), teacher, label)
+    with torch.no_grad():
+        quiet, _ = distill_loss(student, teacher, label)
+    assert torch.equal(loss.detach(), quiet) and not quiet.requires_grad
+    # a term that nobody uses leaves a gradient of 0, not an error
+    terms = distill_terms(student, teacher, label)
+    assert terms.requires_grad and torch.autograd.grad(terms[0].sum() * 0, student)[0].count_nonzero() == 0
+
+
+S, T, Y = torch.zeros(2, 3, 4), torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
+BAD = [
+    (dict(student=[[1.0]]), TypeError, "student: expected a"),
+    (dict(student=S.long()), TypeError, "student"),
+    (dict(student=T), ValueError, r"\(K,N,C\)"),
+    (dict(student=torch.zeros(0, 3, 4)), ValueError, "K >= 1"),
+    (dict(teacher=torch.zeros(3, 5)), ValueError, r"teacher: expected shape \(3, 4\)"),
+    (dict(teacher=T.long()), TypeError, "teacher"),
+    (dict(teacher=T.clone().requires_grad_()), ValueError, r"teacher.detach\(\)"),
+    (dict(label=Y.int()), TypeError, "label"),
+    (dict(label=Y[:2]), ValueError, "label: expected shape"),
+    (dict(label=Y + 4), (ValueError, RuntimeError), r"label\[0\] is 4.*-100"),
+    (dict(label=Y - 1), (ValueError, RuntimeError), r"label\[0\] is -1"),
+    (dict(weights=(1.0, 2.0)), ValueError, "weights"),
+    (dict(weights="abc"), TypeError, "weights"),
+    (dict(weights=torch.ones(3, requires_grad=True)), ValueError, "weights"),
+    (dict(row_weight=torch.ones(2)), ValueError, r"row_weight: expected shape \(3,\) or \(2, 3\)"),
+    (dict(denominators=torch.ones(3)), ValueError, "denominators"),
+    (dict(temperature=0.0), ValueError, "temperature"),
+    (dict(temperature=float("nan")), ValueError, "temperature"),
+    (dict(divergence="hellinger"), ValueError, "kl, reverse_kl, js, mse"),
+    (dict(divergence="mse", temperature=2.0), ValueError, "raw logits"),
+    (dict(teacher=torch.zeros(3, 4, device="meta")), ValueError, "teacher: expected on cpu"),
+]
+
+
+@pytest.mark.parametrize("change,error,message", BAD)
+def test_bad_arguments_are_named(change, error, message):
+    arguments = dict(student=S, teacher=T, label=Y) | change
+    student, teacher, label = (arguments.pop(name) for name in ("student", "teacher", "label"))
+    with pytest.raises(error, match=message):
+        distill_loss(student, teacher, label, **arguments)
