@@ -1,0 +1,108 @@
+"""Places that nothing may be written to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanonet.cli import main
+
+# files in the working folder, arguments (see conftest.py), fragments of the message
+Case = tuple[dict[str, str | bytes], str, list[str]]
+
+TWO = '{"text": "cat", "label": "a"}\n{"text": "rain", "label": "b"}\n'
+
+OUTPUT: dict[str, Case] = {
+    "not empty": ({"out/a": "x"}, "train  {shared}", ["not empty", "--resume", "--overwrite"]),
+    "a file in the way": ({"out": "x"}, "train  {shared}", ["a file is in the way", "give a folder"]),
+    "a file for a parent": ({"f": "x"}, "train --output {here}/f/g", ["a file is in the way"]),
+    "somebody else's": (
+        {"out/a": "x"},
+        "train --overwrite {shared}",
+        ["was not made by nanonet", "empty it yourself"],
+    ),
+    "nothing to resume": ({}, "train --resume {shared}", ["no run to go on with", "leave --resume out"]),
+    "predictions into a folder": (
+        {"t.txt": "a\n"},
+        "predict {here}/t.txt --model {run} --output {here}",
+        ["is a folder"],
+    ),
+    "predictions over others": (
+        {"t.txt": "a\n", "p": "x"},
+        "predict {here}/t.txt --model {run} --output {here}/p",
+        ["there already", "--overwrite"],
+    ),
+    "cache that is a file": (
+        {"c": "x", "out/config.yaml": "steps: 2\n"},
+        "train --overwrite --teacher-cache {here}/c {shared}",
+        ["--teacher-cache", "give a folder"],
+    ),
+    "no class with two labels": (
+        {"d/train.jsonl": TWO, "out/config.yaml": "steps: 2\n"},
+        "train --data {here}/d --teacher {encoder} --overwrite --output {out} --labels-per-class 0 --max-tokens 32",
+        ["no class has two", "add labelled rows"],
+    ),
+    "figure into nowhere": ({}, "bench --plot {here}/n/x.png", ["--plot", "there is no folder"]),
+    "predictions into nowhere": (
+        {"t.txt": "a\n"},
+        "predict {here}/t.txt --model {run} --output {here}/n/p",
+        ["cannot be"],
+    ),
+    "predictions over the texts": (
+        {"t.txt": "a\n"},
+        "predict {here}/t.txt --model {run} --output {here}/t.txt",
+        ["is the input itself", "another file"],
+    ),
+    "export over a file": (
+        {"m.onnx": "x"},
+        "export --model {run} --output {here}/m.onnx",
+        ["there already", "--overwrite"],
+    ),
+    "export to nowhere": ({}, "export --model {run}", ["--output is missing", "model.onnx"]),
+    "export to a missing folder": ({}, "export --model {run} --output {here}/n/m.onnx", ["there is no folder"]),
+    "export over somebody's": (
+        {"d/a": "x"},
+        "export --model {run} --format huggingface --overwrite --output {here}/d",
+        ["no model's folder", "empty it yourself"],
+    ),
+    "export into the model": (
+        {},
+        "export --model {run}/best --format huggingface --output {run}/best/copy",
+        ["lies in the model's own folder", "another place"],
+    ),
+    "export over a device": ({}, "export --model {run} --overwrite --output /dev/null", ["/dev/null is no file"]),
+    "output that cannot be made": (
+        {},
+        "train --output /proc/nanonet --data {data} --teacher {encoder} --max-tokens 32 --targets classifier",
+        ["--output /proc/nanonet", "give another folder"],
+    ),
+    "8 bits of a folder": ({}, "export --model {run} --format huggingface --int8 --output {out}", ["--int8", "onnx"]),
+    "no such student": ({}, "export --model {run} --student 7 --output {here}/m.onnx", ["no student-7", "student-0"]),
+    "student of no run": (
+        {},
+        "export --model {encoder} --student 0 --output {here}/m.onnx",
+        ["--student 0", "nanonet train"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUT.values(), ids=OUTPUT)
+def test_bad_output(case: Case, refuses: Callable[..., None]) -> None:
+    refuses(*case)
+
+
+def test_resuming_under_other_settings(
+    run: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    before = snapshot(copy)
+    words = ["train", "--config", str(run / "config.yaml"), "--output", str(copy), "--resume", "--seed", "5"]
+    assert main(words) == 2
+    assert "seed 0 -> 5" in capsys.readouterr().err
+    assert main([*words[:-1], "0"]) == 2
+    assert "is finished; give --overwrite" in capsys.readouterr().err
+    assert snapshot(copy) == before
