@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from nanonet.commands import BenchConfig
 from nanonet.config import InputError, Tuning
+from nanonet.files import whole_file
 
 COLUMNS = (
     "implementation", "p20 ms", "p50 ms", "p80 ms", "nanonet is",
@@ -150,6 +151,5 @@ def _plot(groups: dict[str, list[dict[str, Any]]], path: Path) -> None:
         ordered = sorted(records, key=lambda r: -r["p50_ms"])
         axes.barh([r["implementation"] for r in ordered], [r["p50_ms"] for r in ordered])
         axes.set(xscale="log", xlabel="ms (median)", title=title)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format=path.suffix[1:])
-    temporary.rename(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:])

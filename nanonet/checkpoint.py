@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nanonet.config import InputError, TrainConfig
+from nanonet.files import whole_file
 
 NAME = "checkpoint.safetensors"
 # what may differ between a run and its resumption
@@ -25,13 +25,12 @@ Trained = Mapping[str, tuple[nn.Module, Any]]
 
 
 def save(folder: Path, trained: Trained, accelerator: Accelerator, step: int) -> None:
-    """Write the state after `step` steps: to a temporary name, then renamed."""
+    """Write the state after `step` steps."""
     if accelerator.is_main_process:
         tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(trained).items()}
         scaler = json.dumps(accelerator.scaler.state_dict() if accelerator.scaler is not None else {})
-        temporary = folder / f".{NAME}.{os.getpid()}"
-        save_file(tensors, temporary, {"step": str(step), "scaler": scaler})
-        temporary.rename(folder / NAME)
+        with whole_file(folder / NAME) as temporary:
+            save_file(tensors, temporary, {"step": str(step), "scaler": scaler})
     accelerator.wait_for_everyone()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from nanonet.commands import EvaluateConfig, PredictConfig
 from nanonet.config import InputError
 from nanonet.data.formats import EXTENSIONS, extension, listing, problem, shorten
 from nanonet.data.read import load_dataset, read_classes, read_table, read_texts
+from nanonet.files import whole_file
 from nanonet.inference import plain, run, scores
 from nanonet.progress import Progress
 
@@ -175,19 +175,13 @@ def _output(name: str, overwrite: bool) -> Iterator[TextIO]:
     special = path.exists() and not path.is_file()
     if path.is_file() and not overwrite:
         raise InputError(f"--output {name} is there already; give --overwrite to replace it")
-    temporary = path if special else path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        file = temporary.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {name}: cannot be written ({error.strerror}); give another file") from error
-    try:
+    with contextlib.nullcontext(path) if special else whole_file(path) as place:
+        try:
+            file = place.open("w", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--output {name}: cannot be written ({error.strerror}); give another file") from error
         with file:
             yield file
-        if not special:
-            temporary.rename(path)
-    finally:
-        if not special:
-            temporary.unlink(missing_ok=True)
 
 
 def _is_narrow(file: TextIO) -> bool:

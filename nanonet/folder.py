@@ -1,4 +1,4 @@
-"""The output folder of a run: who may write into it, and files that are whole or not there."""
+"""The output folder of a run: who may write into it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ import yaml
 
 from nanonet.checkpoint import changes
 from nanonet.config import InputError, TrainConfig
+from nanonet.files import write
 
 MARK = "config.yaml"  # what tells a folder of ours from any other
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
 
 
 def check_folder(config: TrainConfig) -> Path:

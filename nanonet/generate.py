@@ -27,8 +27,8 @@ from nanonet.config import InputError
 from nanonet.data.batches import BatchPlan
 from nanonet.data.read import load_dataset, read_table
 from nanonet.data.split import draw_labels, held_out
+from nanonet.files import write
 from nanonet.filters import REASONS, sift
-from nanonet.folder import write
 from nanonet.progress import Progress
 
 CURE = "give a causal language model such as gpt2, with model.safetensors and its tokenizer"

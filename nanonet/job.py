@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with progress.stage(what, len(rows)) as tick, accelerator.autocast():
                 return run(model.to(device).eval(), rows, pad_id, device, done=tick)
 
-        def embed(encoder: Encoder, rows: Encoded, what: str) -> Tensor:
-            with progress.stage(what, len(rows)) as tick:
-                return encoder.embed(rows, tick)
-
+        embed = partial(_embed, progress)
         # the teacher's tuning has no gradient scaler, which float16 would need
         autocast = nullcontext if config.precision == "float16" else accelerator.autocast
         pretrained = Encoder(encoder, pooling_of(*find_model(config.teacher)), pad_id, device, autocast)
@@ -208,9 +206,7 @@ def _teach(
         seen = int((label >= 0).sum()) + trial_rows(classes, tuned)
         rows, label = rows[range(min(seen, len(rows)))], label[:seen]
 
-    def embed(encoder: Encoder, some: Encoded, what: str) -> Tensor:
-        with progress.stage(what, len(some)) as tick:
-            return encoder.embed(some, tick)
+    embed = partial(_embed, progress)
 
     def tune(encoder: Encoder, label: Tensor, steps: int, what: str) -> Encoder:
         known = (label >= 0).nonzero()[:, 0]
@@ -241,6 +237,11 @@ def _teach(
             body.model.save_pretrained(folder / BODY)
     plain = pretrained.embed(few) if tuned else embedding[label >= 0]
     return make_teacher(config, choice, embedding, label, classes, plain)
+
+
+def _embed(progress: Progress, encoder: Encoder, rows: Encoded, what: str) -> Tensor:
+    with progress.stage(what, len(rows)) as tick:
+        return encoder.embed(rows, tick)
 
 
 def _divergence(wanted: Tensor, students: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import Encoded
+from nanonet.files import whole_file
 
 VERSION = 6  # of how a teacher is made: raised where a change makes other soft targets of the same input
 SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
@@ -59,9 +59,8 @@ def take(cache: Path, key: str, folder: Path) -> bool:
         if path.is_dir():
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
         else:
-            temporary = folder / f".{path.name}.{os.getpid()}"
-            shutil.copy(path, temporary)
-            temporary.rename(folder / path.name)
+            with whole_file(folder / path.name) as temporary:
+                shutil.copy(path, temporary)
     return True
 
 

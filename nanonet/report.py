@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from nanonet.choice import Choice
 from nanonet.cohort.stack import Cohort, count_parameters
 from nanonet.config import TrainConfig
-from nanonet.folder import write
+from nanonet.files import write
 from nanonet.inference import confusion, scores
 from nanonet.info import versions
 from nanonet.page import page

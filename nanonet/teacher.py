@@ -8,7 +8,6 @@ N rows, D features, C classes.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from nanonet.choice import Choice
 from nanonet.config import InputError, TrainConfig
+from nanonet.files import whole_file
 from nanonet.targets import STRENGTH, Array, classify, diffuse, linear, neighbour_graph, propagate, self_train, soften
 
 NAME = "targets.safetensors"
@@ -97,11 +97,10 @@ def make_teacher(
 
 
 def save_teacher(folder: Path, teacher: FrozenTeacher, key: str) -> None:
-    """Write `folder`/targets.safetensors, to a temporary name first. key: what it was made of, by kept.fingerprint."""
+    """Write `folder`/targets.safetensors. key: what it was made of, by kept.fingerprint."""
     tensors = {k: v.contiguous() for k, v in vars(teacher).items() if isinstance(v, Tensor)}
-    temporary = folder / f".{NAME}.{os.getpid()}"
-    save_file(tensors, temporary, {"choice": json.dumps(vars(teacher.choice)), "key": key})
-    temporary.rename(folder / NAME)
+    with whole_file(folder / NAME) as temporary:
+        save_file(tensors, temporary, {"choice": json.dumps(vars(teacher.choice)), "key": key})
 
 
 def load_teacher(folder: Path, key: str) -> FrozenTeacher:

@@ -27,7 +27,7 @@ from nanonet.cohort.stack import Cohort
 from nanonet.cohort.views import set_views, view_batch
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import BatchPlan, Encoded, collate
-from nanonet.folder import write
+from nanonet.files import write
 from nanonet.losses import DistillLoss, relation_loss
 from nanonet.ops import distill_loss
 from nanonet.optimizer import LEARNING_RATE, TEACHER_LEARNING_RATE, clip_per_student, learning_rate, make_optimizer

@@ -98,6 +98,21 @@ def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("mode", ["frozen", "online"])
+def test_a_compiled_step_makes_the_same_weights(config: TrainConfig, mode: str, monkeypatch) -> None:
+    config, calls, compile_ = dataclasses.replace(config, **MODES[mode]), [], torch.compile
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return compile_(*arguments, **options)
+
+    _, kept = run(config, "kept")
+    monkeypatch.setattr(torch, "compile", counted)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")  # what `accelerate launch --dynamo_backend` sets
+    _, again = run(config, "again")
+    assert calls and distance(kept, again) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["frozen", "online"])
 def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: str) -> None:
     config = dataclasses.replace(config, **MODES[mode], steps=6, views="cutoff")
     _, one = run(config, "one")
