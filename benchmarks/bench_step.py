@@ -6,8 +6,6 @@ cohort            K students in one model, frozen teacher's logits kept from bef
 cohort-online     the same, and the teacher runs in the step
 cohort-padded     as `cohort`, every row padded to the longest of the step instead of to that of its group
 cohort-checkpoint as `cohort`, a student's activations made again in the backward
-cohort-compile    as `cohort-padded`, forward and backward by torch.compile, as `accelerate launch --dynamo_backend
-                  inductor` has them
 eager-loop        K plain models, pairwise losses in eager torch, dynamic padding; the teacher runs in the step
 peft-loop         the same with PEFT's LoRA models
 eager-loop-kept   the loop with the teacher's logits kept, so that this saving is seen for itself
@@ -51,8 +49,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def implementations(tuning: str) -> tuple[str, ...]:
     loop = "peft-loop" if tuning == "lora" else "eager-loop"
-    own = "cohort", "cohort-online", "cohort-padded", "cohort-checkpoint", "cohort-compile"
-    return *own, loop, "eager-loop-kept", "eager-loop-256"
+    return "cohort", "cohort-online", "cohort-padded", "cohort-checkpoint", loop, "eager-loop-kept", "eager-loop-256"
 
 
 def batches(data: str, device: str, tokens: int = 0) -> tuple[list[Batch], int]:
@@ -90,7 +87,6 @@ def cohort_step(name: str, K: int, C: int, tuning: Tuning, dtype: torch.dtype, d
     cohort.checkpointing = name == "cohort-checkpoint"
     cohort.group_rows = 0 if name == "cohort-padded" else cohort.group_rows
     teacher = whole_teacher(C, device) if name == "cohort-online" else None
-    model = torch.compile(cohort, dynamic=True) if name == "cohort-compile" else cohort
     criterion, optimizer = DistillLoss(), make_optimizer(cohort, 0.01)
     for group in optimizer.param_groups:
         group["lr"] = 1e-4
@@ -101,7 +97,7 @@ def cohort_step(name: str, K: int, C: int, tuning: Tuning, dtype: torch.dtype, d
             if teacher is not None:
                 with torch.no_grad():
                     soft = teacher(ids, mask).logits.float()
-            loss, _ = criterion(model(ids, mask), soft, label)
+            loss, _ = criterion(cohort(ids, mask), soft, label)
         loss.backward()
         clip_per_student(cohort.parameters(), 1.0)
         optimizer.step()

@@ -25,6 +25,7 @@ from torch import Tensor
 from nanonet import checkpoint, kept, report
 from nanonet.choice import check_labels, choose, trial_rows
 from nanonet.classifier import check_tokens, most_tokens
+from nanonet.classifier import device as find_device
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
 from nanonet.cohort.load import find_model, load_encoder, load_tokenizer, quiet
@@ -60,7 +61,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
     AcceleratorState._reset_state()  # a process may run several jobs, each in its own precision
     accelerator = Accelerator(
-        mixed_precision=precision, log_with="tensorboard" if config.tensorboard else None, project_dir=folder
+        cpu=find_device().type == "cpu",  # else Accelerate would leave each process of torchrun by itself there
+        mixed_precision=precision,
+        log_with="tensorboard" if config.tensorboard else None,
+        project_dir=folder,
     )
     main = accelerator.is_main_process
     if config.precision == "float16" and accelerator.device.type == "cpu":

@@ -61,6 +61,11 @@ def write_report(
     seconds: what the stages took [s]
     """
     total, trainable = count_parameters(cohort)
+    machine = {
+        "device": str(next(cohort.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+    }
     config, students = facts.config, outcome.get("students")
     floor, labelled = outcome.get("floor"), int((facts.label >= 0).sum())
 
@@ -103,7 +108,7 @@ def write_report(
         "seconds": dict(seconds),
         "confusion": None if students is None or not test_label else confusion(students[facts.best], test_label),
         "config": dataclasses.asdict(config),
-        "versions": versions() | {"device": str(next(cohort.parameters()).device), "threads": torch.get_num_threads()},
+        "versions": versions() | machine,
     }
     report = _finite(report)
     write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))

@@ -118,21 +118,12 @@ def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: s
     _, one = run(config, "one")
     folder = Path(config.output).with_name("two")
     flags = flags_of(dataclasses.replace(config, output=str(folder)))
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "nanonet"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanonet"]
     done = subprocess.run(
         [*launch, "train", *flags], capture_output=True, text=True, env=environment(), cwd=folder.parent
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((folder / "report.json").read_text())["versions"]["processes"] == 2
     assert distance(one, weights(folder)) < 2e-5
     assert len(records(config, "two")) == 6
 
@@ -147,7 +138,7 @@ def test_weights_cut_over_processes_are_refused(kind: str, config: TrainConfig, 
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def flags_of(config: TrainConfig) -> list[str]:
