@@ -29,7 +29,7 @@ from nanonet.flags import parse
 ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
 BEGIN, END = "<!-- results: python benchmarks/evidence.py -->", "<!-- end of results -->"
-README = ("", "--precision bfloat16")  # whose rows stand there as well
+DEFAULTS = ("", "--precision bfloat16")  # the variants in the table of README.md
 GOLD = "gold labels"  # a variant: the ceiling, trained on the labels of the rows that the others see without
 GOLD_FLAGS = "--labels-per-class 0 --labelled-batch 48 --teacher-weight 0 --peers-weight 0"
 GOLD_FLAGS += " --teacher-steps 0 --targets classifier"  # the quickest: nobody listens to this teacher
@@ -188,5 +188,5 @@ def put(path: Path, text: str) -> None:
 
 if __name__ == "__main__":
     records = read_lines(LINES)
-    put(ROOT / "README.md", table([r for r in records if r["flags"] in README]))
+    put(ROOT / "README.md", table([r for r in records if r["flags"] in DEFAULTS]))
     put(ROOT / "docs" / "results.md", table(records))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import parse_flag_from_env
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -59,6 +59,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # on a CPU Accelerate would run DDP instead and say nothing
+        if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):
+            raise InputError(
+                f"accelerate launch: {kind} cuts weights over processes; a cohort is small and clipped student by"
+                " student; launch with --multi_gpu (DDP) instead"
+            )
     AcceleratorState._reset_state()  # a process may run several jobs, each in its own precision
     accelerator = Accelerator(
         cpu=find_device().type == "cpu",  # else Accelerate would leave each process of torchrun by itself there
@@ -69,11 +75,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     main = accelerator.is_main_process
     if config.precision == "float16" and accelerator.device.type == "cpu":
         raise InputError("--precision float16: a CPU has no float16 arithmetic of its own; give bfloat16 or float32")
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise InputError(
-            f"accelerate launch: {accelerator.distributed_type.value} cuts weights over processes; a cohort is small"
-            " and clipped student by student; launch with --multi_gpu (DDP) instead"
-        )
     tokenizer, encoder = load_tokenizer(config.teacher), load_encoder(config.teacher)
     views, depth = parse_views(config.views, config.students), encoder.config.num_hidden_layers
     convolutional = config.student == "cnn"
