@@ -1,4 +1,4 @@
-"""The main job over label draws, and the table of its results.
+"""The main job over label draws, and the tables of its results.
 
     nanonet evidence --data DIR --labels 10,30 --seeds 0-4 --output benchmarks/results/evidence.jsonl
     python benchmarks/evidence.py      # writes the tables of README.md (defaults) and docs/results.md from these lines
@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from nanonet.benchmarks.measure import commit
+from nanonet.benchmarks.tables import ROOT, markdown, put
 from nanonet.commands import EvidenceConfig
 from nanonet.config import InputError, TrainConfig
 from nanonet.flags import parse
 
-ROOT = Path(__file__).parents[1]
 LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
-BEGIN, END = "<!-- results: python benchmarks/evidence.py -->", "<!-- end of results -->"
 DEFAULTS = ("", "--precision bfloat16")  # the variants in the table of README.md
 GOLD = "gold labels"  # a variant: the ceiling, trained on the labels of the rows that the others see without
 GOLD_FLAGS = "--labels-per-class 0 --labelled-batch 48 --teacher-weight 0 --peers-weight 0"
@@ -160,33 +159,56 @@ def spread(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
-def table(records: list[dict]) -> str:
-    """Markdown: one row for each data set, count of labels and variant, over its seeds."""
-    groups = defaultdict(list)
+def groups(records: list[dict]) -> list[tuple[tuple[str, int, str], list[dict]]]:
+    """The draws of each data set, count of labels and variant."""
+    found = defaultdict(list)
     for record in records:
-        groups[record["data"], record["labels_per_class"], record["flags"]].append(record)
-    rows = [
-        "| data | labels a class | draws | embeddings + LR | teacher | best student | ensemble | flags |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (data, labels, flags), group in sorted(groups.items()):
+        found[record["data"], record["labels_per_class"], record["flags"]].append(record)
+    return sorted(found.items())
+
+
+def table(records: list[dict]) -> str:
+    """Markdown: accuracies, one row for each group of draws."""
+    rows = []
+    for (data, labels, flags), group in groups(records):
         shown = ("best", "ensemble") if flags.startswith(GOLD) else ("floor", "teacher", "best", "ensemble")
         cells = {name: spread([r[name] for r in group if r[name] is not None]) for name in shown}
         columns = [cells.get(name, "") for name in ("floor", "teacher", "best", "ensemble")]
-        rows.append(f"| {data} | {labels} | {len(group)} | {' | '.join(columns)} | {f'`{flags}`' if flags else ''} |")
-    return "\n".join(rows)
+        rows.append([data, str(labels), str(len(group)), *columns, f"`{flags}`" if flags else ""])
+    header = ["data", "labels a class", "draws", "embeddings + LR", "teacher", "best student", "ensemble", "flags"]
+    return markdown(header, rows)
 
 
-def put(path: Path, text: str) -> None:
-    """Replace what stands between the two marks in the file."""
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        sys.exit(f"{path}: expected the lines {BEGIN!r} and {END!r}, to write the table between them")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+def costs(records: list[dict]) -> str:
+    """Markdown: a student's parameters, and the times of each group's quickest draw on two threads."""
+    rows = []
+    for (data, labels, flags), group in groups(records):
+        timed = [r for r in group if "training the students" in r["seconds"] and r["versions"].get("threads") == 2]
+        if not timed:
+            continue
+        quickest = min(timed, key=lambda r: sum(r["seconds"].values()))
+        seconds, parameters = quickest["seconds"], quickest["parameters"]
+        students, testing = seconds["training the students"], seconds["testing the students"]
+        before = sum(list(seconds.values())[: list(seconds).index("training the students")])
+        size = [f"{parameters[name] / 1e6:.1f}M" for name in ("total", "trainable")]
+        speed = len(quickest["students"]) * quickest["test_rows"] / testing
+        cells = [f"{before:.0f}", f"{students:.0f}", f"{speed:.0f}", f"`{flags}`" if flags else ""]
+        rows.append([data, str(labels), *size, *cells])
+    header = [
+        "data",
+        "labels a class",
+        "parameters",
+        "trained",
+        "teacher [s]",
+        "students [s]",
+        "rows/s tested",
+        "flags",
+    ]
+    return markdown(header, rows)
 
 
 if __name__ == "__main__":
     records = read_lines(LINES)
-    put(ROOT / "README.md", table([r for r in records if r["flags"] in DEFAULTS]))
-    put(ROOT / "docs" / "results.md", table(records))
+    defaults = [r for r in records if r["flags"] in DEFAULTS]
+    put(ROOT / "README.md", {"results": table(defaults)})
+    put(ROOT / "docs" / "results.md", {"results": table(records), "costs": costs(defaults)})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.benchmarks import evidence
+from nanonet.benchmarks import evidence, tables
 from nanonet.cli import main
 from nanonet.config import TrainConfig
 
@@ -52,12 +52,25 @@ def test_the_table_is_means_and_deviations_and_the_files_keep_what_stands_around
     gold = evidence.table([line | {"seed": 0, "best": 0.9, "flags": evidence.GOLD}])
     assert gold.splitlines()[2] == "| d | 10 | 1 |  |  | 90.0 | 100.0 | `gold labels` |"
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter\n")
-    evidence.put(page, text)
-    assert page.read_text() == f"before\n{evidence.BEGIN}\n{text}\n{evidence.END}\nafter\n"
+    page.write_text("before\n<!-- results -->\nold\n<!-- end -->\nafter\n")
+    tables.put(page, {"results": text})
+    assert page.read_text() == f"before\n<!-- results -->\n{text}\n<!-- end -->\nafter\n"
     page.write_text("no marks")
-    with pytest.raises(SystemExit, match="page.md: expected the lines"):
-        evidence.put(page, text)
+    with pytest.raises(SystemExit, match="page.md: expected the marks"):
+        tables.put(page, {"results": text})
+
+
+def test_costs_are_those_of_the_quickest_draw_that_was_timed_on_two_threads():
+    line = {"data": "d", "labels_per_class": 10, "flags": "", "students": [0.5, 0.5], "test_rows": 100}
+    line |= {"parameters": {"total": 15_600_000, "trainable": 3_700_000}, "versions": {"threads": 2}}
+
+    def seconds(slow: float) -> dict:
+        stages = {"tuning on the labels": 2.0, "embedding the texts": 3.0, "training the students": 7.0}
+        return {"seconds": {name: slow * t for name, t in {**stages, "testing the students": 0.5}.items()}}
+
+    lines = [line | seconds(2), line | seconds(1), line | seconds(0.1) | {"versions": {"threads": 1}}]
+    lines.append(line | {"seconds": {}, "data": "untimed"})
+    assert evidence.costs(lines).splitlines()[2:] == ["| d | 10 | 15.6M | 3.7M | 5 | 7 | 400 |  |"]
 
 
 @pytest.mark.parametrize(
