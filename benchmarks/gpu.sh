@@ -57,8 +57,15 @@ install() {
     "$python" -c 'import nanonet; from nanonet.backends import cuda; print(cuda.build_info())'
 }
 bench() { "$python" -m nanonet bench --device cuda --dtypes bfloat16 --json "$@" >>"$OUT/gpu.jsonl"; }
-export -f machine install bench
-export python arch NANONET_COMMIT
+# Whole training steps; of an encoder with random weights, which need not be fetched.
+step() {
+  "$python" benchmarks/blank_encoder.py "$work/encoder" &&
+    bench --step --teacher "$work/encoder" --students 1,4 --tunings bias,lora --batch 32 --no-memory
+}
+export -f machine install bench step
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export python arch work NANONET_COMMIT
 
 pytest=("$python" -m pytest -q --import-mode=importlib -p no:cacheprovider)
 workers=()
@@ -74,6 +81,7 @@ cat "$OUT/gpu.log"
 part install 150 bash -c install
 part loss 70 bash -c 'bench --eager-only'
 part linear 60 bash -c 'bench --linear'
+part step 75 bash -c step
 part tests 90 "${pytest[@]}" "${workers[@]}" tests/gpu
 part kernels 90 "${pytest[@]}" "${workers[@]}" tests/kernels --ignore tests/kernels/test_compile.py
 part memcheck 60 "${bare[@]}" "${sanitizer[@]}" --tool memcheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"

