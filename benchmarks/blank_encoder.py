@@ -2,6 +2,8 @@
 
     python benchmarks/blank_encoder.py FOLDER
     nanonet bench --step --teacher FOLDER
+
+Its words are a BPE of the docstrings that `pydocs` is.
 """
 
 from __future__ import annotations

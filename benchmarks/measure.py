@@ -177,17 +177,17 @@ def _gpu_versions(device: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the tree that is measured, marked where more than results has changed; outside a repository what
-    NANONET_COMMIT says."""
+    """The commit of the tree that is measured, marked where more than results has changed; without git or
+    a repository what NANONET_COMMIT says."""
 
-    def git(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+    def git(*words: str) -> str:
+        return subprocess.check_output(["git", *words], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
 
-    told = git("describe", "--always")
-    changed = git("diff", "--quiet", "HEAD", "--", ":/", ":(exclude,top)benchmarks/results").returncode
-    return (
-        told.stdout.strip() + "-dirty" * bool(changed) if told.returncode == 0 else os.environ.get("NANONET_COMMIT", "")
-    )
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results")
+        return git("describe", "--always").strip() + "-dirty" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return os.environ.get("NANONET_COMMIT", "")
 
 
 def device_name(device: str = "cpu") -> str:

@@ -205,7 +205,8 @@ def _forward(student, teacher, label, weights, row_weight, denominators, tempera
     # of a mixture stands beside K rows
     if weights is None and kernel is distill_tiles_kernel:
         blocks["maxnreg"] = 255
-        blocks["WIDTH"] //= 2 if (K + 1) * blocks["WIDTH"] == PER_THREAD_TILE["kl, mse"] else 1
+        if (K + 1) * blocks["WIDTH"] == PER_THREAD_TILE["kl, mse"]:
+            blocks["WIDTH"] = max(1, blocks["WIDTH"] // 2)
     elif divergence == JS and kernel is distill_rows_kernel:
         blocks["maxnreg"] = 168
     if weights is not None:

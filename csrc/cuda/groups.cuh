@@ -77,7 +77,8 @@ struct Exchange {
 // A block, or all blocks of a cluster.
 //
 // Two barriers of the cluster a row are enough: `statistics` is written again only after the barrier within sum(), and
-// `sums` only after the one within the next row's merge(); each follows every read of what was there before.
+// `sums` only after the one within the next row's merge(); each follows every read of what was there before. A row that
+// calls sum() twice needs another between.
 template <int kK, bool kCluster>
 struct Blocks {
   Exchange<kK>& exchange;

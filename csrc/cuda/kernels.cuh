@@ -71,9 +71,9 @@ NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource mak
   for (int64_t n = team; n < p.N; n += teams) {
     auto source = make_source(n, group.rank(), group.size());
     run_row<kK, kKl>(p, shared.reduction, group, source, n, shared.counted);
-    if (!p.loss || group.rank() != 0) continue;
-    __syncthreads();
-    if (threadIdx.x < 3 * kK && int(threadIdx.x) % kK < p.K) mine += shared.counted[threadIdx.x];
+    __syncthreads();  // the next row may lie where this one does
+    if (!p.loss) continue;
+    if (group.rank() == 0 && threadIdx.x < 3 * kK && int(threadIdx.x) % kK < p.K) mine += shared.counted[threadIdx.x];
     __syncthreads();
   }
   if (p.loss && group.rank() == 0) finish(p, shared.reduction, mine, team, teams);

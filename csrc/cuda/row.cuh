@@ -265,6 +265,7 @@ struct Row : RowState<kK, kKl, Group, Source> {
       NN_UNROLL
       for (int i = 0; i < 3 * kK; ++i) sums[i] = 0;
       run_terms(sums);
+      if constexpr (kKl && Source::kRereads) group.cluster_barrier();  // others may still read the sums of run_kl
       group.sum(sums);
       if (!kKl && has_teacher() && !mse()) {
         NN_UNROLL

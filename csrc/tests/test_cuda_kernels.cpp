@@ -22,14 +22,15 @@ struct Case {
   double tau;
   bool teacher, labels, aligned, hard;  // hard: -inf classes, one-hot teacher, logits of 1e4, rows of NaN with weight 0
   int64_t N;
+  bool packed = false;  // a row begins where the one before it ends: each lies otherwise to the 16-byte grid
 };
 
 static std::string describe(const Case& t) {
   char text[200];
-  std::snprintf(text, sizeof text, "kernel %d K %d C %d cluster %d divergence %d dtype %d/%d tau %g%s%s%s%s",
+  std::snprintf(text, sizeof text, "kernel %d K %d C %d cluster %d divergence %d dtype %d/%d tau %g%s%s%s%s%s",
                 int(t.regime), t.K, t.C, t.cluster, int(t.kind), int(t.dtype), int(t.teacher_dtype), t.tau,
                 t.teacher ? "" : " no teacher", t.labels ? "" : " no labels", t.aligned ? " aligned" : "",
-                t.hard ? " hard" : "");
+                t.hard ? " hard" : "", t.packed ? " packed" : "");
   return text;
 }
 
@@ -100,7 +101,7 @@ static Inputs draw(const Case& t, std::mt19937& random) {
   Inputs in;
   const size_t C = size_t(t.C), N = size_t(t.N), K = size_t(t.K);
   std::normal_distribution<double> normal;
-  in.stride = t.aligned ? (C + 15) / 16 * 16 : C + 3;
+  in.stride = t.packed ? C : t.aligned ? (C + 15) / 16 * 16 : C + 3;
   in.label.assign(N, kUnlabelled);
   for (size_t r = 0; r <= K; ++r) {
     in.logits.emplace_back(r < K ? t.dtype : t.teacher_dtype, N * in.stride + 16);
@@ -335,6 +336,13 @@ int main() {
         run(Regime::kSweep, K, C, 1, kind, 5);
         run(Regime::kCluster, K, C, C == 611 ? 3 : 2, kind, 5);
       }
+    }
+  // rows of a cluster of which one has a chunk more than the next: none may be written over before it is done with
+  for (bool backwards : {false, true})
+    for (int K : {2, 8}) {
+      emulation::backwards = backwards, ++turn;
+      run_case({Regime::kCluster, K, 1011, 2, K == 2 ? kJs : kKl, Dtype::kBfloat16, Dtype::kBfloat16, 2, true, true, true,
+                false, 16, true}, random);
     }
   std::printf("%d cases, %d failures\n", turn, failures);
   return failures != 0;

@@ -118,6 +118,11 @@ def test_shapes(K, N, C, divergence, regime, device):
     check(*draw(K, N, C, torch.float32, device), divergence=divergence)
 
 
+def test_as_many_students_as_leave_a_lane_one_class(device, monkeypatch):
+    monkeypatch.setattr(distill, "ROWS_LIMIT", 0)
+    check(*draw(39, 1, 5, torch.float32, device))
+
+
 # 2050 is more than one tile of 256 lanes, and ragged
 @pytest.mark.parametrize("dtype", list(ATOL))
 @pytest.mark.parametrize("divergence", DIVERGENCES)
