@@ -10,7 +10,6 @@ use. SetFit's own defaults, but for at most `--steps` contrastive steps.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from datasets import Dataset
 from setfit import SetFitModel, Trainer, TrainingArguments
 
-from nanonet.benchmarks.evidence import read_lines, runs
+from nanonet.benchmarks.evidence import append, name_of, read_lines, runs
 from nanonet.benchmarks.measure import commit
 from nanonet.cohort.load import find_model
 from nanonet.commands import EvidenceConfig
@@ -42,7 +41,7 @@ def measure(data: str, labels: int, seed: int, steps: int) -> dict:
     trained = time.perf_counter()
     guess = model.predict(test.texts, batch_size=64, as_numpy=True, show_progress_bar=False)
     return {
-        "data": Path(data).name,
+        "data": name_of(data),
         "labels_per_class": labels,
         "seed": seed,
         "floor": None,
@@ -67,9 +66,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     name, path = f"SetFit, at most {given.steps} steps", Path(given.output)
     for labels, seed in runs(EvidenceConfig(labels=given.labels, seeds=given.seeds)):
-        key = (Path(given.data).name, labels, seed, name)
+        key = (name_of(given.data), labels, seed, name)
         if key not in {(r["data"], r["labels_per_class"], r["seed"], r["flags"]) for r in read_lines(path)}:
             record = {"flags": name, **measure(given.data, labels, seed, given.steps)}
-            with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(path, record)
             print(record["data"], labels, seed, record["teacher"])

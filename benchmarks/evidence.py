@@ -35,7 +35,36 @@ GOLD_FLAGS += " --teacher-steps 0 --targets classifier"  # the quickest: nobody 
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The records of a file; [] where there is none.
+
+    Raises:
+        InputError: a line that is no record.
+    """
+    records = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            record = json.loads(line)
+            record["data"], record["labels_per_class"], record["seed"], record["flags"]  # what a run is known by
+        except (ValueError, KeyError, TypeError):
+            what = "no record of a run (cut off?); delete it, or give another file"
+            raise InputError(f"--output {path}, line {number}: {what}") from None
+        records.append(record)
+    return records
+
+
+def append(path: Path, record: dict) -> None:
+    """Add a line, on a line of its own also where the last one was left without its end."""
+    with path.open("a+") as file:
+        file.seek(max(0, file.seek(0, 2) - 1))
+        whole = file.read() in ("", "\n")
+        file.write("" if whole else "\n")
+        file.write(json.dumps(record) + "\n")
+
+
+def name_of(data: str) -> str:
+    """What a data set is called: the last part of its folder, file or id."""
+    path = Path(data).expanduser()
+    return path.resolve().name if path.exists() else path.name
 
 
 def measure(data: str, seed: int, flags: list[str]) -> dict:
@@ -47,7 +76,7 @@ def measure(data: str, seed: int, flags: list[str]) -> dict:
             raise InputError(f"nanonet train {' '.join(flags)}: failed, as it says above; the lines so far are kept")
         report = json.loads((output / "report.json").read_text())
     return {
-        "data": Path(data).name,
+        "data": name_of(data),
         "seed": seed,
         "floor": report["floor"]["accuracy"] if report["floor"] else None,
         "teacher": report["teacher"]["accuracy"],
@@ -69,7 +98,10 @@ def train_config(flags: str) -> TrainConfig:
     Raises:
         InputError: it makes nothing of them, or they are for this command to set.
     """
-    words = shlex.split(flags)
+    try:
+        words = shlex.split(flags)
+    except ValueError as error:
+        raise InputError(f"--flags {flags}: {error}; quote it as a shell wants it") from error
     given, named = parse(TrainConfig, words, "nanonet train", ""), {w.split("=")[0].replace("_", "-") for w in words}
     for name in ("data", "seed", "labels_per_class", "output", "resume", "overwrite", "teacher_cache"):
         flag = f"--{name.replace('_', '-')}"
@@ -89,7 +121,7 @@ def gold_folder(data: str, labels: int, seed: int, place: Path, given: TrainConf
     draw = draw_labels(known, labels, seed, len(dataset.classes), dataset.classes)
     order = np.random.default_rng([seed, 1]).permutation(len(draw.unlabelled))[: given.max_unlabelled or None]
     order = order[min(HELD_ROWS, len(order) // 10) :]
-    folder = place / Path(data).name
+    folder = place / name_of(data)
     folder.mkdir(parents=True)
     tables = {"train": (dataset.train, [*draw.labelled, *(draw.unlabelled[i] for i in order)])}
     if dataset.test:
@@ -134,7 +166,7 @@ def evidence(config: EvidenceConfig) -> None:
     given, flags_given = train_config(config.flags), config.flags.strip()
     for labels, seed in runs(config) if config.data else ():
         variant = " ".join(word for word in (GOLD if config.gold else "", flags_given) if word)
-        key = (Path(config.data).name, labels, seed, variant)
+        key = (name_of(config.data), labels, seed, variant)
         if key in {(r["data"], r["labels_per_class"], r["seed"], r["flags"]) for r in read_lines(path)}:
             continue
         flags = ["--teacher-cache", config.teacher_cache] if config.teacher_cache else []
@@ -146,8 +178,7 @@ def evidence(config: EvidenceConfig) -> None:
             else:
                 record = measure(config.data, seed, ["--labels-per-class", str(labels), *flags])
         record = {"labels_per_class": labels, "flags": variant, **record}
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append(path, record)
     print(table(read_lines(path)))
 
 

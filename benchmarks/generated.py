@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanonet.benchmarks.evidence import ROOT, measure, read_lines, spread
+from nanonet.benchmarks.evidence import append, measure, name_of, read_lines, spread
+from nanonet.benchmarks.tables import ROOT
 from nanonet.data.read import load_dataset
 from nanonet.data.split import draw_labels
 
@@ -94,7 +95,7 @@ def main() -> None:
         kinds = [
             kind
             for kind in arguments.kinds.split(",")
-            if (Path(arguments.data).name, seed, arguments.texts, kind, " ".join(arguments.flags)) not in done
+            if (name_of(arguments.data), seed, arguments.texts, kind, " ".join(arguments.flags)) not in done
         ]
         if not kinds:
             continue
@@ -109,8 +110,7 @@ def main() -> None:
             record |= {"labels_per_class": arguments.labels, "texts": arguments.texts, "kind": kind}
             record |= {"flags": " ".join(arguments.flags), "generator": Path(arguments.generator).name}
             LINES.parent.mkdir(exist_ok=True)
-            with LINES.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(LINES, record)
             print(json.dumps(record), flush=True)
     if arguments.table:
         print(table())

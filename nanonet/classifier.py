@@ -12,12 +12,14 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import nanonet.cnn_model  # noqa: F401  tells transformers of CNN students
-from nanonet.cohort.load import check_tokenizer, quiet, read_pretrained
+from nanonet.cohort.build import probe
+from nanonet.cohort.load import check_tokenizer, check_vocabulary, quiet, read_pretrained
 from nanonet.config import InputError
 from nanonet.data.batches import Encoded, encode
 from nanonet.folder import MARK
 
 CURE = "give a folder that nanonet train or save_pretrained wrote"
+TOLERANCE = 1e-4  # of the largest logit
 MAX_TOKENS = 128  # where neither the user nor the model's run says
 
 
@@ -40,24 +42,20 @@ class Classifier:
         wanted = max_tokens or min(_run_tokens(self.folder) or MAX_TOKENS, room)
         check_tokens(wanted, room)
         encoded = encode(self.tokenizer, texts, wanted)
-        words: Any = self.model.get_input_embeddings()
-        known = len(words.weight)
-        if len(encoded.ids) and int(encoded.ids.max()) >= known:
-            raise InputError(f"--model {self.folder}: its tokenizer knows more tokens than the model ({known}); {CURE}")
+        if len(encoded.ids):
+            check_vocabulary(int(encoded.ids.max()), self.model, f"--model {self.folder}")
         return encoded
 
 
 def most_tokens(model: PreTrainedModel) -> int:
-    """Tokens that the model has position embeddings for, in whole eights, as batches are padded.
-
-    10**6 where positions are computed, as ModernBERT's are.
-    """
+    """Tokens that the model has positions for, in whole eights, as batches are padded; 10**6 where it does not say."""
+    room = getattr(model.config, "max_position_embeddings", None) or 10**6
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa's kind counts positions from the padding's own
             first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return (module.num_embeddings - first) // 8 * 8
-    return 10**6
+            room = min(room, module.num_embeddings - first)
+    return room // 8 * 8
 
 
 def check_tokens(max_tokens: int, room: int) -> None:
@@ -128,7 +126,20 @@ def load_classifier(folder: Path) -> Classifier:
         raise InputError(f"--model {folder}: not a classifier into one of two or more classes; {CURE}")
     if len(set(names.values())) < len(names):
         raise InputError(f"--model {folder}: two classes have one name; give each its own in config.json's id2label")
-    return Classifier(model.eval(), tokenizer, [str(names[i]) for i in range(len(names))], folder)
+    _check_padding(model.eval(), tokenizer.pad_token_id, what)
+    return Classifier(model, tokenizer, [str(names[i]) for i in range(len(names))], folder)
+
+
+@torch.inference_mode()
+def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
+    """Refuse a model whose answer to a text depends on the padding that a longer text beside it brings."""
+    ids, mask = probe(model.config)
+    alone, shown = ids[:1], mask[:1]
+    padded, hidden = torch.full_like(alone, pad_id), torch.zeros_like(shown)
+    wanted = model(input_ids=alone, attention_mask=shown).logits
+    got = model(input_ids=torch.cat([alone, padded], 1), attention_mask=torch.cat([shown, hidden], 1)).logits
+    if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1):
+        raise InputError(f"{what}: its answer depends on the padding beside a text; give a model that heeds the mask")
 
 
 def device() -> torch.device:

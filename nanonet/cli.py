@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -102,7 +105,13 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C."""
+    """Run one command; the exit code: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C, 143 after a
+    SIGTERM, which also leaves no temporary files."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without these letters still gets the table
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     config: Any = None
     try:
@@ -125,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:  # the help is printed
             return 0
         command.run(config)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return 0
     except InputError as error:
         print("nanonet: error: " + " ".join(str(error).split()), file=sys.stderr)
@@ -137,6 +147,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read our output has gone; the interpreter's own flush at exit must find something open
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        what = error.strerror or str(error)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"nanonet: error: {place}{what}; give another path, or make room there", file=sys.stderr)
+        return 2
 
 
 def _usage() -> str:

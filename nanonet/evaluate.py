@@ -91,7 +91,7 @@ def predict(config: PredictConfig) -> None:
     Standard output gets its rows as they are made; a file is there only when it is whole.
     """
     _check_batch(config.batch_rows)
-    if config.file and config.output and Path(config.output).expanduser().absolute() == _input(config).absolute():
+    if config.file and config.output and Path(config.output).expanduser().resolve() == _input(config).resolve():
         raise InputError(f"--output {config.output} is the input itself; give another file")
     classifier = load_classifier(find_classifier(config.model))
     classifier.model.to(device())  # type: ignore[arg-type]
@@ -135,6 +135,8 @@ def _input(config: PredictConfig) -> Path:
 @contextlib.contextmanager
 def _texts(config: PredictConfig) -> Iterator[Iterator[str]]:
     if not config.file:
+        if sys.stdin is None:
+            raise InputError("standard input is closed; give a file of texts")
         if sys.stdin.isatty():
             print("nanonet: one text a line, Ctrl-D to end", file=sys.stderr)
         yield _lines(sys.stdin.buffer, "standard input")
@@ -166,6 +168,8 @@ def _lines(file: BinaryIO | Iterable[bytes], name: str) -> Iterator[str]:
 def _output(name: str, overwrite: bool) -> Iterator[TextIO]:
     """Standard output, or a file that appears under its name at the end."""
     if not name:
+        if sys.stdout is None:
+            raise InputError("standard output is closed; give --output")
         yield sys.stdout
         return
     path = Path(name).expanduser()

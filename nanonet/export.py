@@ -46,8 +46,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if not config.output:
         what = "file, such as model.onnx" if config.format == "onnx" else "folder"
         raise InputError(f"--output is missing: name the {what}")
-    output = Path(config.output).expanduser().absolute()
-    _check_output(config, output, folder.absolute())
+    output = Path(config.output).expanduser().resolve()
+    _check_output(config, output, folder.resolve())
     if config.format == "onnx":
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
@@ -102,8 +102,15 @@ def _check_output(config: ExportConfig, output: Path, folder: Path) -> None:
     elif output.is_dir() and any(output.iterdir()):
         if not config.overwrite:
             raise InputError(f"--output {config.output} is not empty; give --overwrite to replace it")
-        if not (output / "config.json").exists():
+        if not _is_model(output):
             raise InputError(f"--overwrite: {config.output} is no model's folder; empty it yourself")
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _onnx(
@@ -125,19 +132,23 @@ def _onnx(
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
     axes = {0: "batch", 1: "length"}
-    with _silent():
-        # eval() on the wrapper too: the exporter puts back the wrapper's mode, and with it the model's dropout
-        torch.onnx.export(
-            Logits().eval(),
-            (ids, mask),
-            str(path),
-            dynamo=True,
-            dynamic_shapes=(axes, axes),
-            external_data=False,
-            input_names=["input_ids", "attention_mask"],
-            output_names=["logits"],
-            verbose=False,
-        )
+    try:
+        with _silent():
+            # eval() on the wrapper too: the exporter puts back the wrapper's mode, and with it the model's dropout
+            torch.onnx.export(
+                Logits().eval(),
+                (ids, mask),
+                str(path),
+                dynamo=True,
+                dynamic_shapes=(axes, axes),
+                external_data=False,
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    except Exception as error:  # pages of what the exporter met in an architecture
+        kind = type(classifier.model).__name__
+        raise InputError(f"--model: torch cannot write {kind} as ONNX; give --format huggingface") from error
     difference = _compare(_logits(onnx_session(path), encoded, classifier), wanted, "its ONNX form")
     facts: dict[str, Any] = {"int8": int8, "max_difference": difference}
     if int8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: it gets that name when the block ends, and goes away where the block fails."""
+    """A path beside `path` to write to: it gets that name when the block ends, and goes away where the block fails.
+
+    Where `path` is a link, what it leads to is replaced.
+    """
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -23,3 +28,18 @@ def write(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def empty(folder: Path, last: str = "") -> None:
+    """Delete what the folder holds, not the folder itself; the file named `last` when all else is gone."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def lies_in(path: str, folder: Path) -> bool:
+    """Whether `path` is something that is there, and is `folder` or lies in it; links are followed."""
+    found = Path(path).expanduser()
+    return bool(path) and found.exists() and found.resolve().is_relative_to(folder.resolve())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 
 from nanonet.checkpoint import changes
 from nanonet.config import InputError, TrainConfig
-from nanonet.files import write
+from nanonet.files import empty, lies_in, write
 
 MARK = "config.yaml"  # what tells a folder of ours from any other
 
@@ -28,18 +30,23 @@ def check_folder(config: TrainConfig) -> Path:
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not os.access(nearest, os.W_OK):
         raise InputError(f"--output {folder}: {nearest} cannot be written to; give another folder")
-    full, ours = folder.is_dir() and any(folder.iterdir()), (folder / MARK).exists()
-    if config.overwrite and full and not ours:
-        raise InputError(f"--overwrite: {folder} was not made by nanonet train (it has no {MARK}); empty it yourself")
-    if config.resume and not ours:
+    full, settings = folder.is_dir() and any(folder.iterdir()), _settings(folder)
+    if config.overwrite and full and not settings:
+        raise InputError(
+            f"--overwrite: {folder} was not made by nanonet train (it has no {MARK} of one); empty it yourself"
+        )
+    for name in ("data", "unlabelled", "teacher", "teacher_cache") if config.overwrite and full else ():
+        if lies_in(getattr(config, name) or "", folder):
+            flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
+            raise InputError(f"--overwrite: {flag} lies in {folder}, which would be emptied; give another --output")
+    if config.resume and not (folder / MARK).exists():
         raise InputError(f"--resume: {folder} holds no run to go on with; leave --resume out to start one")
     if full and not config.resume and not config.overwrite:
         raise InputError(f"--output {folder} is not empty: give --resume to go on, or --overwrite to replace it")
     if config.resume:
-        try:
-            changed = changes(yaml.safe_load((folder / MARK).read_text(encoding="utf-8")), config)
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-            raise InputError(f"--resume: {folder / MARK} is damaged; give --overwrite to start again") from error
+        if not settings:
+            raise InputError(f"--resume: {folder / MARK} is damaged; empty the folder to start again")
+        changed = changes(settings, config)
         if changed:
             raise InputError(f"--resume: {folder} was begun with other settings ({changed}); give the same ones")
         if (folder / "report.json").exists():
@@ -47,14 +54,42 @@ def check_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def open_folder(config: TrainConfig, folder: Path) -> None:
-    """Make the folder that `check_folder` let pass, emptied where it is overwritten, and mark it as ours."""
-    if config.overwrite and folder.exists():
-        shutil.rmtree(folder)
+def _settings(folder: Path) -> dict:
+    """What the folder's run was told; empty where no run of ours made it."""
+    try:
+        found = yaml.safe_load((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    return found if isinstance(found, dict) and found.keys() <= known else {}
+
+
+@contextmanager
+def open_folder(config: TrainConfig, folder: Path) -> Iterator[None]:
+    """Make the folder that `check_folder` let pass, emptied where it is overwritten, and mark it as ours. Within the
+    block no other run can open it.
+
+    Raises:
+        InputError: it cannot be made, or another run has it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"--output {folder}: cannot be made ({error.strerror}); give another folder") from error
-    # what to train, not how this folder was opened: --config with another --output has to work
-    kept = dataclasses.replace(config, resume=False, overwrite=False)
-    write(folder / MARK, yaml.safe_dump(dataclasses.asdict(kept), sort_keys=False))
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                what = "another run is writing there; wait for it, or give another folder"
+                raise InputError(f"--output {folder}: {what}") from None
+        check_folder(config)  # another run may have been there since
+        if config.overwrite:
+            empty(folder, last=MARK)
+        # what to train, not how this folder was opened: --config with another --output has to work
+        kept = dataclasses.replace(config, resume=False, overwrite=False)
+        write(folder / MARK, yaml.safe_dump(dataclasses.asdict(kept), sort_keys=False))
+        yield
+    finally:
+        os.close(held)

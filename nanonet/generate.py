@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from nanonet.classifier import device
-from nanonet.cohort.load import find_model, quiet, read_pretrained
+from nanonet.cohort.load import check_vocabulary, find_model, quiet, read_pretrained
 from nanonet.commands import GenerateConfig
 from nanonet.config import InputError
 from nanonet.data.batches import BatchPlan
@@ -56,6 +56,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     if longest + 2 > config.max_tokens:
         raise InputError(f"--max-tokens {config.max_tokens}: a prompt alone takes {longest}; give more")
     rows = [_row(tokenizer, prompts[label], text, config.max_tokens) for text, label in zip(texts, labels, strict=True)]
+    check_vocabulary(max(max(ids) for ids, _ in rows), model, f"--model {config.model}")
     model.to(device())
     dropped: Counter[str] = Counter()
     with Progress() as progress, quiet():
@@ -180,12 +181,15 @@ def _check(config: GenerateConfig) -> None:
     if not config.labelled:
         raise InputError("--labelled is missing: give a file or folder of the few texts and their labels")
     least = {"count": 1, "tries": 1, "batch_rows": 1, "sample_rows": 1, "lora_rank": 1, "max_tokens": 4}
-    least |= {"steps": 0, "seed": 0, "threads": 0, "labels_per_class": 0, "least_words": 0}
+    least |= {"steps": 0, "seed": 0, "threads": 0, "labels_per_class": 0, "least_words": 1}
     for name, number in least.items():
         if getattr(config, name) < number:
             refuse(name, f"give {number} or more")
-    if config.seed > 2**32 - 1:
-        refuse("seed", f"give {2**32 - 1} or less")
+    for name, most in {"seed": 2**32 - 1, "threads": os.cpu_count() or 1}.items():
+        if getattr(config, name) > most:
+            refuse(name, f"give {most} or less")
+    if config.tuning != "lora" and config.lora_rank != GenerateConfig.lora_rank:
+        refuse("lora_rank", f"it means nothing to --tuning {config.tuning}; leave it out")
     if not 0 < config.temperature < float("inf"):
         refuse("temperature", "give a number above 0")
     if not 0 <= config.learning_rate < float("inf"):
@@ -213,6 +217,8 @@ def _check_output(config: GenerateConfig) -> Path:
     source = Path(config.labelled).expanduser()
     if output.exists() and source.exists() and output.samefile(source):
         raise InputError(f"{what} is the input itself; give another file")
+    if source.is_dir() and output.parent.samefile(source) and output.name.split(".")[0] in ("train", "test"):
+        raise InputError(f"{what} would be taken for the data of --labelled; give another name")
     if output.exists() and not config.overwrite:
         raise InputError(f"{what} is there already; give --overwrite to replace it")
     return output

@@ -8,7 +8,7 @@ All input is read and checked before the output folder is touched.
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,10 @@ from nanonet import checkpoint, kept, report
 from nanonet.choice import check_labels, choose, trial_rows
 from nanonet.classifier import check_tokens, most_tokens
 from nanonet.classifier import device as find_device
+from nanonet.cohort.build import check_encoder
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
-from nanonet.cohort.load import find_model, load_encoder, load_tokenizer, quiet
+from nanonet.cohort.load import check_vocabulary, find_model, load_encoder, load_tokenizer, quiet
 from nanonet.cohort.mapping import layer_mapping
 from nanonet.cohort.stack import Cohort, Lora, build_cohort
 from nanonet.cohort.views import parse_views
@@ -83,6 +84,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         mapping = layer_mapping(config.layer_mapping, config.students, config.student_layers, depth)
     check_tokens(config.max_tokens, most_tokens(encoder))
     material = prepare(config, tokenizer)
+    largest = max(int(part.ids.max()) for part in (material.rows, material.held, material.test) if len(part.ids))
+    check_vocabulary(largest, encoder, f"--teacher {config.teacher}")
+    tuned = config.teacher_mode == "frozen" and config.teacher_steps > 0
+    check_encoder(encoder, layers=tuned or not convolutional)
     given = config
     if not config.steps:
         config = replace(config, steps=max(STEPS, STEPS_A_CLASS * len(material.classes)))
@@ -98,9 +103,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     else:
         cohort = build_cohort(encoder, mapping, material.classes, config.tuning, lora=lora, seed=config.seed)
     cohort.checkpointing = config.gradient_checkpointing
+    whole = None
+    if config.teacher_mode == "online":
+        every_layer = [list(range(depth))]
+        whole = build_cohort(encoder, every_layer, material.classes, config.tuning, lora=lora, seed=config.seed + 1)
     pad_id, device = tokenizer.pad_token_id, accelerator.device
 
-    with Progress(main) as progress:
+    with Progress(main) as progress, ExitStack() as locked:
 
         def logits(model: Cohort, rows: Encoded, what: str) -> Tensor:
             with progress.stage(what, len(rows)) as tick, accelerator.autocast():
@@ -110,10 +119,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         # the teacher's tuning has no gradient scaler, which float16 would need
         autocast = nullcontext if config.precision == "float16" else accelerator.autocast
         pretrained = Encoder(encoder, pooling_of(*find_model(config.teacher)), pad_id, device, autocast)
-        tuned = config.teacher_mode == "frozen" and config.teacher_steps > 0
         key = kept.fingerprint(config, material.rows, material.label, encoder, pretrained.pooling)
         if main:
-            open_folder(given, folder)
+            locked.enter_context(open_folder(given, folder))
             # a resumed run takes the teacher that it has
             if not (folder / TARGETS).exists():
                 if not (cache and kept.take(cache, key, folder)):
@@ -126,9 +134,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             body = replace(pretrained, model=load_encoder(str(folder / BODY)))
         soft: Tensor | None = frozen.soft
         online = None
-        if config.teacher_mode == "online":
-            every_layer = [list(range(depth))]
-            whole = build_cohort(encoder, every_layer, material.classes, config.tuning, lora=lora, seed=config.seed + 1)
+        if whole:
             online, soft = OnlineTeacher(whole, frozen.choice.trust), None
 
         if config.tensorboard:

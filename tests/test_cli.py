@@ -6,8 +6,10 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from nanonet import cli
 from nanonet.cli import COMMANDS, main
 from nanonet.commands import EvaluateConfig, PredictConfig
 from nanonet.config import InputError, TrainConfig, describe
+from nanonet.evaluate import ROWS_AT_ONCE
 from nanonet.flags import parse, read_yaml, shown
 
 FLAGS = [(name, field) for name, command in COMMANDS.items() for field in dataclasses.fields(command.config)]
@@ -292,6 +295,19 @@ def test_a_failure_leaves_no_predictions(run: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "t.txt").write_text("a\nb\nc\nd\n\n")
     assert main(["predict", str(tmp_path / "t.txt"), "--model", str(run), "--output", str(tmp_path / "o")]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+
+
+def test_terminated_it_leaves_no_predictions(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nanonet", "predict", "--model", str(run), "--output", str(tmp_path / "o")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        process.stdin.write(b"a cat\n" * (ROWS_AT_ONCE + 1))
+        process.stdin.flush()
+        while not list(tmp_path.iterdir()):  # the first rows are there, and it waits for more
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert not list(tmp_path.iterdir())
 
 
 # --- info

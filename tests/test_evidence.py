@@ -60,6 +60,25 @@ def test_the_table_is_means_and_deviations_and_the_files_keep_what_stands_around
         tables.put(page, {"results": text})
 
 
+def test_a_file_of_lines_that_was_cut_off_is_refused_and_one_without_its_last_end_goes_on(tmp_path: Path, capsys):
+    path = tmp_path / "lines.jsonl"
+    line = {"data": "d", "labels_per_class": 10, "seed": 0, "flags": ""}
+    path.write_text(json.dumps(line))
+    evidence.append(path, line | {"seed": 1})
+    evidence.append(path, line | {"seed": 2})
+    assert [record["seed"] for record in evidence.read_lines(path)] == [0, 1, 2]
+    path.write_text(path.read_text()[:-20])
+    assert main(["evidence", "--output", str(path)]) == 2
+    assert "line 3: no record of a run" in capsys.readouterr().err
+
+
+def test_a_folder_is_called_by_its_name_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert evidence.name_of(".") == evidence.name_of(str(tmp_path / "mine")) == "mine"
+    assert evidence.name_of("owner/set") == "set" and evidence.name_of("pydocs") == "pydocs"
+
+
 def test_costs_are_those_of_the_quickest_draw_that_was_timed_on_two_threads():
     line = {"data": "d", "labels_per_class": 10, "flags": "", "students": [0.5, 0.5], "test_rows": 100}
     line |= {"parameters": {"total": 15_600_000, "trainable": 3_700_000}, "versions": {"threads": 2}}

@@ -38,6 +38,17 @@ def run(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@NEEDS_ONNX
+def test_what_torch_cannot_write_as_onnx(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise RuntimeError("a page\nof graph")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    assert main(["export", "--model", str(run), "--output", str(tmp_path / "m.onnx")]) == 2
+    assert "torch cannot write BertForSequenceClassification as ONNX; give --format" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def logits(folder: Path, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():

@@ -64,6 +64,28 @@ def find_parts(model: PreTrainedModel) -> Parts:
     return Parts(prefix + "." if prefix else "", ".".join(steps[:end]) + ".", layers + ".")
 
 
+@torch.no_grad()
+def check_encoder(teacher: PreTrainedModel, layers: bool) -> None:
+    """Refuse a teacher that needs more than ids and a mask, or whose `layers` have to be found and are not.
+
+    Raises:
+        InputError: names its kind.
+    """
+    if layers:
+        find_parts(teacher)
+    ids, mask = probe(teacher.config)
+    try:
+        hidden = teacher(input_ids=ids, attention_mask=mask).last_hidden_state
+        fits = hidden.shape[:2] == ids.shape
+    except Exception:  # whatever an architecture makes of them
+        fits = False
+    if not fits:
+        raise InputError(
+            f"--teacher: {type(teacher).__name__} makes no vector of every token from ids and a mask alone;"
+            " give an encoder such as BERT, RoBERTa or ModernBERT"
+        )
+
+
 def check_mapping(teacher: PreTrainedModel, mapping: Sequence[Sequence[int]]) -> None:
     """Refuse students whose layers do not fit the slots that they are put in.
 

@@ -151,7 +151,7 @@ def _compare(cohort: Cohort, k: int, model: Any) -> None:
 
 def _in_place(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a sibling of `folder`, then put it in place of what is there; on failure leave no trace."""
-    folder = folder.absolute()
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
     try:

@@ -65,9 +65,14 @@ def _package_folder(name: str, flag: str) -> Path | None:
     module_name = name.replace("-", "_").lower()
     if not module_name.isidentifier():
         return None
-    spec = importlib.util.find_spec(module_name)
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except ValueError:  # __main__ has none
+        spec = None
     # read, not imported: a model's id may also be the name of a package that has nothing to do with it
-    if spec is None or not spec.origin or b"def get_model_path" not in Path(spec.origin).read_bytes():
+    if spec is None or not spec.has_location or not spec.origin:
+        return None
+    if b"def get_model_path" not in Path(spec.origin).read_bytes():
         return None
     folder = Path(importlib.import_module(module_name).get_model_path())
     if not (folder / "config.json").is_file():
@@ -141,15 +146,24 @@ def read_pretrained(loader: Any, source: str, what: str, cure: str, **options: A
     Raises:
         InputError: one line of the reason, and the cure.
     """
-    from safetensors import SafetensorError
-
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever a folder's settings make of transformers
         reason = re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0].rstrip(".")[:160]
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than config.json says"
         raise InputError(f"{what}: {loader.__name__} cannot load it ({reason}); {cure}") from error
+
+
+def check_vocabulary(largest: int, model: Any, what: str) -> None:
+    """Refuse token ids up to `largest` of which the model has no embedding.
+
+    Raises:
+        InputError: says how many it has.
+    """
+    known = len(model.get_input_embeddings().weight)
+    if largest >= known:
+        raise InputError(f"{what}: its tokenizer knows more tokens than the model ({known}); get both from one place")
 
 
 def check_tokenizer(tokenizer: Any, what: str) -> Any:

@@ -87,6 +87,8 @@ def check_columns(source: Path | str, place: str, there: Iterable[str], columns:
     """Raise InputError for the first of `columns` that is not `there`."""
     there = list(there)
     for setting, column in columns.items():
+        if there.count(column) > 1:
+            raise problem(source, "the header names it twice: rename one", place, column)
         if column not in there:
             what = f"no such column: set {setting} to one of {listing(there)}" if there else "no columns at all"
             raise problem(source, what, place, column)
@@ -135,9 +137,6 @@ def _separated(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterat
         if not header:
             header = fields
             check_columns(path, place, header, columns)
-            for column in columns.values():
-                if header.count(column) > 1:
-                    raise problem(path, "the header names it twice: rename one", place, column)
             wanted = [header.index(column) for column in columns.values()]
         elif len(fields) != len(header):
             what = f"{len(fields)} fields where the header has {len(header)}: quote texts that hold the separator"
@@ -197,6 +196,6 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
                 for values in zip(*(batch.column(column).to_pylist() for column in columns.values()), strict=True):
                     number += 1
                     yield f"row {number}", list(values)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = f"not sound Parquet ({shorten(str(error))}): write it again"
         raise problem(path, what, f"after row {number}") from error

@@ -103,7 +103,7 @@ def read_classes(path: Path) -> list[str]:
         raise problem(path, f"cannot be read ({error.strerror}): check its permissions") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise problem(path, f"{shorten(names, 30)} is no list of names: {cure}")
-    names = [name.strip() for name in names]
+    names = [_whole(name.strip(), "name", path, "", "") for name in names]
     if len(names) < 2 or len(set(names)) < len(names):
         raise problem(path, f"{len(names)} names, {len(set(names))} different: {cure}")
     return names
@@ -201,12 +201,7 @@ def _text(value: object, source: Path | str, place: str, column: str) -> str:
         raise problem(source, f"the text is {shorten(value, 30)}, not a string: write it in quotes", place, column)
     if not value.strip():
         raise problem(source, "the text is empty: fill it in or delete the row", place, column)
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        what = f"the text holds half a character ({shorten(value[error.start])}): write it whole or delete it"
-        raise problem(source, what, place, column) from error
-    return value
+    return _whole(value, "text", source, place, column)
 
 
 def _label(value: object, source: Path | str, place: str, column: str) -> str:
@@ -217,7 +212,16 @@ def _label(value: object, source: Path | str, place: str, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         what = f"the label {shorten(value, 30)} is neither a whole number nor a name: write one of the two"
         raise problem(source, what, place, column)
-    return str(value).strip()
+    return _whole(str(value).strip(), "label", source, place, column)
+
+
+def _whole(value: str, what: str, source: Path | str, place: str, column: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"the {what} holds half a character ({shorten(value[error.start])}): write it whole or delete it"
+        raise problem(source, half, place, column) from error
+    return value
 
 
 def _by_number(name: str, classes: list[str], source: Path | str, place: str, column: str) -> int:

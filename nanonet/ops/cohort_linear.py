@@ -51,9 +51,11 @@ def cohort_linear(
 
 
 def _autocast(x: Tensor, *others: Tensor | None) -> list:
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+    if isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        return [t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in (x, *others)]
+        # float64 stays as it is
+        cast = (torch.float32, torch.bfloat16, torch.float16)
+        return [t.to(dtype) if isinstance(t, Tensor) and t.dtype in cast else t for t in (x, *others)]
     return [x, *others]
 
 
@@ -70,6 +72,9 @@ def _check(x, weight, bias, lora_a, lora_b, scale, seed, dropout) -> None:
         raise ValueError(
             f"expected x (K,M,D) or (M,D) and weight (F,D) or (K,F,D), got {_shape(x)} and {_shape(weight)}"
         )
+    for name, value in (("bias", bias), ("lora_a", lora_a), ("lora_b", lora_b), ("scale", scale), ("seed", seed)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if (lora_a is None) != (lora_b is None):
         raise ValueError("lora_a and lora_b: expected both or neither")
     K, (F, D) = _students(x, weight, bias, lora_a), weight.shape[-2:]
@@ -85,8 +90,8 @@ def _check(x, weight, bias, lora_a, lora_b, scale, seed, dropout) -> None:
     for name, (value, shapes) in wanted.items():
         if value is None:
             continue
-        if not isinstance(value, Tensor) or value.dtype != x.dtype:
-            raise TypeError(f"{name}: expected {x.dtype} like x, got {getattr(value, 'dtype', type(value).__name__)}")
+        if value.dtype != x.dtype:
+            raise TypeError(f"{name}: expected {x.dtype} like x, got {value.dtype}")
         if value.shape not in shapes:
             raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}, got {_shape(value)}")
         if value.device != x.device:

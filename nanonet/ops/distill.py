@@ -91,12 +91,15 @@ def distill_loss(
     Raises:
         As `distill_terms`. Only `student` is differentiable: anything else that requires grad raises.
 
-    Error: as `distill_terms`; the gradient is rounded once, to the student's dtype.
+    Error: as `distill_terms`; the gradient is rounded once, to the student's dtype. A float16 student that wants a
+    gradient is taken in float32: made before a GradScaler's factor is known, one in float16 would underflow.
     """
     weights = _as_tensor("weights", weights, student)
     denominators = None if denominators is None else _as_tensor("denominators", denominators, student)
     code = _check(student, teacher, label, weights, row_weight, denominators, temperature, divergence)
     need_grad = student.requires_grad and torch.is_grad_enabled()
+    if need_grad and student.dtype == torch.float16:
+        student = student.float()
     call: Any = torch.ops.nanonet.distill_loss if torch.compiler.is_compiling() else _DistillLoss.apply
     loss, means, _ = call(student, teacher, label, weights, row_weight, denominators, temperature, code, need_grad)
     return loss, means
@@ -264,7 +267,11 @@ class _DistillLoss(torch.autograd.Function):
             return (None,) * 9
         (dstudent,) = ctx.saved_tensors
         # The buffer is handed out, scaled where it lies, unless somebody could still see it.
-        if type(dstudent) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
+        if (
+            type(dstudent) is not Tensor
+            or torch._C._autograd._get_current_graph_task_keep_graph()
+            or torch._C._functorch.is_legacy_batchedtensor(dloss)  # of is_grads_batched
+        ):
             dstudent = (dstudent * dloss).to(dstudent.dtype)
         else:
             torch.ops.nanonet.distill_scale_.default(dstudent, dloss)

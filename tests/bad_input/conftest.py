@@ -1,16 +1,18 @@
 """What a user can get wrong: one line that names the thing and the cure, exit code 2, and nothing touched.
 
-In a case's arguments {data}, {encoder} and {run} are good ones, {out} is where the output would be, {here} the working
-folder, {shared} what a short training needs besides.
+In a case's arguments {data}, {encoder} and {run} are good ones, {small} is an encoder of too few words, {out} is where
+the output would be, {here} the working folder, {shared} what a short training needs besides.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from transformers import BertModel
 
 from nanonet.cli import main
 
@@ -24,11 +26,23 @@ def run(tiny_data: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.fixture(scope="session")
+def small(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder, with fewer words than its tokenizer knows."""
+    folder = tmp_path_factory.mktemp("small")
+    shutil.copytree(tiny_encoder, folder, dirs_exist_ok=True)
+    model = BertModel.from_pretrained(folder)
+    model.resize_token_embeddings(20)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def fill(tiny_data: Path, tiny_encoder: Path, run: Path, tmp_path: Path) -> Callable[[str], list[str]]:
+def fill(tiny_data: Path, tiny_encoder: Path, run: Path, small: Path, tmp_path: Path) -> Callable[[str], list[str]]:
     out = tmp_path / "out"
     shared = f"--data {tiny_data} --teacher {tiny_encoder} --output {out} --max-tokens 32 --steps 2"
     places = {"data": tiny_data, "encoder": tiny_encoder, "run": run, "here": tmp_path, "out": out, "shared": shared}
+    places["small"] = small
     return lambda words: words.format(**places).split()
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer, FNetConfig, FNetForSequenceClassification
 
 from nanonet.cli import main
 
@@ -31,6 +33,7 @@ MODEL: dict[str, Case] = {
         "train --teacher {here}/m --data {data} --output {out}",
         ["m", "give a complete model folder with model.safetensors"],
     ),
+    "a module of Python's": ({}, "train --teacher os --data {data} --output {out}", ["os", "did not answer"]),
     "no hub": (
         {},
         "train --teacher some/encoder --data {data} --output {out}",
@@ -69,6 +72,8 @@ def test_bad_model(case: Case, refuses: Callable[..., None]) -> None:
         ({"hidden_size": 64}, "other shapes than config.json says"),
         ({"num_hidden_layers": 9}, "weights are missing"),
         ({"model_type": "nope"}, "cannot load it"),
+        ({"hidden_size": "x"}, "cannot load it"),
+        ({"id2label": ["a"]}, "cannot load it"),
     ],
 )
 def test_a_models_config_that_lies(
@@ -81,6 +86,17 @@ def test_a_models_config_that_lies(
     assert main(["predict", str(tmp_path / "t.txt"), "--model", str(tmp_path / "m")]) == 2
     err = capsys.readouterr().err
     assert fragment in err and err.count("\n") == 1
+
+
+def test_a_model_that_sees_the_padding(tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    tokenizer.save_pretrained(tmp_path / "m")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+    FNetForSequenceClassification(FNetConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "m")
+    (tmp_path / "t.txt").write_text("a cat\n")
+    assert main(["predict", str(tmp_path / "t.txt"), "--model", str(tmp_path / "m")]) == 2
+    assert "depends on the padding" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from nanonet.cli import main
+from nanonet.config import InputError, TrainConfig
+from nanonet.folder import open_folder
 
 # files in the working folder, arguments (see conftest.py), fragments of the message
 Case = tuple[dict[str, str | bytes], str, list[str]]
@@ -23,6 +25,26 @@ OUTPUT: dict[str, Case] = {
         {"out/a": "x"},
         "train --overwrite {shared}",
         ["was not made by nanonet", "empty it yourself"],
+    ),
+    "somebody else's settings": (
+        {"out/config.yaml": "site: mine\n", "out/src/a": "x"},
+        "train --overwrite {shared}",
+        ["was not made by nanonet", "empty it yourself"],
+    ),
+    "texts in what is emptied": (
+        {"out/config.yaml": "steps: 2\n", "out/d/train.jsonl": TWO},
+        "train --overwrite {shared} --data {out}/d",
+        ["--data", "would be emptied", "another --output"],
+    ),
+    "a cache in what is emptied": (
+        {"out/config.yaml": "steps: 2\n", "out/c/a": "x"},
+        "train --overwrite {shared} --teacher-cache {out}/c",
+        ["--teacher-cache", "would be emptied"],
+    ),
+    "a tokenizer of more words than the teacher has": (
+        {"out/config.yaml": "steps: 2\n"},
+        "train --overwrite {shared} --teacher {small}",
+        ["knows more tokens than the model (20)"],
     ),
     "nothing to resume": ({}, "train --resume {shared}", ["no run to go on with", "leave --resume out"]),
     "predictions into a folder": (
@@ -68,6 +90,23 @@ OUTPUT: dict[str, Case] = {
         "export --model {run} --format huggingface --overwrite --output {here}/d",
         ["no model's folder", "empty it yourself"],
     ),
+    "export over some program's settings": (
+        {"d/config.json": '{"port": 80}'},
+        "export --model {run} --format huggingface --overwrite --output {here}/d",
+        ["no model's folder", "empty it yourself"],
+    ),
+    "predictions over the texts by another name": (
+        {"t.txt": "a\n", "s/b": ""},
+        "predict {here}/t.txt --model {run} --overwrite --output {here}/s/../t.txt",
+        ["is the input itself"],
+    ),
+    "a name of 300 letters": ({}, "predict " + 300 * "a" + " --model {run}", ["name too long"]),
+    "a figure that is a folder": ({"x.png/a": ""}, "bench --plot {here}/x.png", ["--plot", "is a folder"]),
+    "texts over the data": (
+        {"d/train.jsonl": TWO},
+        "generate --model {run} --labelled {here}/d --overwrite --output {here}/d/train.jsonl",
+        ["for the data of --labelled", "another name"],
+    ),
     "export into the model": (
         {},
         "export --model {run}/best --format huggingface --output {run}/best/copy",
@@ -87,6 +126,25 @@ OUTPUT: dict[str, Case] = {
         ["--student 0", "nanonet train"],
     ),
 }
+
+
+def test_what_an_output_leads_to_is_emptied_and_not_the_link(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "outside").symlink_to(run)
+    words = ["train", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "link"), "--overwrite"]
+    assert main(words) == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "report.json").exists()
+    assert not (tmp_path / "real" / "outside").exists() and (run / "report.json").exists()
+
+
+def test_two_runs_into_one_folder(run: Path, tmp_path: Path) -> None:
+    config = TrainConfig(output=str(tmp_path / "out"))
+    with open_folder(config, tmp_path / "out"), pytest.raises(InputError, match="another run is writing there"):
+        with open_folder(config, tmp_path / "out"):
+            pass
+    with pytest.raises(InputError, match="not empty"), open_folder(config, tmp_path / "out"):
+        pass
 
 
 @pytest.mark.parametrize("case", OUTPUT.values(), ids=OUTPUT)

@@ -62,6 +62,20 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
     assert list(rows(path, COLUMNS)) == [(f"row {n}", list(record)) for n, record in enumerate(RECORDS, 1)]
 
 
+def test_parquet_with_two_columns_of_a_name_or_bytes_of_another_alphabet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "table.parquet"
+    parquet.write_table(pyarrow.table([["a"], [0], [1]], names=["text", "label", "label"]), path)
+    with pytest.raises(InputError, match="column 'label': the header names it twice"):
+        list(rows(path, COLUMNS))
+    latin = pyarrow.StringArray.from_buffers(1, *(pyarrow.py_buffer(b) for b in (b"\0\0\0\0\4\0\0\0", b"caf\xe9")))
+    parquet.write_table(pyarrow.table({"text": latin, "label": [0]}), path)
+    with pytest.raises(InputError, match="not sound Parquet"):
+        list(rows(path, COLUMNS))
+
+
 def test_a_json_file_may_also_hold_lines(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text("\n" + jsonl_text())

@@ -117,6 +117,16 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
         ".",
         ["labels.json", "1 names", "two or more"],
     ),
+    "labels.json of half a letter": (
+        {"train.csv": "text,label\na,0\n", "labels.json": '["a", "\\ud83d"]'},
+        ".",
+        ["labels.json", "the name holds half a character"],
+    ),
+    "half a letter for a label": (
+        {"a.jsonl": '{"text": "a", "label": "\\ud83d"}\n'},
+        "a.jsonl",
+        ["a.jsonl, line 1", "the label holds half a character"],
+    ),
     # --- bytes
     "latin-1": (
         {"a.csv": b"text,label\na,0\ncaf\xe9,1\n"},

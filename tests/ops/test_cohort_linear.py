@@ -155,6 +155,14 @@ def test_autocast_casts_as_a_linear_layer_does():
     with torch.autocast("cpu", torch.bfloat16):
         cohort_linear(**arguments).sum().backward()
     assert x.grad.dtype == torch.float32
+    wide = draw(dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cohort_linear(**wide), cohort_linear(**wide))
+        assert cohort_linear(**wide).dtype == torch.nn.functional.linear(wide["x"], wide["weight"]).dtype
+
+
+def test_shapes_alone():
+    assert cohort_linear(**{n: v.to("meta") for n, v in draw().items()}).shape == (3, 5, 4)
 
 
 def test_second_derivatives_raise():
@@ -172,6 +180,9 @@ def test_second_derivatives_raise():
         (dict(x=torch.ones(2, 5, 6).double()), ValueError, "bias: expected shape"),
         (dict(weight=torch.ones(6).double()), ValueError, "weight"),
         (dict(lora_b=None), ValueError, "both or neither"),
+        (dict(bias=[1.0]), TypeError, "bias: expected a tensor, got list"),
+        (dict(lora_a=[1.0], lora_b=[1.0]), TypeError, "lora_a: expected a tensor, got list"),
+        (dict(seed=3), TypeError, "seed: expected a tensor, got int"),
         (dict(lora_b=torch.ones(3, 4, 3).double()), ValueError, "lora_b: expected shape"),
         (dict(scale=torch.ones(2).double()), ValueError, "scale"),
         (dict(scale=torch.ones(3).double().requires_grad_()), ValueError, r"scale.detach\(\)"),

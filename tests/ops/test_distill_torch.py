@@ -78,6 +78,29 @@ def test_second_derivatives_raise(draw):
             torch.autograd.grad(value, student, create_graph=True)
 
 
+def test_a_float16_gradient_does_not_underflow_before_its_loss_scale():
+    g = torch.Generator().manual_seed(0)
+    student, teacher = 2 * torch.randn(2, 16, 3000, generator=g), 2 * torch.randn(16, 3000, generator=g)
+    gradients = []
+    for dtype in (torch.float16, torch.float64):
+        leaf = student.half().to(dtype).requires_grad_()
+        (65536 * distill_loss(leaf, teacher.half().to(dtype), weights=(0.0, 1.0, 0.0))[0]).backward()
+        assert leaf.grad.dtype == dtype
+        gradients.append(leaf.grad.double())
+    got, exact = gradients
+    assert got.all() and ((got - exact) / exact).abs().median() < 5e-4
+
+
+def test_a_batch_of_upstream_gradients(draw):
+    student, teacher, label = draw(2, 4, 6, torch.float32)
+    student.requires_grad_()
+    factors = torch.tensor([1.0, -2.0, 0.5])
+    loss, _ = distill_loss(student, teacher, label)
+    once = torch.autograd.grad(loss, student, retain_graph=True)[0]
+    together = torch.autograd.grad(loss, student, grad_outputs=factors, is_grads_batched=True)[0]
+    torch.testing.assert_close(together, factors[:, None, None, None] * once)
+
+
 def test_autocast_leaves_the_loss_alone(draw, full_loss):
     student, teacher, label = draw(2, 4, 6, torch.float32)
     plain = full_loss((student, teacher, label), (1.0, 1.0, 1.0))
