@@ -40,7 +40,7 @@ class Cohort(nn.Module):
     forward: input_ids, attention_mask (B,L), the same for every student, or (K,B,L) -> logits (K,B,C)
         chunk: students that run at a time, by default K; 1 on a CPU, where all at once take 4 to 12% longer
             (2-layer MiniLM, K=2 and 4). The result is the same but for rounding and the masks of dropout
-        perturbation: {student: (B,L,D)} added to the output of the word embeddings
+        perturbation: {student: (B,L,D)} added to the output of the embeddings: words, positions and norm together
         features: return (K,B,C+D): behind its logits each row's features, which the last linear layer makes them of
     group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
         longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
@@ -61,8 +61,7 @@ class Cohort(nn.Module):
         self.checkpointing = False
         self.group_rows = 12
         self._perturbation: list[Tensor | None] = []
-        word = model.get_input_embeddings()
-        word.register_forward_hook(self._perturb)
+        self.embeddings().register_forward_hook(self._perturb)
 
     def forward(
         self,
@@ -148,6 +147,10 @@ class Cohort(nn.Module):
             self._perturbation = []
         made = torch.cat([output.logits, seen[0]], -1) if features else output.logits
         return made.view(k, B, -1)
+
+    def embeddings(self) -> nn.Module:
+        """Whose output (B,L,D) the first layer reads."""
+        return self.model.get_submodule(self.parts.embeddings[:-1])
 
     def detached(self, start: int, stop: int) -> dict[str, Tensor]:
         """The stacked tensors of some students, cut off from autograd."""

@@ -4,7 +4,7 @@ none         the rows as they are
 dropout      the network's own dropouts, at 0.1, for that student only (`set_views`)
 cutoff       20% of a row's tokens leave the attention mask
 shuffle      a row's tokens in another order: for a bidirectional encoder the same as shuffled positions
-adversarial  a step of length 1 per token on the word embeddings, along which the student's logits change most
+adversarial  a step of length 1 per token on the embeddings' output, along which the student's logits change most
 
 The special tokens at a row's ends and the padding stay. Every choice is a hash of the seed, the row's number and
 the column: it depends neither on the batch, nor on the padding, nor on how rows are spread over processes.
@@ -14,7 +14,6 @@ K students, B rows, L tokens, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,29 +114,31 @@ def cutoff(attention_mask: Tensor, noise: Tensor) -> Tensor:
 
 
 def adversarial(cohort: Cohort, k: int, input_ids: Tensor, attention_mask: Tensor, seed: int, rows: Tensor) -> Tensor:
-    """A step (B,L,D) on student k's word embeddings, of length STEP per token, 0 on padding.
+    """A step (B,L,D) on the output of student k's embeddings, of length STEP per token, 0 on padding.
 
         g = d/dr KL(softmax(f(x)) || softmax(f(x + r)))  at r = TRIAL * random unit vectors;  STEP * g / |g|
 
-    Two forwards and a backward of that student, in eval mode and float32; no gradient reaches the weights.
+    Two forwards and a backward of that student, in eval mode and float32; no gradient reaches the weights. On that
+    output, which a norm has made: beside the words' own vectors, whose length is about 1, it would leave nothing.
     Source: virtual adversarial training (Miyato et al. 2018, arXiv 1704.03976), one power iteration, as in DisCo.
     """
     B, L = input_ids.shape
-    word: Any = cohort.model.get_input_embeddings()
-    D = word.weight.shape[-1]
     real = attention_mask[..., None]
-    trial = noise(seed, k, rows, L * D).view(B, L, D).float() - 0.5
-    trial = (TRIAL * F.normalize(trial, dim=-1) * real).requires_grad_()
     training = cohort.training
+    widths: list[int] = []
+    hook = cohort.embeddings().register_forward_hook(lambda module, given, output: widths.append(output.shape[-1]))
     cohort.eval()
     try:
         with torch.enable_grad(), torch.autocast(input_ids.device.type, enabled=False):
             with torch.no_grad():
                 clean = cohort.run(k, k + 1, input_ids[None], attention_mask[None])
+            trial = noise(seed, k, rows, L * widths[0]).view(B, L, widths[0]).float() - 0.5
+            trial = (TRIAL * F.normalize(trial, dim=-1) * real).requires_grad_()
             logits = cohort.run(k, k + 1, input_ids[None], attention_mask[None], {k: trial}, cohort.detached(k, k + 1))
             divergence = F.kl_div(logits.log_softmax(-1), clean.log_softmax(-1), reduction="sum", log_target=True)
             (slope,) = torch.autograd.grad(divergence, trial)
     finally:
+        hook.remove()
         cohort.train(training)
     # normalised first by the largest: squares of slopes of 1e-30 would vanish
     slope = slope / slope.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)

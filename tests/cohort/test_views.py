@@ -124,6 +124,11 @@ def test_adversarial_steps_have_length_one_and_hurt_more_than_random_ones(kind, 
     steps = view_batch(cohort, ["none", "adversarial"], ids, mask, 0)["perturbation"]
     assert list(steps) == [1] and not steps[1].requires_grad
     assert all(p.grad is None for p in cohort.parameters())
+    norms: list[torch.Tensor] = []
+    hook = cohort.embeddings().register_forward_hook(lambda module, given, output: norms.append(output.norm(dim=-1)))
+    cohort(ids, mask)
+    hook.remove()
+    assert norms[0].median() > 3, "a step of 1 is to be small beside what it is added to"
     # the gradient of a token that the head cannot see (past a sliding window) may be 0, and so its step
     length = steps[1].norm(dim=-1)
     assert (((length - 1).abs() < 1e-5) | (length == 0))[mask == 1].all() and (length[mask == 0] == 0).all()
