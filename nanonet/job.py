@@ -134,7 +134,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             body = replace(pretrained, model=load_encoder(str(folder / BODY)))
         soft: Tensor | None = frozen.soft
         online = None
-        if whole:
+        if whole is not None:
             online, soft = OnlineTeacher(whole, frozen.choice.trust), None
 
         if config.tensorboard:
