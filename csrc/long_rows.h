@@ -39,7 +39,7 @@ struct LongRow {
   // the path allows, and weigh nothing: they are equal in all rows.
   bool near(const Chunk<F>& chunk) const {
     constexpr F kLargest = F(1 << 20);  // below it, maximum plus depth loses nothing
-    return (chunk.low - chunk.top) * c >= Exp2<F>::lowest && chunk.top < kLargest && chunk.low > -kLargest;
+    return (chunk.low - chunk.top) * c >= Exp2<F>::lowest && kLargest > chunk.top && chunk.low > -kLargest;
   }
 
   // Where the chunk is -inf throughout, anything finite will do.
