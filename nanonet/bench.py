@@ -26,7 +26,7 @@ def bench(config: BenchConfig) -> None:
     """
     if config.plot and Path(config.plot).suffix not in (".png", ".svg"):
         raise InputError(f"--plot {config.plot}: give a name that ends in .png or .svg")
-    if Path(config.plot).is_dir() and config.plot:
+    if config.plot and Path(config.plot).is_dir():
         raise InputError(f"--plot {config.plot} is a folder; give a file")
     if not Path(config.plot).absolute().parent.is_dir():
         raise InputError(f"--plot {config.plot}: there is no folder {Path(config.plot).parent}; make it first")

@@ -148,7 +148,8 @@ def _onnx(
             )
     except Exception as error:  # pages of what the exporter met in an architecture
         kind = type(classifier.model).__name__
-        raise InputError(f"--model: torch cannot write {kind} as ONNX; give --format huggingface") from error
+        why = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]:.100}"
+        raise InputError(f"--model: torch cannot write {kind} as ONNX ({why}); give --format huggingface") from error
     difference = _compare(_logits(onnx_session(path), encoded, classifier), wanted, "its ONNX form")
     facts: dict[str, Any] = {"int8": int8, "max_difference": difference}
     if int8:

@@ -88,6 +88,7 @@ def test_costs_are_those_of_the_quickest_draw_that_was_timed_on_two_threads():
         return {"seconds": {name: slow * t for name, t in {**stages, "testing the students": 0.5}.items()}}
 
     lines = [line | seconds(2), line | seconds(1), line | seconds(0.1) | {"versions": {"threads": 1}}]
+    lines.append(line | {"seconds": {"training the students": 1.0, "testing the students": 0.1}})  # a kept teacher
     lines.append(line | {"seconds": {}, "data": "untimed"})
     assert evidence.costs(lines).splitlines()[2:] == ["| d | 10 | 15.6M | 3.7M | 5 | 7 | 400 |  |"]
 

@@ -75,13 +75,14 @@ def check_encoder(teacher: PreTrainedModel, layers: bool) -> None:
         find_parts(teacher)
     ids, mask = probe(teacher.config)
     try:
-        hidden = teacher(input_ids=ids, attention_mask=mask).last_hidden_state
-        fits = hidden.shape[:2] == ids.shape
-    except Exception:  # whatever an architecture makes of them
-        fits = False
-    if not fits:
+        shape = teacher(input_ids=ids, attention_mask=mask).last_hidden_state.shape
+    except Exception as error:  # whatever an architecture makes of them
+        shape, why = (), f" ({type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]:.100})"
+    else:
+        why = ""
+    if shape[:2] != ids.shape:
         raise InputError(
-            f"--teacher: {type(teacher).__name__} makes no vector of every token from ids and a mask alone;"
+            f"--teacher: {type(teacher).__name__} makes no vector of every token from ids and a mask alone{why};"
             " give an encoder such as BERT, RoBERTa or ModernBERT"
         )
 
