@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanonet.cohort.build import check_mapping, find_parts, plain_student
+from nanonet.cohort.build import check_encoder, check_mapping, find_parts, plain_student
 from nanonet.config import InputError
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]
@@ -92,6 +92,18 @@ def test_layers_that_do_not_fit_are_refused_with_a_mapping_that_does(mapping, wo
     assert "--layer-mapping" in message and all(word in message for word in words), message
     proposal = message.rsplit(": ", 1)[1]
     check_mapping(teacher, [[int(i) for i in part.split(",")] for part in proposal.split(";")])
+
+
+def test_a_teacher_that_needs_more_than_ids_and_a_mask_is_refused_with_its_reason(make_teacher, monkeypatch) -> None:
+    teacher = make_teacher("bert")
+    check_encoder(teacher, layers=True)
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise NotImplementedError("wants boxes\nand more")
+
+    monkeypatch.setattr(teacher, "forward", fails)
+    with pytest.raises(InputError, match=r"BertModel makes no vector .* \(NotImplementedError: wants boxes\);"):
+        check_encoder(teacher, layers=False)
 
 
 def test_any_layers_fit_where_all_are_alike(make_teacher) -> None:
