@@ -6,6 +6,8 @@ cohort            K students in one model, frozen teacher's logits kept from bef
 cohort-online     the same, and the teacher runs in the step
 cohort-padded     as `cohort`, every row padded to the longest of the step instead of to that of its group
 cohort-checkpoint as `cohort`, a student's activations made again in the backward
+cohort-whole      only the head is trained: as `cohort`, which reads what the frozen layers made once of each text,
+                  but these run in every step
 eager-loop        K plain models, pairwise losses in eager torch, dynamic padding; the teacher runs in the step
 peft-loop         the same with PEFT's LoRA models
 eager-loop-kept   the loop with the teacher's logits kept, so that this saving is seen for itself
@@ -37,6 +39,7 @@ from nanonet.benchmarks.measure import each_ms, peak_mb, record, times_ms
 from nanonet.cohort.build import plain_student
 from nanonet.cohort.load import load_encoder, load_tokenizer
 from nanonet.cohort.stack import Lora, build_cohort
+from nanonet.cohort.trunk import entrance
 from nanonet.commands import BenchConfig
 from nanonet.config import InputError, Tuning
 from nanonet.data.batches import collate, encode
@@ -66,7 +69,10 @@ class Case:
 
 def implementations(case: Case) -> tuple[str, ...]:
     loop = "peft-loop" if case.tuning == "lora" else "eager-loop"
-    every = "cohort", "cohort-online", "cohort-padded", "cohort-checkpoint", loop, "eager-loop-kept", "eager-loop-256"
+    loops = loop, "eager-loop-kept", "eager-loop-256"
+    if case.tuning == "head":
+        return "cohort", "cohort-whole", *loops
+    every = "cohort", "cohort-online", "cohort-padded", "cohort-checkpoint", *loops
     return every if case.device == "cpu" else (*every, "cohort-graph")
 
 
@@ -116,6 +122,8 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
     cohort.group_rows = 0 if name == "cohort-padded" else cohort.group_rows
     forward = torch.compile(cohort, backend="cudagraphs", dynamic=False) if name == "cohort-graph" else cohort
     teacher = whole_teacher(case, C) if name == "cohort-online" else None
+    head = entrance(cohort) if name == "cohort" else None
+    kept: dict[int, Tensor] = {}
     criterion, optimizer = DistillLoss(), make_optimizer(cohort, 0.01)
     for group in optimizer.param_groups:
         group["lr"] = 1e-4
@@ -126,7 +134,10 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
             if teacher is not None:
                 with torch.no_grad():
                     soft = teacher(ids, mask).logits.float()
-            loss, _ = criterion(forward(ids, mask), soft, label)
+            if head and id(batch) not in kept:
+                with torch.no_grad():
+                    kept[id(batch)] = cohort(ids, mask, features=head)[..., C:]
+            loss, _ = criterion(forward(ids, mask, entering=head and {head: kept[id(batch)]}), soft, label)
         loss.backward()
         clip_per_student(cohort.parameters(), 1.0)
         optimizer.step()
@@ -146,7 +157,8 @@ def plain_models(case: Case, C: int) -> list[nn.Module]:
                 module.p = 0.0
         for name, parameter in model.named_parameters():
             head = name.startswith(("classifier", "bert.pooler"))
-            parameter.requires_grad_(head or ("embeddings" not in name and (tuning == "full" or "bias" in name)))
+            body = "embeddings" not in name and (tuning == "full" or (tuning == "bias" and "bias" in name))
+            parameter.requires_grad_(head or body)
         if tuning == "lora":
             wanted = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layer." in n]
             model = get_peft_model(
@@ -222,6 +234,8 @@ def records(
         own = replace(case, K=K, tuning=tuning, dtype=dtype)
         names = implementations(own)
         runs = {name: over(make_step(name, own, C), fixed if name.endswith("256") else dynamic) for name in names}
+        for _ in dynamic if tuning == "head" else ():  # what is kept of each text is made before the clock runs
+            runs["cohort"]()
         times = clock(runs) if case.device == "cpu" else each_ms(runs, clock, names[1:])
         for name, values in times.items():
             yield record(

@@ -69,7 +69,7 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
             raise InputError(f"--students {config.students}: give numbers of students, such as 2,4")
         from nanonet.benchmarks import bench_step  # transformers and peft, which the others do without
 
-        tunings = _names("--tunings", config.tunings, tuple(t for t in get_args(Tuning) if t != "head"))
+        tunings = _names("--tunings", config.tunings, get_args(Tuning))
         if config.batch < 3:
             raise InputError(f"--batch {config.batch}: give 3 rows or more, of which a third has labels")
         case = bench_step.Case(config.data, config.teacher, config.batch, config.device)

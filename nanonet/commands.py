@@ -141,7 +141,7 @@ class BenchConfig:
     memory: bool = True
     # numbers of students of the training steps, separated by commas
     students: str = "1,2,4,8"
-    # how the students of the training steps are tuned, separated by commas: bias, lora, full
+    # how the students of the training steps are tuned, separated by commas: bias, lora, full, head
     tunings: str = "bias,lora,full"
     # device: cpu or cuda
     device: Literal["cpu", "cuda"] = "cpu"

@@ -32,6 +32,7 @@ from nanonet.cohort.extract import save_adapter, save_student
 from nanonet.cohort.load import check_vocabulary, find_model, load_encoder, load_tokenizer, quiet
 from nanonet.cohort.mapping import layer_mapping
 from nanonet.cohort.stack import Cohort, Lora, build_cohort
+from nanonet.cohort.trunk import Trunk, keep_trunk
 from nanonet.cohort.views import parse_views
 from nanonet.config import InputError, TrainConfig, check_train
 from nanonet.data.batches import Encoded
@@ -134,8 +135,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
             body = replace(pretrained, model=load_encoder(str(folder / BODY)))
         soft: Tensor | None = frozen.soft
         online = None
+
+        def trunk_of(model: Cohort, what: str) -> Trunk | None:
+            visits = config.steps * (config.labelled_batch + config.unlabelled_batch)
+            if config.tuning != "head" or visits < len(material.rows):
+                return None
+            with progress.stage(what, len(material.rows)) as tick, accelerator.autocast():
+                return keep_trunk(model.to(device), material.rows, pad_id, device, tick)
+
         if whole is not None:
-            online, soft = OnlineTeacher(whole, frozen.choice.trust), None
+            trunk = trunk_of(whole, "the teacher's frozen layers")
+            online, soft = OnlineTeacher(whole, frozen.choice.trust, trunk), None
+        trunk = trunk_of(cohort, "the students' frozen layers") if set(views) == {"none"} else None
 
         if config.tensorboard:
             accelerator.init_trackers("tensorboard")
@@ -147,7 +158,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     accelerator.log({k: v for k, v in record.items() if isinstance(v, float)}, step=record["step"])
 
             relations = frozen.embedding if config.relation_weight else None
-            rows = Rows(material.rows, material.label, soft, pad_id, relations)
+            rows = Rows(material.rows, material.label, soft, pad_id, relations, trunk)
             rate = config.learning_rate or (LEARNING_RATE if convolutional else 0.0)
             fit(replace(config, learning_rate=rate), cohort, views, rows, accelerator, folder, online, each_step)
         if config.tensorboard:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nanonet.checkpoint import restore, save
 from nanonet.cohort.stack import Cohort
+from nanonet.cohort.trunk import Trunk
 from nanonet.cohort.views import set_views, view_batch
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import BatchPlan, Encoded, collate
@@ -41,6 +42,7 @@ class Rows:
     encoded: N rows of token ids; label: (N,) int64, -100 where unlabelled
     soft: (N,C) logits of a frozen teacher, or None where the teacher trains online or there is none
     embedding: (N,D) of that teacher, or None where relations weigh nothing
+    trunk: what the students' heads read of every text, where nothing else of them is trained
     """
 
     encoded: Encoded
@@ -48,6 +50,7 @@ class Rows:
     soft: Tensor | None
     pad_id: int
     embedding: Tensor | None = None
+    trunk: Trunk | None = None
 
     @property
     def labelled(self) -> int:
@@ -57,10 +60,11 @@ class Rows:
 @dataclass(frozen=True, eq=False)
 class OnlineTeacher:
     """A teacher that trains on the labels beside its students; `trust` is the cross-validated accuracy that the mean
-    confidence of its soft targets is held at."""
+    confidence of its soft targets is held at; `trunk` is what its head reads, where that is all it trains."""
 
     model: Cohort
     trust: float
+    trunk: Trunk | None = None
 
 
 def check_parts(config: TrainConfig, labelled: int, unlabelled: int, world: int) -> None:
@@ -158,7 +162,9 @@ def fit(
                 seen = view_batch(
                     cohort, views, ids, mask, config.seed * 1_000_003 + step, torch.tensor(own_rows, device=device)
                 )
-                logits = model(**seen, features=rows.embedding is not None)
+                entering = _entering(rows.trunk, own_rows, device)
+                features = "" if rows.embedding is None else cohort.last
+                logits = model(**seen, features=features, entering=entering)
                 if soft is not None:
                     part_soft: Tensor | None = soft[own]
                 else:
@@ -178,9 +184,9 @@ def fit(
                 with nullcontext() if last else accelerator.no_sync(teacher), accelerator.autocast():
                     own_labelled = label >= 0
                     kept = own_labelled.nonzero()[:, 0] if own_labelled.any() else torch.zeros(1, dtype=torch.int64)
-                    part_loss, _ = distill_loss(
-                        teacher.train()(ids[kept], mask[kept]), None, label[kept], denominators=denominators
-                    )
+                    entering = _entering(online.trunk, [own_rows[row] for row in kept.tolist()], device)
+                    answer = teacher.train()(ids[kept], mask[kept], entering=entering)
+                    part_loss, _ = distill_loss(answer, None, label[kept], denominators=denominators)
                 accelerator.backward(part_loss * world)
                 teacher_loss = teacher_loss + part_loss.detach()
         norms = torch.zeros(cohort.students)
@@ -228,8 +234,14 @@ def _online_soft(
         own = slice(part * world + accelerator.process_index, None, world * config.gradient_accumulation)
         ids, mask = (t.to(device) for t in collate(rows.encoded, batch[own], rows.pad_id))
         with accelerator.autocast():
-            logits[own] = online.model(ids, mask)[0].float()
+            entering = _entering(online.trunk, batch[own], device)
+            logits[own] = online.model(ids, mask, entering=entering)[0].float()
     return soften(accelerator.reduce(logits, "sum"), online.trust) * config.sharpen
+
+
+def _entering(trunk: Trunk | None, rows: list[int], device: torch.device) -> dict[str, Tensor] | None:
+    """What `Cohort.forward` takes of these texts' trunk."""
+    return None if trunk is None else {name: read.to(device) for name, read in trunk[rows].items()}
 
 
 def _numbers(values: Tensor) -> list[float]:

@@ -12,6 +12,7 @@ import torch
 from nanonet import distill_loss
 from nanonet.benchmarks import bench_distill, bench_linear, bench_step, measure
 from nanonet.cli import main
+from nanonet.config import Tuning
 
 KEYS = [
     "op", "shape", "dtype", "device", "implementation", "p20_ms", "p50_ms", "p80_ms", "bytes_floor", "floor_fraction",
@@ -91,13 +92,15 @@ def test_every_linear_layer_computes_the_same(stacked: bool):
         torch.testing.assert_close(torch.stack(others[i::3]), gradient)
 
 
-def test_the_cohort_and_the_loop_take_the_same_step(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("tuning", ["full", "bias", "head"])
+def test_the_cohort_and_the_loop_take_the_same_step(tuning: Tuning, monkeypatch: pytest.MonkeyPatch):
     """What is timed beside each other is one training step: the same loss before and after an update."""
     monkeypatch.setattr(bench_step, "BATCHES", 1)
-    case = bench_step.Case(batch=20, tuning="full")
+    case = bench_step.Case(batch=20, tuning=tuning)
     (batch,), C = bench_step.batches(case)
     losses = {}
-    for name in ("cohort", "cohort-checkpoint", "cohort-graph", "eager-loop-kept"):  # no graph is made on a CPU
+    # no graph is made on a CPU
+    for name in ("cohort", "cohort-whole", "cohort-checkpoint", "cohort-graph", "eager-loop-kept"):
         run = bench_step.make_step(name, case, C)
         losses[name] = [run(batch), run(batch)]
     for name, found in losses.items():
@@ -120,7 +123,7 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys):
     [
         ["--step", "--linear"],
         ["--step", "--students", "two"],
-        ["--step", "--tunings", "head"],
+        ["--step", "--tunings", "neck"],
         ["--step", "--batch", "2"],
         ["--no-memory"],
         ["--students", "2"],

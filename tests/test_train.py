@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanonet.checkpoint import save
 from nanonet.cohort import stack
+from nanonet.cohort.trunk import keep_trunk
 from nanonet.config import InputError, TrainConfig
 from nanonet.job import train
 from nanonet.losses import DistillLoss, confidence, ramp
@@ -29,6 +30,7 @@ MODES: dict[str, dict] = {
     "frozen": {},
     "online": {"teacher_mode": "online", "teacher_steps": TrainConfig.teacher_steps},
 }
+MODES["head"] = MODES["online"] | {"tuning": "head"}  # the students' and the teacher's frozen layers are kept
 
 
 @pytest.fixture
@@ -96,7 +98,28 @@ def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pyt
     assert calls and distance(kept, again) < 1e-5
 
 
-@pytest.mark.parametrize("mode", ["frozen", "online"])
+@pytest.mark.parametrize("mode", MODES)
+def test_frozen_layers_that_are_kept_make_the_same_weights(config: TrainConfig, mode: str, monkeypatch) -> None:
+    config, kept = dataclasses.replace(config, **MODES[mode] | {"tuning": "head"}), []
+
+    def watched(*arguments):
+        kept.append(keep_trunk(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr("nanonet.job.keep_trunk", watched)
+    _, one = run(config, "kept")
+    assert len(kept) == 1 + (config.teacher_mode == "online") and all(kept)
+    monkeypatch.setattr("nanonet.job.keep_trunk", lambda *arguments: None)
+    _, other = run(config, "again")
+    assert 0 < distance(one, other) < 1e-5
+    kept.clear()
+    monkeypatch.setattr("nanonet.job.keep_trunk", watched)
+    run(config, "views", views="cutoff")
+    run(config, "short", steps=2)  # fewer rows in all steps than texts: nothing to be saved
+    assert len(kept) == (config.teacher_mode == "online")
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_a_compiled_step_makes_the_same_weights(config: TrainConfig, mode: str, monkeypatch) -> None:
     config, calls, compile_ = dataclasses.replace(config, **MODES[mode]), [], torch.compile
 
@@ -111,9 +134,10 @@ def test_a_compiled_step_makes_the_same_weights(config: TrainConfig, mode: str, 
     assert calls and distance(kept, again) < 1e-5
 
 
-@pytest.mark.parametrize("mode", ["frozen", "online"])
+@pytest.mark.parametrize("mode", MODES)
 def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: str) -> None:
-    config = dataclasses.replace(config, **MODES[mode], steps=6, views="cutoff")
+    config = dataclasses.replace(config, **MODES[mode])
+    config = dataclasses.replace(config, **({} if mode == "head" else {"steps": 6, "views": "cutoff"}))
     _, one = run(config, "one")
     folder = Path(config.output).with_name("two")
     flags = flags_of(dataclasses.replace(config, output=str(folder)))
@@ -125,7 +149,7 @@ def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: s
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((folder / "report.json").read_text())["versions"]["processes"] == 2
     assert distance(one, weights(folder)) < 2e-5
-    assert len(records(config, "two")) == 6
+    assert len(records(config, "two")) == config.steps
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])

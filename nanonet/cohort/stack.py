@@ -41,7 +41,8 @@ class Cohort(nn.Module):
         chunk: students that run at a time, by default K; 1 on a CPU, where all at once take 4 to 12% longer
             (2-layer MiniLM, K=2 and 4). The result is the same but for rounding and the masks of dropout
         perturbation: {student: (B,L,D)} added to the output of the embeddings: words, positions and norm together
-        features: return (K,B,C+D): behind its logits each row's features, which the last linear layer makes them of
+        features: name of a module; return (K,B,C+D): behind its logits what this module reads of each row
+        entering: {name of a module: (K,B,D)} what it reads instead. Nothing below it matters then: one token a row runs
     group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
         longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
     checkpointing: keep no activations of a student's forward, make them again in the backward: the memory of one
@@ -69,9 +70,13 @@ class Cohort(nn.Module):
         attention_mask: Tensor,
         chunk: int | None = None,
         perturbation: dict[int, Tensor] | None = None,
-        features: bool = False,
+        features: str = "",
+        entering: dict[str, Tensor] | None = None,
     ) -> Tensor:
         K = self.students
+        if entering:
+            input_ids = input_ids[..., :1]
+            attention_mask = torch.ones_like(input_ids)
         ids, mask = (t.expand(K, *t.shape[-2:]) for t in (input_ids, attention_mask))
         if chunk is None:
             chunk = 1 if ids.device.type == "cpu" or self.checkpointing else K
@@ -83,12 +88,12 @@ class Cohort(nn.Module):
             run = partial(checkpoint, run, use_reentrant=False)
         groups: list[list[int]] = []
         lengths: list[int] = []
-        whole = perturbation or torch.compiler.is_compiling() or ids.device.type != "cpu"
+        whole = perturbation or entering or torch.compiler.is_compiling() or ids.device.type != "cpu"
         if not whole and 0 < self.group_rows < ids.shape[1]:
             lengths = _lengths(mask)
             groups = length_buckets(lengths, self.group_rows)
         if chunk >= K and len(groups) < 2:
-            return run(0, K, ids, mask, perturbation, None, seed)
+            return run(0, K, ids, mask, perturbation, None, seed, entering=entering)
         # split once, not a slice per chunk: the backward is one concatenation, not a sum of K zero-padded gradients
         tensors = {name: tensor.split(chunk) for name, tensor in self._stacked_tensors()}
         logits = []
@@ -96,7 +101,9 @@ class Cohort(nn.Module):
             stop = min(start + chunk, K)
             own = {name: parts[i] for name, parts in tensors.items()}
             if len(groups) < 2:
-                logits.append(run(start, stop, ids[start:stop], mask[start:stop], perturbation, own, seed))
+                read = {name: tensor[start:stop] for name, tensor in (entering or {}).items()}
+                own_ids, own_mask = ids[start:stop], mask[start:stop]
+                logits.append(run(start, stop, own_ids, own_mask, perturbation, own, seed, entering=read))
                 continue
             of_group = []
             for g, rows in enumerate(groups):
@@ -116,7 +123,8 @@ class Cohort(nn.Module):
         perturbation: dict[int, Tensor] | None = None,
         tensors: dict[str, Tensor] | None = None,
         seed: Tensor | None = None,
-        features: bool = False,
+        features: str = "",
+        entering: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Logits (k,B,C) of the k students start <= student < stop, whose stacked tensors are `tensors`.
 
@@ -133,15 +141,20 @@ class Cohort(nn.Module):
         self._perturbation = [(perturbation or {}).get(student) for student in range(start, stop)]
         arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
         seen: list[Tensor] = []
-        last = self.model.get_submodule(self.last)
-        hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0])) if features else None
+        hooks = [
+            self.model.get_submodule(name).register_forward_pre_hook(lambda *_, read=read: (read.flatten(0, 1),))
+            for name, read in (entering or {}).items()
+        ]
+        if features:
+            module = self.model.get_submodule(features)
+            hooks.append(module.register_forward_pre_hook(lambda module, given: seen.append(given[0])))
         try:
             if tensors is None:
                 output = self.model(**arguments)
             else:
                 output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
         finally:
-            if hook:
+            for hook in hooks:
                 hook.remove()
             span.start, span.stop, span.seed = whole
             self._perturbation = []
@@ -300,7 +313,7 @@ def _prove(cohort: Cohort, models: Sequence[PreTrainedModel]) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             logits = cohort.train()(ids, mask, chunk=cohort.students)
-        problem = "" if _alike(logits, torch.stack(wanted)) else "other logits than apart"
+        problem = "" if alike(logits, torch.stack(wanted)) else "other logits than apart"
     except RuntimeError as error:
         problem = str(error).splitlines()[0]
     if problem:
@@ -310,7 +323,8 @@ def _prove(cohort: Cohort, models: Sequence[PreTrainedModel]) -> None:
         )
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding: logits."""
     return bool(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max()))))
 
 

@@ -66,7 +66,7 @@ def test_features_are_what_the_plain_models_head_sees(kind, checkpointing, make_
     for model in models:
         model.eval()
     cohort.set_dropout([0.0, 0.0])
-    both = cohort(ids, mask, features=True)
+    both = cohort(ids, mask, features=cohort.last)
     classes = models[0].config.num_labels
     logits, features = both[..., :classes], both[..., classes:]
     torch.testing.assert_close(logits, cohort(ids, mask), rtol=1e-6, atol=1e-6)

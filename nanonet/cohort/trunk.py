@@ -1,0 +1,79 @@
+"""The trunk: all that lies below the heads. Where none of it is trained (`--tuning head`) it runs once for each text.
+
+`entrance` finds the module that a head begins with, `keep_trunk` what this module reads of every text; given that,
+`Cohort.forward(..., entering=trunk[rows])` goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanonet.cohort.build import probe
+from nanonet.cohort.stack import Cohort, alike
+from nanonet.data.batches import Encoded
+from nanonet.inference import run
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """What the module `head` reads of N texts: (K,N,D) float32, on the CPU."""
+
+    head: str
+    read: Tensor
+
+    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        return {self.head: self.read[:, rows]}
+
+
+@torch.no_grad()
+def entrance(cohort: Cohort) -> str | None:
+    """The module of the head that runs first, if a head can go on from what it reads: one vector a row.
+
+    None where something below it is trained, or where going on from there gives other logits.
+    """
+    trained = {name for name, parameter in cohort.model.named_parameters() if parameter.requires_grad}
+    if any(cohort.parts.of(name) != "head" for name in trained):
+        return None
+    entered: list[str] = []
+    owners = sorted({name.rpartition(".")[0] for name in trained})
+    hooks = [
+        cohort.model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: entered.append(name))
+        for name in owners
+    ]
+    ids, mask = probe(cohort.model.config, next(cohort.parameters()).device)
+    training = cohort.training
+    cohort.eval()
+    try:
+        logits = cohort(ids, mask)
+        head = entered[0]
+        seen = cohort(ids, mask, features=head)
+        again = cohort(ids, mask, entering={head: seen[..., logits.shape[-1] :]})
+    except RuntimeError:  # it reads more than a vector a row
+        return None
+    finally:
+        cohort.train(training)
+        for hook in hooks:
+            hook.remove()
+    return head if alike(again, logits) else None
+
+
+def keep_trunk(
+    cohort: Cohort,
+    rows: Encoded,
+    pad_id: int,
+    device: torch.device,
+    done: Callable[[int], Any] = lambda rows: None,
+) -> Trunk | None:
+    """What the heads of an evaluated cohort read of every text; None where they read what is still trained."""
+    head = entrance(cohort)
+    if head is None:
+        return None
+    classes: Any = cohort.model.config.num_labels
+    seen = run(partial(cohort.eval(), features=head), rows, pad_id, device, done=done)
+    return Trunk(head, seen[..., classes:].clone())  # a tensor of its own: it must not be one of inference mode
