@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
+
 from nanonet.commands import (
     BenchConfig,
     EvaluateConfig,
@@ -147,10 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read our output has gone; the interpreter's own flush at exit must find something open
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        what = error.strerror or str(error)
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"nanonet: error: {place}{what}; give another path, or make room there", file=sys.stderr)
+    except (OSError, SafetensorError) as error:  # the second: weights that could not be written
+        what, place = getattr(error, "strerror", None) or str(error), getattr(error, "filename", None)
+        where = f"{place}: " if place else ""
+        print(f"nanonet: error: {where}{what}; give another path, or make room there", file=sys.stderr)
         return 2
 
 

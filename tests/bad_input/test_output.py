@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +148,18 @@ def test_two_runs_into_one_folder(run: Path, tmp_path: Path) -> None:
             pass
     with pytest.raises(InputError, match="not empty"), open_folder(config, tmp_path / "out"):
         pass
+
+
+def test_a_disk_that_is_full(fill: Callable[[str], list[str]], tmp_path: Path) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    words = [sys.executable, "-m", "nanonet", *fill("train {shared} --targets classifier")]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=small_files, timeout=120)
+    *_, last = done.stderr.splitlines()
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert last.startswith("nanonet: error: ") and "give another path, or make room there" in last
+    assert not list(tmp_path.rglob("report.json")) and not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.parametrize("case", OUTPUT.values(), ids=OUTPUT)
