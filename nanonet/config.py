@@ -179,6 +179,8 @@ def check_train(config: TrainConfig) -> None:
         refuse("targets", "an online teacher gives its own soft targets; leave it at auto, or --teacher-mode frozen")
     if config.relation_weight and config.teacher_mode == "online":
         refuse("relation_weight", "it compares with a frozen teacher's embeddings; give --teacher-mode frozen, or 0")
+    if config.students == 1 and config.peers_weight not in (0, TrainConfig.peers_weight):
+        refuse("peers_weight", "one student has no peers; leave it out, or give --students 2 or more")
     if config.labels_per_class == 1:
         refuse("labels_per_class", "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all")
     if config.uniform_prior and config.targets != "propagation":

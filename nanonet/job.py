@@ -40,6 +40,7 @@ from nanonet.encoder import Encoder, tuning_steps
 from nanonet.folder import check_folder, open_folder
 from nanonet.inference import pooling_of, run
 from nanonet.material import Material, prepare
+from nanonet.ops import distill_terms
 from nanonet.progress import Progress
 from nanonet.targets import soften
 from nanonet.teacher import NAME as TARGETS
@@ -174,7 +175,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         else:
             wanted = frozen.logits(embed(body, held, "held rows"))
         wanted = soften(wanted, frozen.choice.trust) * config.sharpen
-        gap = _divergence(wanted, logits(cohort, held, "choosing the best"))
+        gap = distill_terms(logits(cohort, held, "choosing the best"), wanted)[1].mean(-1)
         if not gap.isfinite().all():
             lost = int((~gap.isfinite()).nonzero()[0])
             raise InputError(f"the training of student {lost} diverged: lower --learning-rate or raise --warmup")
@@ -264,9 +265,3 @@ def _teach(
 def _embed(progress: Progress, encoder: Encoder, rows: Encoded, what: str) -> Tensor:
     with progress.stage(what, len(rows)) as tick:
         return encoder.embed(rows, tick)
-
-
-def _divergence(wanted: Tensor, students: Tensor) -> Tensor:
-    """Mean KL(wanted (N,C) || student (K,N,C)) of each student, (K,) [nats]."""
-    p = wanted.log_softmax(-1)
-    return (p.exp() * (p - students.log_softmax(-1))).sum(-1).mean(-1)
