@@ -53,7 +53,7 @@ CONFIG: dict[str, Case] = {
         "train --teacher-mode online --teacher-steps 7 {shared}",
         ["--teacher-steps 7", "--teacher-mode online"],
     ),
-    "peers of one student": ({}, "train --students 1 --peers-weight 5 {shared}", ["--peers-weight 5.0", "--students 2"]),
+    "peers of one": ({}, "train --students 1 --peers-weight 5 {shared}", ["--peers-weight 5.0", "--students 2"]),
     "column of a corpus without files": ({}, "train --text-column a --output {out}", ["--text-column a", "pydocs"]),
     "unknown view": ({}, "train --views blur {shared}", ["blur", "cutoff"]),
     "deeper than the teacher": ({}, "train --student-layers 9 {shared}", ["--student-layers 9", "1 to 4"]),
