@@ -79,6 +79,7 @@ def test_served_by_a_kernel():
         "--tuning bias",
         "--tuning lora --lora-dropout 0.1",
         "--teacher-mode online",
+        "--teacher-mode online --tuning head",
         "--student cnn --embedding-width 8",
         "--views cutoff,adversarial --gradient-checkpointing",
         "--precision bfloat16 --relation-weight 1",
