@@ -31,8 +31,8 @@ from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
 from nanonet.cohort.load import check_vocabulary, find_model, load_encoder, load_tokenizer, quiet
 from nanonet.cohort.mapping import layer_mapping
-from nanonet.cohort.stack import Cohort, Lora, build_cohort
-from nanonet.cohort.trunk import Trunk, keep_trunk
+from nanonet.cohort.model import Cohort, Lora
+from nanonet.cohort.stack import build_cohort
 from nanonet.cohort.views import parse_views
 from nanonet.config import InputError, TrainConfig, check_train
 from nanonet.data.batches import Encoded
@@ -46,6 +46,7 @@ from nanonet.targets import soften
 from nanonet.teacher import NAME as TARGETS
 from nanonet.teacher import FrozenTeacher, load_teacher, make_teacher, save_teacher, spread, surest
 from nanonet.train import OnlineTeacher, Rows, check_parts, fit
+from nanonet.trunk import Trunk, keep_trunk
 
 BODY = "teacher"  # the tuned encoder, until the run is done
 STEPS, STEPS_A_CLASS = 200, 10

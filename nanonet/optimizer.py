@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from nanonet.cohort.stack import Cohort, matrix_names
+from nanonet.cohort.model import Cohort, matrix_names
 from nanonet.config import TrainConfig
 
 LEARNING_RATE = {"bias": 3e-3, "lora": 1e-3, "full": 5e-4, "head": 1e-2}

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nanonet.choice import Choice
-from nanonet.cohort.stack import Cohort, count_parameters
+from nanonet.cohort.model import Cohort, count_parameters
 from nanonet.config import TrainConfig
 from nanonet.files import write
 from nanonet.inference import confusion, scores

@@ -23,8 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from nanonet.checkpoint import restore, save
-from nanonet.cohort.stack import Cohort
-from nanonet.cohort.trunk import Trunk
+from nanonet.cohort.model import Cohort
 from nanonet.cohort.views import set_views, view_batch
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import BatchPlan, Encoded, collate
@@ -33,6 +32,7 @@ from nanonet.losses import DistillLoss, relation_loss
 from nanonet.ops import distill_loss
 from nanonet.optimizer import LEARNING_RATE, TEACHER_LEARNING_RATE, clip_per_student, learning_rate, make_optimizer
 from nanonet.targets import soften
+from nanonet.trunk import Trunk
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from nanonet.cnn_model import CnnConfig, CnnForSequenceClassification
 from nanonet.cohort.cnn import build_cnn_cohort, factorise, stack_cnns
 from nanonet.cohort.extract import save_student, student
 from nanonet.cohort.load import load_encoder
-from nanonet.cohort.stack import Cohort, count_parameters, matrix_names
+from nanonet.cohort.model import Cohort, count_parameters, matrix_names
 from nanonet.config import InputError, TrainConfig
 from nanonet.export import NEEDED
 from nanonet.job import train

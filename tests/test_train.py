@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
 from nanonet.checkpoint import save
-from nanonet.cohort import stack
-from nanonet.cohort.trunk import keep_trunk
+from nanonet.cohort import model
 from nanonet.config import InputError, TrainConfig
 from nanonet.job import train
 from nanonet.losses import DistillLoss, confidence, ramp
 from nanonet.optimizer import TEACHER_LEARNING_RATE, clip_per_student, learning_rate
 from nanonet.targets import soften
+from nanonet.trunk import keep_trunk
 
 MODES: dict[str, dict] = {
     "frozen": {},
@@ -93,7 +93,7 @@ def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pyt
         calls.append(1)
         return checkpoint(*arguments, **options)
 
-    monkeypatch.setattr(stack, "checkpoint", counted)
+    monkeypatch.setattr(model, "checkpoint", counted)
     _, again = run(config, "again", gradient_checkpointing=True)
     assert calls and distance(kept, again) < 1e-5
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from nanonet.cnn_model import CnnConfig, CnnForSequenceClassification
 from nanonet.cohort.build import Parts
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLinear, Span
-from nanonet.cohort.stack import Cohort, Lora
+from nanonet.cohort.model import Cohort, Lora
 from nanonet.config import InputError
 
 LEARNING_RATE = 2e-3

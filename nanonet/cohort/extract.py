@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nanonet.cohort.build import probe
 from nanonet.cohort.load import quiet
-from nanonet.cohort.stack import Cohort
+from nanonet.cohort.model import Cohort
 from nanonet.config import InputError
 
 # largest difference of logits, relative to the largest logit, between a stacked and a plain student

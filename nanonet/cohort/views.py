@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanonet.cohort.stack import Cohort
+from nanonet.cohort.model import Cohort
 from nanonet.config import VIEWS, InputError
 from nanonet.reference import mix32
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 from nanonet.cohort import extract
 from nanonet.cohort.extract import save_adapter, save_student, student
-from nanonet.cohort.stack import Lora, build_cohort
+from nanonet.cohort.model import Lora
+from nanonet.cohort.stack import build_cohort
 from nanonet.config import InputError
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]

@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from nanonet.cohort.build import plain_student
-from nanonet.cohort.stack import Lora, stack
+from nanonet.cohort.model import Lora
+from nanonet.cohort.stack import stack
 
 LABELS = ["a", "b", "c"]
 MAPPING = [[0, 5], [0, 4]]

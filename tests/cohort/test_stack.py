@@ -10,7 +10,8 @@ from torch import nn
 
 from nanonet.cohort.build import plain_student
 from nanonet.cohort.layers import CohortDropout, CohortLinear
-from nanonet.cohort.stack import Lora, build_cohort, count_parameters, matrix_names, stack
+from nanonet.cohort.model import Lora, count_parameters, matrix_names
+from nanonet.cohort.stack import build_cohort, stack
 from nanonet.config import InputError
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]

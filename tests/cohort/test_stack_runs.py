@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from nanonet.cohort.build import plain_student
-from nanonet.cohort.stack import Lora, count_parameters, stack
+from nanonet.cohort.model import Lora, count_parameters
+from nanonet.cohort.stack import stack
 
 LABELS = ["a", "b", "c"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from nanonet.cohort.stack import stack
-from nanonet.cohort.trunk import entrance, keep_trunk
 from nanonet.data.batches import Encoded, collate
+from nanonet.trunk import entrance, keep_trunk
 
 PAD = 1
 FIRST = {  # what a head begins with, in each architecture

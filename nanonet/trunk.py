@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from nanonet.cohort.build import probe
-from nanonet.cohort.stack import Cohort, alike
+from nanonet.cohort.model import Cohort
+from nanonet.cohort.stack import alike
 from nanonet.data.batches import Encoded
 from nanonet.inference import run
 
