@@ -17,7 +17,8 @@ from pathlib import Path
 from datasets import Dataset
 from setfit import SetFitModel, Trainer, TrainingArguments
 
-from nanonet.benchmarks.evidence import append, name_of, read_lines, runs
+from nanonet.benchmarks.evidence import append, name_of, runs
+from nanonet.benchmarks.evidence_tables import read_lines
 from nanonet.benchmarks.measure import commit
 from nanonet.cohort.load import find_model
 from nanonet.commands import EvidenceConfig

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanonet.benchmarks.evidence import append, measure, name_of, read_lines, spread
+from nanonet.benchmarks.evidence import append, measure, name_of
+from nanonet.benchmarks.evidence_tables import read_lines, spread
 from nanonet.benchmarks.tables import ROOT
 from nanonet.data.read import load_dataset
 from nanonet.data.split import draw_labels

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.benchmarks import evidence, tables
+from nanonet.benchmarks import evidence, evidence_tables, tables
 from nanonet.cli import main
 from nanonet.config import TrainConfig
 
@@ -21,7 +21,7 @@ def words(tiny_data: Path, tiny_encoder: Path, tmp_path: Path) -> list[str]:
 
 def test_runs_are_made_once_and_the_gold_labels_are_those_of_the_same_rows(words: list[str], tmp_path: Path, capsys):
     assert main([*words, "--seeds", "0-1"]) == 0 and main([*words, "--seeds", "0", "--gold"]) == 0
-    lines = evidence.read_lines(tmp_path / "lines.jsonl")
+    lines = evidence_tables.read_lines(tmp_path / "lines.jsonl")
     assert [(r["labels_per_class"], r["seed"], r["flags"].startswith("gold labels ")) for r in lines] == [
         (4, 0, False), (4, 1, False), (4, 0, True),
     ]  # fmt: skip
@@ -47,9 +47,9 @@ def test_the_gold_folder_holds_the_rows_that_a_run_trains_on(tiny_data: Path, tm
 
 def test_the_table_is_means_and_deviations_and_the_files_keep_what_stands_around_it(tmp_path: Path):
     line = {"data": "d", "labels_per_class": 10, "flags": "", "floor": 0.5, "teacher": 0.75, "ensemble": 1.0}
-    text = evidence.table([line | {"seed": seed, "best": best} for seed, best in enumerate((0.6, 0.8))])
+    text = evidence_tables.table([line | {"seed": seed, "best": best} for seed, best in enumerate((0.6, 0.8))])
     assert text.splitlines()[2] == "| d | 10 | 2 | 50.0 ± 0.0 | 75.0 ± 0.0 | 70.0 ± 14.1 | 100.0 ± 0.0 |  |"
-    gold = evidence.table([line | {"seed": 0, "best": 0.9, "flags": evidence.GOLD}])
+    gold = evidence_tables.table([line | {"seed": 0, "best": 0.9, "flags": evidence_tables.GOLD}])
     assert gold.splitlines()[2] == "| d | 10 | 1 |  |  | 90.0 | 100.0 | `gold labels` |"
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- results -->\nold\n<!-- end -->\nafter\n")
@@ -66,7 +66,7 @@ def test_a_file_of_lines_that_was_cut_off_is_refused_and_one_without_its_last_en
     path.write_text(json.dumps(line))
     evidence.append(path, line | {"seed": 1})
     evidence.append(path, line | {"seed": 2})
-    assert [record["seed"] for record in evidence.read_lines(path)] == [0, 1, 2]
+    assert [record["seed"] for record in evidence_tables.read_lines(path)] == [0, 1, 2]
     path.write_text(path.read_text()[:-20])
     assert main(["evidence", "--output", str(path)]) == 2
     assert "line 3: no record of a run" in capsys.readouterr().err
@@ -90,7 +90,7 @@ def test_costs_are_those_of_the_quickest_draw_that_was_timed_on_two_threads():
     lines = [line | seconds(2), line | seconds(1), line | seconds(0.1) | {"versions": {"threads": 1}}]
     lines.append(line | {"seconds": {"training the students": 1.0, "testing the students": 0.1}})  # a kept teacher
     lines.append(line | {"seconds": {}, "data": "untimed"})
-    assert evidence.costs(lines).splitlines()[2:] == ["| d | 10 | 15.6M | 3.7M | 5 | 7 | 400 |  |"]
+    assert evidence_tables.costs(lines).splitlines()[2:] == ["| d | 10 | 15.6M | 3.7M | 5 | 7 | 400 |  |"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""The tables of the lines that `nanonet evidence` wrote."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from nanonet.benchmarks.tables import ROOT, markdown, put
+from nanonet.config import InputError
+
+LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
+DEFAULTS = ("", "--precision bfloat16")  # the variants in the table of README.md
+GOLD = "gold labels"  # a variant: the ceiling, trained on the labels of the rows that the others see without
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The records of a file; [] where there is none.
+
+    Raises:
+        InputError: a line that is no record.
+    """
+    records = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            record = json.loads(line)
+            record["data"], record["labels_per_class"], record["seed"], record["flags"]  # what a run is known by
+        except (ValueError, KeyError, TypeError):
+            what = "no record of a run (cut off?); delete it, or give another file"
+            raise InputError(f"--output {path}, line {number}: {what}") from None
+        records.append(record)
+    return records
+
+
+def spread(values: list[float]) -> str:
+    """mean +- sample standard deviation, in percent; "" of nothing"""
+    if not values:
+        return ""
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def groups(records: list[dict]) -> list[tuple[tuple[str, int, str], list[dict]]]:
+    """The draws of each data set, count of labels and variant."""
+    found = defaultdict(list)
+    for record in records:
+        found[record["data"], record["labels_per_class"], record["flags"]].append(record)
+    return sorted(found.items())
+
+
+def table(records: list[dict]) -> str:
+    """Markdown: accuracies, one row for each group of draws."""
+    rows = []
+    for (data, labels, flags), group in groups(records):
+        shown = ("best", "ensemble") if flags.startswith(GOLD) else ("floor", "teacher", "best", "ensemble")
+        cells = {name: spread([r[name] for r in group if r[name] is not None]) for name in shown}
+        columns = [cells.get(name, "") for name in ("floor", "teacher", "best", "ensemble")]
+        rows.append([data, str(labels), str(len(group)), *columns, f"`{flags}`" if flags else ""])
+    header = ["data", "labels a class", "draws", "embeddings + LR", "teacher", "best student", "ensemble", "flags"]
+    return markdown(header, rows)
+
+
+def costs(records: list[dict]) -> str:
+    """Markdown: a student's parameters, and the times of each group's quickest draw on two threads."""
+    rows = []
+    for (data, labels, flags), group in groups(records):
+        # a teacher from the cache took no time
+        stages = {"embedding the texts", "training the students"}
+        timed = [r for r in group if stages <= r["seconds"].keys() and r["versions"].get("threads") == 2]
+        if not timed:
+            continue
+        quickest = min(timed, key=lambda r: sum(r["seconds"].values()))
+        seconds, parameters = quickest["seconds"], quickest["parameters"]
+        students, testing = seconds["training the students"], seconds["testing the students"]
+        before = sum(list(seconds.values())[: list(seconds).index("training the students")])
+        size = [f"{parameters[name] / 1e6:.1f}M" for name in ("total", "trainable")]
+        speed = len(quickest["students"]) * quickest["test_rows"] / testing
+        cells = [f"{before:.0f}", f"{students:.0f}", f"{speed:.0f}", f"`{flags}`" if flags else ""]
+        rows.append([data, str(labels), *size, *cells])
+    header = [
+        "data",
+        "labels a class",
+        "parameters",
+        "trained",
+        "teacher [s]",
+        "students [s]",
+        "rows/s tested",
+        "flags",
+    ]
+    return markdown(header, rows)
+
+
+def write() -> None:
+    """Put the committed lines into README.md (the defaults alone) and docs/results.md."""
+    records = read_lines(LINES)
+    defaults = [r for r in records if r["flags"] in DEFAULTS]
+    put(ROOT / "README.md", {"results": table(defaults)})
+    put(ROOT / "docs" / "results.md", {"results": table(records), "costs": costs(defaults)})
