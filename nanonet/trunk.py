@@ -41,22 +41,24 @@ def entrance(cohort: Cohort) -> str | None:
     trained = {name for name, parameter in cohort.model.named_parameters() if parameter.requires_grad}
     if any(cohort.parts.of(name) != "head" for name in trained):
         return None
-    entered: list[str] = []
+    entered: list[tuple[str, tuple[int, ...]]] = []  # a module and the shape that it reads
     owners = sorted({name.rpartition(".")[0] for name in trained})
     hooks = [
-        cohort.model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: entered.append(name))
+        cohort.model.get_submodule(name).register_forward_pre_hook(
+            lambda module, given, name=name: entered.append((name, tuple(given[0].shape) if given else ()))
+        )
         for name in owners
     ]
     ids, mask = probe(cohort.model.config, next(cohort.parameters()).device)
     training = cohort.training
     cohort.eval()
     try:
-        logits = cohort(ids, mask)
-        head = entered[0]
+        logits = cohort(ids, mask, chunk=cohort.students)
+        head, shape = entered[0]
+        if shape[:-1] != (cohort.students * len(ids),):
+            return None
         seen = cohort(ids, mask, features=head)
         again = cohort(ids, mask, entering={head: seen[..., logits.shape[-1] :]})
-    except RuntimeError:  # it reads more than a vector a row
-        return None
     finally:
         cohort.train(training)
         for hook in hooks:

@@ -70,31 +70,27 @@ def test_what_is_still_trained_is_not_kept(tuning, make_teacher, models_of) -> N
     assert entrance(stack(models_of(make_teacher("bert"), tuning), tuning)) is None
 
 
-def test_a_head_that_reads_every_token_is_not_kept(make_teacher, models_of) -> None:
+class Every(nn.Module):
+    """A pooler whose layer reads every token."""
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.dense(hidden).tanh().mean(1)
+
+
+class Twice(Every):
+    """A pooler that reads the trunk beside its layer, too."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.dense(hidden[:, 0]).tanh() + hidden.mean(1)
+
+
+@pytest.mark.parametrize("pooler", [Every, Twice])
+def test_a_head_that_reads_more_than_one_vector_is_not_kept(pooler, make_teacher, models_of) -> None:
     cohort = stack(models_of(make_teacher("bert"), "head"), "head")
-
-    class Every(nn.Module):
-        def __init__(self, dense: nn.Module) -> None:
-            super().__init__()
-            self.dense = dense
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return self.dense(hidden).tanh().mean(1)
-
-    cohort.model.bert.pooler = Every(cohort.model.bert.pooler.dense)
+    assert entrance(cohort) == "bert.pooler.dense" and cohort.training
+    cohort.model.bert.pooler = pooler(cohort.model.bert.pooler.dense)
     assert entrance(cohort) is None and cohort.training
-
-
-def test_a_head_that_reads_the_trunk_twice_is_not_kept(make_teacher, models_of) -> None:
-    cohort = stack(models_of(make_teacher("bert"), "head"), "head")
-
-    class Twice(nn.Module):
-        def __init__(self, dense: nn.Module) -> None:
-            super().__init__()
-            self.dense = dense
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return self.dense(hidden[:, 0]).tanh() + hidden.mean(1)
-
-    cohort.model.bert.pooler = Twice(cohort.model.bert.pooler.dense)
-    assert entrance(cohort) is None
