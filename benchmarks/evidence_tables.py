@@ -11,7 +11,13 @@ from nanonet.benchmarks.tables import ROOT, markdown, put
 from nanonet.config import InputError
 
 LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
-DEFAULTS = ("", "--precision bfloat16")  # the variants in the table of README.md
+DEFAULTS = ("", "--precision bfloat16")  # the variants that are compared with the others
+BASELINES = {  # variants, by the methods of baselines.py
+    "propagation": "label propagation",
+    "setfit": "SetFit, at most 200 steps",
+    "supervised": "supervised teacher",
+}
+ALONE = "--students 1 --teacher-weight 0 --peers-weight 0 --teacher-steps 0 --targets classifier"
 GOLD = "gold labels"  # a variant: the ceiling, trained on the labels of the rows that the others see without
 
 
@@ -61,6 +67,27 @@ def table(records: list[dict]) -> str:
     return markdown(header, rows)
 
 
+def comparison(records: list[dict]) -> str:
+    """Markdown: what the labels give by each way to spend them, over the draws that all of a row's cells have."""
+    found = {key: {r["seed"]: r for r in group} for key, group in groups(records)}
+    rows = []
+    for data, labels in sorted({key[:2] for key in found if key[2] in DEFAULTS}):
+        variants = {flags: draws for (*row, flags), draws in found.items() if row == [data, labels]}
+        default = max((variants.get(flags, {}) for flags in DEFAULTS), key=len)
+        cells = [
+            (default, "floor"),
+            *((variants.get(name, {}), "teacher") for name in BASELINES.values()),
+            (variants.get(ALONE, {}), "best"),
+            *((default, name) for name in ("teacher", "best", "ensemble")),
+        ]
+        seeds = sorted(set.intersection(*(set(draws) for draws, _ in cells if draws)))
+        columns = [spread([draws[seed][name] for seed in seeds]) if draws else "" for draws, name in cells]
+        rows.append([data, str(labels), str(len(seeds)), *columns])
+    others = [name.split(",")[0] for name in BASELINES.values()]
+    header = ["data", "labels a class", "draws", "embeddings + LR", *others, "student alone"]
+    return markdown([*header, "nanonet: teacher", "best student", "ensemble"], rows)
+
+
 def costs(records: list[dict]) -> str:
     """Markdown: a student's parameters, and the times of each group's quickest draw on two threads."""
     rows = []
@@ -92,8 +119,9 @@ def costs(records: list[dict]) -> str:
 
 
 def write() -> None:
-    """Put the committed lines into README.md (the defaults alone) and docs/results.md."""
+    """Put the committed lines into README.md (the comparison alone) and docs/results.md."""
     records = read_lines(LINES)
-    defaults = [r for r in records if r["flags"] in DEFAULTS]
-    put(ROOT / "README.md", {"results": table(defaults)})
-    put(ROOT / "docs" / "results.md", {"results": table(records), "costs": costs(defaults)})
+    defaults, compared = [r for r in records if r["flags"] in DEFAULTS], comparison(records)
+    put(ROOT / "README.md", {"results": compared})
+    tables = {"comparison": compared, "results": table(records), "costs": costs(defaults)}
+    put(ROOT / "docs" / "results.md", tables)

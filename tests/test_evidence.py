@@ -79,6 +79,18 @@ def test_a_folder_is_called_by_its_name_wherever_one_stands(tmp_path: Path, monk
     assert evidence.name_of("owner/set") == "set" and evidence.name_of("pydocs") == "pydocs"
 
 
+def test_the_comparison_is_over_the_draws_that_all_have():
+    line = {"data": "d", "labels_per_class": 10, "floor": 0.5, "teacher": 0.75, "best": 0.7, "ensemble": 1.0}
+    lines = [line | {"flags": "", "seed": seed, "best": best} for seed, best in enumerate((0.6, 0.8, 0.1))]
+    lines += [line | {"flags": "--precision bfloat16", "seed": 0, "best": 0.0}]  # fewer draws than the others
+    lines += [line | {"flags": "supervised teacher", "seed": seed, "teacher": 0.25} for seed in (0, 1, 3)]
+    lines += [line | {"flags": evidence_tables.ALONE, "seed": seed, "best": 0.4} for seed in (0, 1)]
+    lines += [line | {"flags": "--views cutoff", "seed": 0, "data": "another"}]
+    assert evidence_tables.comparison(lines).splitlines()[2:] == [
+        "| d | 10 | 2 | 50.0 ± 0.0 |  |  | 25.0 ± 0.0 | 40.0 ± 0.0 | 75.0 ± 0.0 | 70.0 ± 14.1 | 100.0 ± 0.0 |"
+    ]
+
+
 def test_costs_are_those_of_the_quickest_draw_that_was_timed_on_two_threads():
     line = {"data": "d", "labels_per_class": 10, "flags": "", "students": [0.5, 0.5], "test_rows": 100}
     line |= {"parameters": {"total": 15_600_000, "trainable": 3_700_000}, "versions": {"threads": 2}}
