@@ -12,28 +12,20 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
 from nanonet.classifier import device
-from nanonet.cohort.load import check_vocabulary, find_model, quiet, read_pretrained
+from nanonet.cohort.load import check_vocabulary, quiet
 from nanonet.commands import GenerateConfig
 from nanonet.config import InputError
-from nanonet.data.batches import BatchPlan
 from nanonet.data.read import load_dataset, read_table
 from nanonet.data.split import draw_labels, held_out
 from nanonet.files import write
 from nanonet.filters import REASONS, sift
+from nanonet.language_model import CURE, encode_prompt, encode_text, fine_tune, load_language_model, samples
+from nanonet.launch import threads
 from nanonet.progress import Progress
-
-CURE = "give a causal language model such as gpt2, with model.safetensors and its tokenizer"
-LEARNING_RATE = {"lora": 1e-3, "full": 1e-4}
-IGNORED = -100  # a token that the loss leaves out
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -45,21 +37,22 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     _check(config)
     output = _check_output(config)
     texts, labels, classes = _labelled(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    tokenizer, model = _load(config.model)
+    tokenizer, model = load_language_model(config.model)
     room = getattr(model.config, "max_position_embeddings", None) or 10**6
     if config.max_tokens > room:
         raise InputError(f"--max-tokens {config.max_tokens}: the model has places for {room} tokens; give that or less")
-    prompts = [_prompt(tokenizer, name if config.conditioned else "") for name in classes]
+    prompts = [encode_prompt(tokenizer, name if config.conditioned else "") for name in classes]
     longest = max(map(len, prompts))
     if longest + 2 > config.max_tokens:
         raise InputError(f"--max-tokens {config.max_tokens}: a prompt alone takes {longest}; give more")
-    rows = [_row(tokenizer, prompts[label], text, config.max_tokens) for text, label in zip(texts, labels, strict=True)]
+    rows = [
+        encode_text(tokenizer, prompts[label], text, config.max_tokens)
+        for text, label in zip(texts, labels, strict=True)
+    ]
     check_vocabulary(max(max(ids) for ids, _ in rows), model, f"--model {config.model}")
     model.to(device())
     dropped: Counter[str] = Counter()
-    with Progress() as progress, quiet():
+    with Progress() as progress, quiet(), threads(config.threads):
         with progress.stage("training the generator", config.steps) as tick:
             model = fine_tune(model, rows, labels, config, tokenizer.eos_token_id, lambda loss: tick(1, loss))
         with progress.stage("writing texts", config.count) as tick:
@@ -82,94 +75,6 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         "sampled": sampled,
         "dropped": counts,
     }
-
-
-def fine_tune(
-    model: Any,
-    rows: list[tuple[list[int], int]],
-    labels: list[int],
-    config: GenerateConfig,
-    pad_id: int,
-    tick: Callable[[str], Any] = lambda loss: None,
-) -> Any:
-    """Train on rows (ids, length of the prompt); returns the model in eval mode, adapters merged.
-
-    The loss is that of the text and its end: the prompt is given, not learnt.
-    """
-    torch.manual_seed(config.seed)
-    if config.tuning == "lora" and config.steps:
-        from peft import LoraConfig, get_peft_model
-
-        with quiet():
-            settings = LoraConfig(
-                task_type="CAUSAL_LM",
-                r=config.lora_rank,
-                lora_alpha=2 * config.lora_rank,
-                target_modules="all-linear",
-                # GPT-2 keeps its matrices transposed
-                fan_in_fan_out=model.config.model_type == "gpt2",
-            )
-            model = get_peft_model(model, settings)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    peak = config.learning_rate or LEARNING_RATE[config.tuning]
-    optimizer = torch.optim.AdamW(trained, lr=peak, weight_decay=0.01)
-    plan = BatchPlan(labels, [], config.batch_rows, 1, config.seed)
-    model.train()
-    for step in range(config.steps):
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        optimizer.param_groups[0]["lr"] = peak * (1 - step / config.steps)
-        ids, mask, target = _pad([rows[row] for row in plan.rows(step)[0]], pad_id)
-        loss = model(input_ids=ids, attention_mask=mask, labels=target).loss
-        if not loss.isfinite():
-            raise InputError(f"the training of the generator diverged at step {step}: lower --learning-rate")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        tick(f"loss {loss.item():.3f}")
-    return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).eval()
-
-
-@torch.inference_mode()
-def samples(model: Any, tokenizer: Any, prompts: list[list[int]], config: GenerateConfig) -> Iterator[tuple[int, str]]:
-    """Samples without end, (class, text), a batch of each class in turn; white space is made single spaces."""
-    chosen = dict(do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0)
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
-    # what the model's folder says of sampling would fill whatever is not set here
-    model.generation_config = GenerationConfig()
-    if not config.conditioned:
-        prompts = prompts[:1]
-    for batch in itertools.count():
-        which = batch % len(prompts)
-        torch.manual_seed(config.seed * 1_000_003 + config.steps + batch)
-        ids = torch.tensor([prompts[which]] * config.sample_rows, device=model.device)
-        settings = GenerationConfig(**chosen, **ends, max_new_tokens=config.max_tokens - ids.shape[1])
-        written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        for text in tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True):
-            yield which, " ".join(text.split())
-
-
-def _prompt(tokenizer: Any, name: str) -> list[int]:
-    """The start of a text, and the class's name where the model is told it."""
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [start, *(tokenizer(f"{name}:", add_special_tokens=False)["input_ids"] if name else [])]
-
-
-def _row(tokenizer: Any, prompt: list[int], text: str, max_tokens: int) -> tuple[list[int], int]:
-    own = tokenizer(" " + text, add_special_tokens=False, verbose=False)["input_ids"]
-    # cut where it is too long: then without an end
-    return [*prompt, *own, tokenizer.eos_token_id][:max_tokens], len(prompt)
-
-
-def _pad(rows: list[tuple[list[int], int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, mask and target (B,L); the target leaves prompts and padding out."""
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([own + [pad_id] * (longest - len(own)) for own, _ in rows])
-    place = torch.arange(longest)
-    mask = place < torch.tensor([[len(own)] for own, _ in rows])
-    text = mask & (place >= torch.tensor([[prompt] for _, prompt in rows]))
-    where = device()
-    return ids.to(where), mask.long().to(where), ids.where(text, IGNORED).to(where)
 
 
 def _check(config: GenerateConfig) -> None:
@@ -238,20 +143,3 @@ def _labelled(config: GenerateConfig) -> tuple[list[str], list[int], list[str]]:
     labels = table.labels or []
     drawn = draw_labels(labels, config.labels_per_class, config.seed, len(classes), classes).labelled
     return [table.texts[row] for row in drawn], [labels[row] for row in drawn], classes
-
-
-def _load(name: str) -> tuple[Any, Any]:
-    """Tokenizer and model: safetensors only, no remote code, every weight present, float32."""
-    source, local = find_model(name, "--model")
-    whole = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, "local_files_only": local}
-    with quiet():
-        model, info = read_pretrained(AutoModelForCausalLM, source, f"--model {name}", CURE, **whole)
-        tokenizer = read_pretrained(AutoTokenizer, source, f"--model {name}", CURE, local_files_only=local)
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
-        raise InputError(f"--model {name}: not a language model ({first} is missing, among others); {CURE}")
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise InputError(f"--model {name}: it has no tokenizer; put tokenizer.json beside its config.json")
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"--model {name}: its tokenizer has no token that ends a text; {CURE}")
-    return tokenizer, model

@@ -10,45 +10,38 @@ from __future__ import annotations
 import shutil
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import parse_flag_from_env
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nanonet import checkpoint, kept, report
-from nanonet.choice import check_labels, choose, trial_rows
+from nanonet.choice import check_labels
 from nanonet.classifier import check_tokens, most_tokens
-from nanonet.classifier import device as find_device
 from nanonet.cohort.build import check_encoder
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
-from nanonet.cohort.load import check_vocabulary, find_model, load_encoder, load_tokenizer, quiet
+from nanonet.cohort.load import check_vocabulary, find_model, load_encoder, load_tokenizer
 from nanonet.cohort.mapping import layer_mapping
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.stack import build_cohort
 from nanonet.cohort.views import parse_views
 from nanonet.config import InputError, TrainConfig, check_train
 from nanonet.data.batches import Encoded
-from nanonet.encoder import Encoder, tuning_steps
+from nanonet.encoder import Encoder
 from nanonet.folder import check_folder, open_folder
 from nanonet.inference import pooling_of, run
-from nanonet.material import Material, prepare
+from nanonet.launch import launch, threads
+from nanonet.material import prepare
 from nanonet.ops import distill_terms
 from nanonet.progress import Progress
 from nanonet.targets import soften
+from nanonet.teach import BODY, embed, teach
 from nanonet.teacher import NAME as TARGETS
-from nanonet.teacher import FrozenTeacher, load_teacher, make_teacher, save_teacher, spread, surest
+from nanonet.teacher import load_teacher, save_teacher
 from nanonet.train import OnlineTeacher, Rows, check_parts, fit
 from nanonet.trunk import Trunk, keep_trunk
 
-BODY = "teacher"  # the tuned encoder, until the run is done
 STEPS, STEPS_A_CLASS = 200, 10
 
 
@@ -60,25 +53,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     check_train(config)
     folder = check_folder(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.precision]
-    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # on a CPU Accelerate would run DDP instead and say nothing
-        if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):
-            raise InputError(
-                f"accelerate launch: {kind} cuts weights over processes; a cohort is small and clipped student by"
-                " student; launch with --multi_gpu (DDP) instead"
-            )
-    AcceleratorState._reset_state()  # a process may run several jobs, each in its own precision
-    accelerator = Accelerator(
-        cpu=find_device().type == "cpu",  # else Accelerate would leave each process of torchrun by itself there
-        mixed_precision=precision,
-        log_with="tensorboard" if config.tensorboard else None,
-        project_dir=folder,
-    )
+    accelerator = launch(config, folder)
     main = accelerator.is_main_process
-    if config.precision == "float16" and accelerator.device.type == "cpu":
-        raise InputError("--precision float16: a CPU has no float16 arithmetic of its own; give bfloat16 or float32")
     tokenizer, encoder = load_tokenizer(config.teacher), load_encoder(config.teacher)
     views, depth = parse_views(config.views, config.students), encoder.config.num_hidden_layers
     convolutional = config.student == "cnn"
@@ -112,13 +88,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         whole = build_cohort(encoder, every_layer, material.classes, config.tuning, lora=lora, seed=config.seed + 1)
     pad_id, device = tokenizer.pad_token_id, accelerator.device
 
-    with Progress(main) as progress, ExitStack() as locked:
+    with Progress(main) as progress, threads(config.threads), ExitStack() as locked:
 
         def logits(model: Cohort, rows: Encoded, what: str) -> Tensor:
             with progress.stage(what, len(rows)) as tick, accelerator.autocast():
                 return run(model.to(device).eval(), rows, pad_id, device, done=tick)
 
-        embed = partial(_embed, progress)
         # the teacher's tuning has no gradient scaler, which float16 would need
         autocast = nullcontext if config.precision == "float16" else accelerator.autocast
         pretrained = Encoder(encoder, pooling_of(*find_model(config.teacher)), pad_id, device, autocast)
@@ -128,7 +103,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             # a resumed run takes the teacher that it has
             if not (folder / TARGETS).exists():
                 if not (cache and kept.take(cache, key, folder)):
-                    save_teacher(folder, _teach(config, pretrained, tuned, material, folder, progress), key)
+                    save_teacher(folder, teach(config, pretrained, tuned, material, folder, progress), key)
                     if cache:
                         kept.keep(cache, key, [folder / name for name in (TARGETS, BODY) if (folder / name).exists()])
         accelerator.wait_for_everyone()
@@ -174,7 +149,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if online:
             wanted = logits(online.model, held, "held rows")[0]
         else:
-            wanted = frozen.logits(embed(body, held, "held rows"))
+            wanted = frozen.logits(embed(progress, body, held, "held rows"))
         wanted = soften(wanted, frozen.choice.trust) * config.sharpen
         gap = distill_terms(logits(cohort, held, "choosing the best"), wanted)[1].mean(-1)
         if not gap.isfinite().all():
@@ -185,12 +160,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         outcome: dict[str, Tensor] = {}
         if len(material.test):
             outcome["students"] = logits(cohort, material.test, "testing the students")
-            plain = embed(pretrained, material.test, "testing the floor")
+            plain = embed(progress, pretrained, material.test, "testing the floor")
             outcome["floor"] = frozen.floor(plain)
             if online:
                 outcome["teacher"] = logits(online.model, material.test, "testing the teacher")[0]
             else:
-                own = embed(body, material.test, "testing the teacher") if tuned else plain
+                own = embed(progress, body, material.test, "testing the teacher") if tuned else plain
                 outcome["teacher"] = frozen.logits(own)
         for k in range(cohort.students):
             save_student(cohort, k, folder / f"student-{k}", tokenizer)
@@ -215,54 +190,3 @@ def train(config: TrainConfig) -> dict[str, Any]:
         shutil.rmtree(folder / BODY, ignore_errors=True)
         accelerator.wait_for_everyone()
     return result
-
-
-def _teach(
-    config: TrainConfig, pretrained: Encoder, tuned: bool, material: Material, folder: Path, progress: Progress
-) -> FrozenTeacher:
-    """Make the frozen teacher; its body is left in `folder`/BODY where it is tuned.
-
-    Tuned first on the labels, then on what it is surest of, each class by itself. An online teacher is cross-validated
-    alone: of the rows, that needs some.
-    """
-    rows, label, classes = material.rows, material.label, len(material.classes)
-    if config.teacher_mode == "online":
-        seen = int((label >= 0).sum()) + trial_rows(classes, tuned)
-        rows, label = rows[range(min(seen, len(rows)))], label[:seen]
-
-    embed = partial(_embed, progress)
-
-    def tune(encoder: Encoder, label: Tensor, steps: int, what: str) -> Encoder:
-        known = (label >= 0).nonzero()[:, 0]
-        with progress.stage(what, steps) as tick:
-            return encoder.tuned(rows[known.tolist()], label[known], steps, config.seed, tick)
-
-    def retune(hidden: NDArray[np.int64], of: NDArray[np.int64]) -> Tensor:
-        known = torch.full_like(label, -100)
-        known[of] = torch.from_numpy(hidden)
-        steps = tuning_steps(config.teacher_steps, int((known >= 0).sum()))
-        return tune(pretrained, known, steps, "tuning for a fold").embed(rows[of.tolist()])
-
-    few, body = rows[range(int((label >= 0).sum()))], pretrained
-    if tuned:
-        body = tune(body, label, tuning_steps(config.teacher_steps, len(few)), "tuning on the labels")
-    embedding = embed(body, rows, "embedding the texts")
-    with progress.stage("choosing soft targets", 1) as tick:
-        y, again = label.numpy(), retune if tuned else None
-        x = embedding.double().numpy()
-        choice = choose(x, y, classes, config.targets, config.seed, config.uniform_prior, again)
-        tick(1, choice.rule)
-    if tuned and (label < 0).any():
-        sure = torch.from_numpy(surest(spread(config, choice, x, y, classes)[0], y))
-        body = tune(body, sure, -(-config.teacher_steps // 2), "tuning on its guesses")
-        embedding = embed(body, rows, "embedding them again")
-    if tuned:
-        with quiet():
-            body.model.save_pretrained(folder / BODY)
-    plain = pretrained.embed(few) if tuned else embedding[label >= 0]
-    return make_teacher(config, choice, embedding, label, classes, plain)
-
-
-def _embed(progress: Progress, encoder: Encoder, rows: Encoded, what: str) -> Tensor:
-    with progress.stage(what, len(rows)) as tick:
-        return encoder.embed(rows, tick)

@@ -9,8 +9,6 @@ of the whole: any number of processes and micro-batches computes the same step.
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,8 +25,8 @@ from nanonet.cohort.model import Cohort
 from nanonet.cohort.views import set_views, view_batch
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import BatchPlan, Encoded, collate
-from nanonet.files import write
 from nanonet.losses import DistillLoss, relation_loss
+from nanonet.metrics import Metrics
 from nanonet.ops import distill_loss
 from nanonet.optimizer import LEARNING_RATE, TEACHER_LEARNING_RATE, clip_per_student, learning_rate, make_optimizer
 from nanonet.targets import soften
@@ -135,7 +133,7 @@ def fit(
         trained["teacher"] = (online.model, teacher_optimizer)
         peaks["teacher"] = TEACHER_LEARNING_RATE[config.tuning]
     start = restore(folder, trained, accelerator) if config.resume else 0
-    log = _Log(folder / "metrics.jsonl", start, accelerator.is_main_process)
+    log = Metrics(folder / "metrics.jsonl", start, accelerator.is_main_process)
 
     for step in range(start, config.steps):
         began = time.perf_counter()
@@ -246,34 +244,3 @@ def _entering(trunk: Trunk | None, rows: list[int], device: torch.device) -> dic
 
 def _numbers(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
-
-
-def _step_of(line: str) -> float:
-    """The step that a line of metrics.jsonl tells of; infinity where the line was cut off."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
-
-
-class _Log:
-    """metrics.jsonl, a line a step; a resumed run goes on after the steps that its checkpoint has."""
-
-    def __init__(self, path: Path, start: int, active: bool) -> None:
-        self.file = None
-        if active:
-            old = path.read_text().splitlines() if start and path.exists() else []
-            write(path, "".join(line + "\n" for line in old if _step_of(line) < start))
-            self.file = path.open("a")
-
-    def write(self, record: dict) -> None:
-        if self.file:
-            self.file.write(json.dumps(record) + "\n")
-
-    def flush(self) -> None:
-        if self.file:
-            self.file.flush()
-
-    def close(self) -> None:
-        if self.file:
-            self.file.close()

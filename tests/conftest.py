@@ -13,6 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from nanonet.launch import threads
+
 TOPICS = {
     "animals": "cat dog horse cow sheep bird fish frog".split(),
     "food": "bread cheese apple soup rice cake salt tea".split(),
@@ -25,10 +27,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Models this small wait for a second thread far longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from nanonet.benchmarks.generator import train_generator, train_tokenizer
 from nanonet.cli import main
@@ -18,6 +17,7 @@ from nanonet.data.split import draw_labels, held_out
 from nanonet.filters import REASONS, repeated, sift, words
 from nanonet.flags import parse
 from nanonet.generate import _labelled
+from nanonet.launch import threads
 
 LIMITS = {"least_words": 3, "most_repeated": 0.5, "most_copied": 0.5}
 
@@ -26,11 +26,9 @@ LIMITS = {"least_words": 3, "most_repeated": 0.5, "most_copied": 0.5}
 def generator(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model of the tiny data's kind, a second old."""
     folder, texts = tmp_path_factory.mktemp("generator"), read_texts(tiny_data / "train.jsonl")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    tokenizer = train_tokenizer(texts, 320)
-    model = train_generator(texts, tokenizer, layers=2, width=48, block=32, rows=8, steps=60, learning_rate=5e-3)
-    torch.set_num_threads(threads)
+    with threads(1):
+        tokenizer = train_tokenizer(texts, 320)
+        model = train_generator(texts, tokenizer, layers=2, width=48, block=32, rows=8, steps=60, learning_rate=5e-3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -11,6 +11,7 @@ import torch
 import nanonet
 from nanonet import backends, reference
 from nanonet.backends import cpp
+from nanonet.launch import threads
 
 pytestmark = pytest.mark.skipif(cpp.load() is not None, reason="nanonet._C was not built")
 OPS = torch.ops.nanonet
@@ -131,13 +132,10 @@ def test_bits_do_not_depend_on_threads_runs_or_neighbours(K, N, C):
     def run():
         return OPS.distill_loss(student, teacher, label, torch.ones(3), row_weight, torch.ones(2), 2.0, 0, True)
 
-    before, threads = run(), torch.get_num_threads()
-    for count in (1, 3, threads):
-        torch.set_num_threads(count)
-        try:
+    before = run()
+    for count in (1, 3, 2):
+        with threads(count):
             assert all(torch.equal(a, b) for a, b in zip(before, run(), strict=True))
-        finally:
-            torch.set_num_threads(threads)
     part = slice(1, 3)
     terms = OPS.distill_terms(student, teacher, label, 2.0, 0)[0]
     alone = OPS.distill_terms(student[:, part].clone(), teacher[part].clone(), label[part], 2.0, 0)[0]
