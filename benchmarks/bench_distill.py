@@ -46,9 +46,10 @@ GPU_SHAPES = ((4, 8192, 128256), (4, 8192, 32000), (4, 1024, 100), (2, 32, 4), (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = (1.0, 1.0, 0.5)
 SECONDS = {"cpu": 2.0, "cuda": 0.4}  # of each implementation at each shape
-ROUNDS = {"cpu": 40, "cuda": 10}  # of 200 calls, at small shapes
+ROUNDS = {"cpu": 40, "cuda": 10}  # of so many calls, at small shapes
 ROWS_CHECKED = 512  # rows checked against float64 at a time
-SMALL = {"cpu": 10_000, "cuda": 1_000_000}  # logits below which calls are timed many at a time
+SMALL = {"cpu": 10_000, "cuda": 100_000_000}  # logits below which calls are timed many at a time
+CALLS = {"cpu": 200, "cuda": 100}  # so many
 GRAPHED = 20  # calls in a CUDA graph
 ATOL = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
@@ -208,15 +209,16 @@ def records(
             }
             floor = (2 * K + 1) * N * C * dtype.itemsize
             small = K * N * C < SMALL[device]
-            clock = (
-                partial(small_times_ms, rounds=ROUNDS[device]) if small else partial(times_ms, seconds=SECONDS[device])
-            )
+            clock = partial(times_ms, seconds=SECONDS[device])
+            if small:
+                clock = partial(small_times_ms, rounds=ROUNDS[device], calls=CALLS[device])
             alone = {"nanonet-op-fresh": op_fresh(*inputs)}
             each = clock
             if device != "cpu":
                 alone["triton-op"] = op_triton(*inputs)
-                each = partial(each_ms, clock=clock, optional=losses.keys() - {"nanonet"})
+                each = partial(each_ms, clock=clock, optional={*runs, *alone} - {"nanonet"})
             taken = each({**runs, **alone})
+            peaks = {name: round(peak_mb(run, device), 3) for name, run in runs.items() if name in taken}
             # buffers of their own, made when the others have left theirs: a GPU holds no more
             reused = {"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)}
             taken |= each(reused)
@@ -224,7 +226,6 @@ def records(
                 taken["nanonet-graph"] = clock({"": graphed(reused["nanonet-op"], GRAPHED)})[""] / GRAPHED
             copy_ms = float(np.median(taken["memcpy"]))
             for name, values in taken.items():
-                p50, run = float(np.median(values)), runs.get(name)
                 yield record(
                     "distill_loss",
                     {"K": K, "N": N, "C": C},
@@ -233,8 +234,8 @@ def records(
                     name,
                     values,
                     bytes_floor=floor,
-                    floor_fraction=copy_ms / p50,
-                    peak_mem_mb=round(peak_mb(run, device), 3) if run else None,
+                    floor_fraction=copy_ms / float(np.median(values)),
+                    peak_mem_mb=peaks.get(name),
                     error=error if name.startswith("nanonet") else None,
                     reference_error=own,
                 )

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanonet import cohort_linear, reference
-from nanonet.benchmarks.measure import record, times_ms
+from nanonet.benchmarks.measure import record, small_times_ms, times_ms
 from nanonet.config import InputError
 
 # (K, M, D, F, R): 48 texts of 50 tokens through an attention and a feed-forward product of a 384-wide encoder
@@ -126,6 +126,9 @@ def errors(arguments: Arguments, dtype: torch.dtype) -> tuple[float, float]:
 
 def records(dtypes: tuple = tuple(DTYPES), device: str = "cpu") -> Iterator[dict[str, Any]]:
     """One record for each shape, kind of weight, tuning, dtype and implementation."""
+    clock = partial(times_ms, seconds=0.4)
+    if device != "cpu":  # calls in a row, as in a step: a wait after each would time the host
+        clock = partial(small_times_ms, rounds=10, calls=20)
     for dtype_name in dtypes:
         for shape in SHAPES if device == "cpu" else GPU_SHAPES:
             for stacked, tuning in ((False, "bias"), (False, "lora"), (True, "bias"), (True, "lora"), (True, "full")):
@@ -155,7 +158,7 @@ def records(dtypes: tuple = tuple(DTYPES), device: str = "cpu") -> Iterator[dict
                     runs["gemm"] = (
                         partial(gemm, *alone) if phase == "forward" else with_backward(gemm, alone, dy, False)
                     )
-                    for name, values in times_ms(runs, seconds=0.4).items():
+                    for name, values in clock(runs).items():
                         yield record(
                             "cohort_linear",
                             {"K": K, "M": M, "D": D, "F": out, "R": R},

@@ -4,7 +4,7 @@
 
 cohort            K students in one model, frozen teacher's logits kept from before the training
 cohort-online     the same, and the teacher runs in the step
-cohort-padded     as `cohort`, every row padded to the longest of the step instead of to that of its group
+cohort-padded     on a CPU: as `cohort`, every row padded to the longest of the step instead of to that of its group
 cohort-checkpoint as `cohort`, a student's activations made again in the backward
 cohort-whole      only the head is trained: as `cohort`, which reads what the frozen layers made once of each text,
                   but these run in every step
@@ -29,6 +29,7 @@ from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, TaskType, get_peft_model
@@ -51,6 +52,8 @@ from nanonet.trunk import entrance
 BATCHES, LABELLED = 8, 1 / 3  # batches in turn; the labelled share of a batch
 LORA = Lora(rank=8)
 FIXED_TOKENS, MEMORY_STEPS = 256, 4
+SECONDS = {"cpu": 4.0, "cuda": 1.0}  # of each implementation
+GRAPH_VISITS = 3  # of each length: to warm up, to record, to replay
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -73,8 +76,8 @@ def implementations(case: Case) -> tuple[str, ...]:
     loops = loop, "eager-loop-kept", "eager-loop-256"
     if case.tuning == "head":
         return "cohort", "cohort-whole", *loops
-    every = "cohort", "cohort-online", "cohort-padded", "cohort-checkpoint", *loops
-    return every if case.device == "cpu" else (*every, "cohort-graph")
+    every = "cohort", "cohort-online", "cohort-checkpoint", *loops
+    return *every, "cohort-padded" if case.device == "cpu" else "cohort-graph"
 
 
 def batches(case: Case, tokens: int = 0) -> tuple[list[Batch], int]:
@@ -210,6 +213,15 @@ def over(step: Callable[[Batch], float], some: list[Batch]) -> Callable[[], floa
     return lambda: step(next(turn))
 
 
+def visited_ms(runs: dict[str, Callable[[], float]], steps: int, seconds: float) -> dict[str, np.ndarray]:
+    """Times [ms] after so many steps of each: what is kept of a batch's texts, the tiles and the graph of its length
+    are made before the clock runs."""
+    for run in runs.values():
+        for _ in range(steps):
+            run()
+    return times_ms(runs, seconds)
+
+
 def memory_mb(name: str, case: Case) -> float:
     """Peak memory of a step [MB] beyond that of the process before its models, in a process of its own."""
     command = [sys.executable, "-m", "nanonet.benchmarks.bench_step", name, json.dumps(asdict(case))]
@@ -225,18 +237,17 @@ def records(
     dtypes: tuple[str, ...],
     case: Case,
     memory: bool = True,
-    seconds: float = 4.0,
+    seconds: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One record for each K, tuning, dtype and implementation of `case`; on a CPU they take their steps in turn."""
     dynamic, C = batches(case)
     fixed, _ = batches(case, FIXED_TOKENS)
-    clock = partial(times_ms, seconds=seconds)
     for dtype, tuning, K in product(dtypes, tunings, students):
         own = replace(case, K=K, tuning=tuning, dtype=dtype)
         names = implementations(own)
         runs = {name: over(make_step(name, own, C), fixed if name.endswith("256") else dynamic) for name in names}
-        for _ in dynamic if tuning == "head" else ():  # what is kept of each text is made before the clock runs
-            runs["cohort"]()
+        visits = GRAPH_VISITS if case.device != "cpu" else int(tuning == "head")
+        clock = partial(visited_ms, steps=visits * len(dynamic), seconds=seconds or SECONDS[case.device])
         times = clock(runs) if case.device == "cpu" else each_ms(runs, clock, names[1:])
         for name, values in times.items():
             yield record(

@@ -3,6 +3,7 @@
 # with CUDA, Triton, nvcc, pybind11, cmake and ninja. Wheels in ./wheels (Liger-Kernel's, say) are installed first.
 #
 #     benchmarks/gpu.sh          gpu.log, gpu.jsonl and gpu-summary.txt into $OUT, or benchmarks/results
+#     PARTS="machine install kernels compiled" benchmarks/gpu.sh          these parts alone
 #
 # Every part has its own time limit and a share of what is left of the whole, and the next one runs whatever became of
 # it. The most telling parts come first. A benchmark checks its result against float64 before it times it.
@@ -11,12 +12,15 @@ cd "$(dirname "$0")/.."
 export OUT=${OUT:-benchmarks/results} PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
 python=${PYTHON:-python3}
+# pip's cmake and ninja lie beside the interpreter, which may be a link from elsewhere
+PATH=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH
 deadline=${DEADLINE:-520} # seconds for everything but the table
 for file in gpu-summary.txt gpu.log gpu.jsonl; do : >"$OUT/$file"; done
 
 # part NAME SECONDS COMMAND...: its output goes to $OUT/gpu.log, and the end of it here where it failed.
 part() {
   local name=$1 limit=$2 start=$SECONDS status=0 said log
+  if [[ " ${PARTS:-$name} " != *" $name "* ]]; then return; fi
   log=$(mktemp)
   shift 2
   if ((limit > deadline - SECONDS)); then limit=$((deadline - SECONDS)); fi
@@ -66,7 +70,7 @@ bench() { "$python" -m nanonet bench --device cuda --dtypes bfloat16 --json "$@"
 # Whole training steps; of an encoder with random weights, which need not be fetched.
 step() {
   "$python" benchmarks/blank_encoder.py "$work/encoder" &&
-    bench --step --teacher "$work/encoder" --students 1,4 --tunings bias,lora --batch 32 --no-memory
+    bench --step --teacher "$work/encoder" --students 4,1 --tunings bias,lora --batch 32 --no-memory
 }
 export -f machine install bench step
 work=$(mktemp -d)
@@ -84,10 +88,10 @@ sanitizer=(compute-sanitizer --error-exitcode 9 --report-api-errors no --kernel-
 
 part machine 30 bash -c machine
 cat "$OUT/gpu.log"
-part install 150 bash -c install
+part install 200 bash -c install
 part loss 70 bash -c 'bench --eager-only'
 part linear 80 bash -c 'bench --linear'
-part step 75 bash -c step
+part step 100 bash -c step
 part tests 90 "${pytest[@]}" "${workers[@]}" tests/gpu
 part memcheck 50 "${bare[@]}" "${sanitizer[@]}" --tool memcheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
 part racecheck 50 "${bare[@]}" "${sanitizer[@]}" --tool racecheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"

@@ -70,7 +70,7 @@ class Encoder:
         at random would tear up in the first steps what the encoder knows. label: (N,) int64; `done` is told of each
         step. Source: Kumar et al. 2022 (arXiv 2202.10054).
         """
-        parts = find_parts(self.model)
+        parts = find_parts(self.model.eval().to(self.device))  # before the copy, which would stay behind
         shared = [p.requires_grad_(False) for n, p in self.model.named_parameters() if parts.of(n) == "embeddings"]
         model = copy.deepcopy(self.model, {id(p): p for p in shared})
         encoder, body = replace(self, model=model), [p for p in model.parameters() if p.requires_grad]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,15 @@ def make_optimizer(cohort: Cohort, weight_decay: float) -> torch.optim.Optimizer
         if parameter.requires_grad:
             groups[weight_decay if name in decayed else 0.0].append(parameter)
     return torch.optim.AdamW([{"params": p, "weight_decay": d} for d, p in groups.items() if p], lr=0.0, fused=True)
+
+
+def step_all(optimizers: Collection[torch.optim.Optimizer], scaler: torch.amp.GradScaler | None) -> None:
+    """Step every optimizer, its gradients unscaled before, and clear them; then alone may their common scale move."""
+    for optimizer in optimizers:
+        optimizer.step() if scaler is None else scaler.step(optimizer)
+        optimizer.zero_grad()
+    if scaler is not None:
+        scaler.update()
 
 
 def clip_per_student(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

@@ -28,7 +28,14 @@ from nanonet.data.batches import BatchPlan, Encoded, collate
 from nanonet.losses import DistillLoss, relation_loss
 from nanonet.metrics import Metrics
 from nanonet.ops import distill_loss
-from nanonet.optimizer import LEARNING_RATE, TEACHER_LEARNING_RATE, clip_per_student, learning_rate, make_optimizer
+from nanonet.optimizer import (
+    LEARNING_RATE,
+    TEACHER_LEARNING_RATE,
+    clip_per_student,
+    learning_rate,
+    make_optimizer,
+    step_all,
+)
 from nanonet.targets import soften
 from nanonet.trunk import Trunk
 
@@ -187,19 +194,15 @@ def fit(
                     part_loss, _ = distill_loss(answer, None, label[kept], denominators=denominators)
                 accelerator.backward(part_loss * world)
                 teacher_loss = teacher_loss + part_loss.detach()
-        norms = torch.zeros(cohort.students)
-        for name, (trained_model, each) in trained.items():
-            accelerator.unscale_gradients(each)
-            norm = clip_per_student(trained_model.parameters(), config.max_grad_norm)
-            norms = norm if name == "students" else norms
-            each.step()
-            each.zero_grad()
+        accelerator.unscale_gradients()
+        norms = {name: clip_per_student(each.parameters(), config.max_grad_norm) for name, (each, _) in trained.items()}
+        step_all([each.optimizer for _, each in trained.values()], accelerator.scaler)
         loss, means, teacher_loss = (accelerator.reduce(t, "sum") for t in (loss, means, teacher_loss))
         record = {
             "step": step,
             "loss": round(loss.item(), 6),
             **{name: _numbers(means[i]) for i, name in enumerate(("ce", "teacher", "peers"))},
-            "grad_norm": _numbers(norms),
+            "grad_norm": _numbers(norms["students"]),
             "learning_rate": learning_rate(config, step, peaks["students"]),
             "rows_per_s": round(len(batch) / (time.perf_counter() - began), 1),
         }

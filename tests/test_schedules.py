@@ -7,7 +7,7 @@ import torch
 
 from nanonet.config import TrainConfig
 from nanonet.losses import DistillLoss, confidence, ramp
-from nanonet.optimizer import clip_per_student, learning_rate
+from nanonet.optimizer import clip_per_student, learning_rate, step_all
 from nanonet.targets import soften
 
 
@@ -21,6 +21,21 @@ def test_clipping_is_per_student() -> None:
     assert p.grad.norm(dim=1).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
     clip_per_student([p, q], 0.0)
     assert p.grad.norm(dim=1).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+
+
+def test_optimizers_that_share_a_scale_step_before_it_moves() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    both = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([p], lr=1.0) for p in both]
+    scaler.scale(2 * both[0].sum() + 3 * both[1].sum()).backward()
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    step_all(optimizers, scaler)
+    assert both[0].tolist() == [-2.0] * 3 and both[1].tolist() == [-3.0] * 3 and scaler.get_scale() == 16.0
+    assert all(p.grad is None for p in both)
+    both[1].grad = torch.ones(3)
+    step_all(optimizers, None)
+    assert both[0].tolist() == [-2.0] * 3 and both[1].tolist() == [-4.0] * 3
 
 
 def test_schedules() -> None:

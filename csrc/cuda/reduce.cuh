@@ -58,7 +58,7 @@ NN_DEVICE void set_shares(const Call& p, Reduction<kK>& shared) {
   if (i < 3 && k < p.K) {
     const double d = p.denominators.data ? double(value_at(p.denominators, i > 0, k)) : shared.total[i == 0 ? 0 : 1 + k];
     shared.share[threadIdx.x] = d == 0 ? 0 : float(1 / d);
-    shared.weight[i] = value_at(p.weights, i);
+    if (k == 0) shared.weight[i] = value_at(p.weights, i);
   }
   __syncthreads();
 }
