@@ -145,14 +145,14 @@ struct AnyRow {
 
   // Adds sum_{j != k} sum_c q_j (v_j - v_k) to total[k] for every k, in O(K): two sweeps carry A = sum q_j v_j and
   // W = sum q_j over the students before, then after k, so that no student's own share has to cancel. v is centred on
-  // the students' mean first: where they agree, A and W v_k would else subtract like terms.
+  // the likeliest student first: where they agree, A and W v_k would else subtract like terms. The mean would be -inf,
+  // or of another magnitude, as soon as one student rules the class out.
   void peers_kl(int64_t chunk, double* total) {
-    F *mean = value(2, 0), *A = value(2, 1), *W = value(3, 0);
+    F *centre = value(2, 0), *A = value(2, 1), *W = value(3, 0);
     each(chunk, [&](int64_t i) __attribute__((always_inline)) {
-      V centre = {};
-      for (int64_t k = 0; k < p.K; ++k) centre += load(v(k) + i);
-      centre /= F(p.K);
-      store(mean + i, centre - centre == 0 ? centre : V{});  // where a class is -inf, there is nothing to centre
+      V top = load(v(0) + i);
+      for (int64_t k = 1; k < p.K; ++k) top = larger<F>(load(v(k) + i), top);
+      store(centre + i, top - top == 0 ? top : V{});  // where the class is -inf for all, there is nothing to centre
     });
     for (int direction = 1; direction >= -1; direction -= 2) {
       each(chunk, [&](int64_t i) __attribute__((always_inline)) {
@@ -163,7 +163,7 @@ struct AnyRow {
         const int64_t k = direction > 0 ? step : p.K - 1 - step;
         const F *v_k = v(k), *q_k = q(k);
         total[k] += sum(chunk, [&](int64_t i) __attribute__((always_inline)) {
-          const V centred = load(v_k + i) - load(mean + i), weight = load(q_k + i), before = load(W + i);
+          const V centred = load(v_k + i) - load(centre + i), weight = load(q_k + i), before = load(W + i);
           const V term = load(A + i) - weighted(before, centred);
           store(A + i, load(A + i) + weighted(weight, centred));
           store(W + i, before + weight);

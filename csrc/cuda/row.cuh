@@ -107,14 +107,13 @@ struct Row : RowState<kK, kKl, Group, Source> {
   }
 
   // KL(q_j || q_k) of all pairs in O(K): with A = sum_j q_j l_j and Q = sum_j q_j the class adds A - Q l_k. l is centred
-  // on the students' mean first: where they agree, like terms would else be subtracted.
+  // on the likeliest student first: where they agree, like terms would else be subtracted.
   NN_DEVICE void add_peers_kl(const Class& c, float (&sums)[3 * kK], float& total) const {
-    float centre = 0, Q = 0;
+    float centre = c.l[0], Q = 0;
     NN_UNROLL
     for (int k = 0; k < kK; ++k)
-      if (k < K()) centre += c.l[k], Q += c.q[k];
-    centre *= 1.0f / K();
-    centre = centre - centre == 0 ? centre : 0;  // a class at -inf: nothing to centre
+      if (k < K()) centre = fmaxf(centre, c.l[k]), Q += c.q[k];
+    centre = centre - centre == 0 ? centre : 0;  // -inf for all: nothing to centre
     NN_UNROLL
     for (int k = 0; k < kK; ++k) {
       if (k >= K()) continue;

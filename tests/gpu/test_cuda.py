@@ -124,6 +124,15 @@ def test_infinite_classes_and_large_logits(C):
     check(student, teacher, label)
 
 
+@pytest.mark.parametrize("C", [6, 1000, 131072])
+@pytest.mark.parametrize("K", [3, 5])
+def test_a_class_that_some_mask_with_a_large_number_leaves_the_others_as_they_are(K, C):
+    student, _, _ = draw(K, 6, C)
+    student[0, :, 1] = -1e9
+    truth, ours = (nanonet.distill_terms(s)[2, 1:].double() for s in (student.double(), student))
+    torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
 # a view whose rows start off the 16-byte grid, each elsewhere; a transposed one
 @pytest.mark.parametrize("dtype", ATOL)
 def test_strided(dtype):

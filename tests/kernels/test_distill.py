@@ -203,6 +203,14 @@ def test_adversarial_rows(dtype, divergence, regime, device):
     check(student, teacher, label, divergence=divergence)
 
 
+def test_a_class_that_some_mask_with_a_large_number_leaves_the_others_as_they_are(regime, device):
+    student = draw(5, 8, 5, torch.float32, device)[0]
+    student[0, :, 1] = student[1, :4, 1] = -1e9
+    truth = reference.distill_terms(student.double(), None, None)[2]
+    ours = distill.distill_terms_fwd(student, None, None, 1.0, 0)[0][2].double()
+    torch.testing.assert_close(ours[2:], truth[2:], rtol=2e-6, atol=2e-6)
+
+
 def test_students_that_nearly_agree_keep_their_divergence(regime, device):
     # the log-sum-exps are known to 3e-7, the divergence itself is 1e-6
     g = torch.Generator().manual_seed(0)

@@ -187,6 +187,19 @@ def test_adversarial_rows_give_the_closed_form(dtype, divergence):
     assert torch.isfinite(terms[:2, :2, :3]).all()
 
 
+@pytest.mark.parametrize("fill", [-1e6, -1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("K, divergence", [(4, "kl"), (5, "kl"), (3, "reverse_kl"), (3, "js")])
+def test_a_class_that_some_mask_with_a_large_number_leaves_the_others_as_they_are(K, divergence, fill):
+    g = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(K, 64, 5, generator=g), torch.randn(64, 5, generator=g)
+    student[0, :, 1] = student[1, :32, 1] = fill
+    ours = distill_terms(student, teacher, divergence=divergence)[2]
+    truth = reference.distill_terms(student.double(), teacher.double(), None, 1.0, DIVERGENCES[divergence])[2]
+    kept = truth < 1e3
+    assert kept[2:].all() and kept[1, 32:].all() and not kept[0].any()
+    torch.testing.assert_close(ours[kept].double(), truth[kept], rtol=2e-6, atol=2e-6)
+
+
 def test_students_that_nearly_agree_keep_their_divergence():
     # A - Q l subtracts like terms: uncentred, fp32 loses 31% at this distance
     g = torch.Generator().manual_seed(0)
