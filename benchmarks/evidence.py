@@ -140,6 +140,8 @@ def evidence(config: EvidenceConfig) -> None:
     path = Path(config.output).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"--output {path}: give a file in a folder that exists")
+    if not config.data and (config.gold or config.flags or config.teacher_cache):
+        raise InputError("--data is missing: without it the table of the lines is printed, and nothing is run")
     given, flags_given = train_config(config.flags), config.flags.strip()
     for labels, seed in runs(config) if config.data else ():
         variant = " ".join(word for word in (GOLD if config.gold else "", flags_given) if word)

@@ -17,7 +17,9 @@ BASELINES = {  # variants, by the methods of baselines.py
     "setfit": "SetFit, at most 200 steps",
     "supervised": "supervised teacher",
 }
+# nobody listens to the unlabelled rows then, so that a few will do
 ALONE = "--students 1 --teacher-weight 0 --peers-weight 0 --teacher-steps 0 --targets classifier"
+ALONE += " --max-unlabelled 500 --unlabelled-batch 1"
 GOLD = "gold labels"  # a variant: the ceiling, trained on the labels of the rows that the others see without
 
 
@@ -28,7 +30,7 @@ def read_lines(path: Path) -> list[dict]:
         InputError: a line that is no record.
     """
     records = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], 1):
         try:
             record = json.loads(line)
             record["data"], record["labels_per_class"], record["seed"], record["flags"]  # what a run is known by
