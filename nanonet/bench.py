@@ -28,6 +28,8 @@ def bench(config: BenchConfig) -> None:
         raise InputError(f"--plot {config.plot}: give a name that ends in .png or .svg")
     if config.plot and Path(config.plot).is_dir():
         raise InputError(f"--plot {config.plot} is a folder; give a file")
+    if config.plot and Path(config.plot).exists():
+        raise InputError(f"--plot {config.plot} is there already; delete it, or give another name")
     if not Path(config.plot).absolute().parent.is_dir():
         raise InputError(f"--plot {config.plot}: there is no folder {Path(config.plot).parent}; make it first")
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)

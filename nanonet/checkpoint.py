@@ -55,6 +55,14 @@ def restore(folder: Path, trained: Trained, accelerator: Accelerator) -> int:
             step, scaler = int(file.metadata()["step"]), json.loads(file.metadata()["scaler"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged checkpoint ({error}); delete it to start again") from error
+    wanted = {
+        f"{name}/{key}{part}": torch.Size() if part == "/step" else parameter.shape
+        for name, (module, _) in trained.items()
+        for key, parameter in _parameters(module)
+        for part in ("", "/exp_avg", "/exp_avg_sq", "/step")
+    }
+    if step < 0 or any(name not in stored or stored[name].shape != shape for name, shape in wanted.items()):
+        raise InputError(f"{path}: not a checkpoint of this run; delete it to start again")
     for name, (module, optimizer) in trained.items():
         for key, parameter in _parameters(module):
             parameter.data.copy_(stored[f"{name}/{key}"])

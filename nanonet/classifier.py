@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import nanonet.cnn_model  # noqa: F401  tells transformers of CNN students
 from nanonet.cohort.build import probe
-from nanonet.cohort.load import check_tokenizer, check_vocabulary, quiet, read_pretrained
+from nanonet.cohort.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
 from nanonet.config import InputError
 from nanonet.data.batches import Encoded, encode
 from nanonet.folder import MARK
@@ -119,7 +119,9 @@ def load_classifier(folder: Path) -> Classifier:
             f"--model {folder}: not a trained text classifier ({len(info['missing_keys'])} weights are missing,"
             f" first {first}); {CURE}"
         )
+    check_layers(info["unexpected_keys"], what)
     check_tokenizer(tokenizer, what)
+    check_vocabulary(tokenizer.pad_token_id, model, what)
     names, kind = model.config.id2label, model.config.problem_type
     one_of_many = kind in (None, "single_label_classification") and len(names) > 1
     if not one_of_many or set(names) != set(range(len(names))):
@@ -138,6 +140,8 @@ def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
     padded, hidden = torch.full_like(alone, pad_id), torch.zeros_like(shown)
     wanted = model(input_ids=alone, attention_mask=shown).logits
     got = model(input_ids=torch.cat([alone, padded], 1), attention_mask=torch.cat([shown, hidden], 1)).logits
+    if not wanted.isfinite().all():
+        raise InputError(f"{what}: its weights give logits that are no numbers; train it again")
     if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1):
         raise InputError(f"{what}: its answer depends on the padding beside a text; give a model that heeds the mask")
 

@@ -167,9 +167,11 @@ def check_train(config: TrainConfig) -> None:
     for name in (*weights, "learning_rate", "weight_decay", "max_grad_norm"):
         if not 0 <= getattr(config, name) < float("inf"):
             refuse(name, "give 0 or more")
-    for name in ("temperature", "sharpen", "lora_alpha"):
+    for name in ("sharpen", "lora_alpha"):
         if not 0 < getattr(config, name) < float("inf"):
             refuse(name, "give a number above 0")
+    if not 0.01 <= config.temperature <= 100:
+        refuse("temperature", "give 0.01 to 100")
     for name in ("warmup", "lora_dropout"):
         if not 0 <= getattr(config, name) < 1:
             refuse(name, "give a fraction of at least 0 and below 1")

@@ -58,7 +58,7 @@ def _settings(folder: Path) -> dict:
     """What the folder's run was told; empty where no run of ours made it."""
     try:
         found = yaml.safe_load((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # somebody else's
         return {}
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     return found if isinstance(found, dict) and found.keys() <= known else {}

@@ -122,7 +122,8 @@ def _check_output(config: GenerateConfig) -> Path:
     source = Path(config.labelled).expanduser()
     if output.exists() and source.exists() and output.samefile(source):
         raise InputError(f"{what} is the input itself; give another file")
-    if source.is_dir() and output.parent.samefile(source) and output.name.split(".")[0] in ("train", "test"):
+    target = output.resolve()
+    if source.is_dir() and target.parent.samefile(source) and target.name.split(".")[0] in ("train", "test"):
         raise InputError(f"{what} would be taken for the data of --labelled; give another name")
     if output.exists() and not config.overwrite:
         raise InputError(f"{what} is there already; give --overwrite to replace it")

@@ -36,7 +36,7 @@ from nanonet.material import prepare
 from nanonet.ops import distill_terms
 from nanonet.progress import Progress
 from nanonet.targets import soften
-from nanonet.teach import BODY, embed, teach
+from nanonet.teach import BODY, embed, load_body, teach
 from nanonet.teacher import NAME as TARGETS
 from nanonet.teacher import load_teacher, save_teacher
 from nanonet.train import OnlineTeacher, Rows, check_parts, fit
@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_tokens(config.max_tokens, most_tokens(encoder))
     material = prepare(config, tokenizer)
     largest = max(int(part.ids.max()) for part in (material.rows, material.held, material.test) if len(part.ids))
-    check_vocabulary(largest, encoder, f"--teacher {config.teacher}")
+    check_vocabulary(max(largest, tokenizer.pad_token_id), encoder, f"--teacher {config.teacher}")
     tuned = config.teacher_mode == "frozen" and config.teacher_steps > 0
     check_encoder(encoder, layers=tuned or not convolutional)
     given = config
@@ -99,6 +99,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         pretrained = Encoder(encoder, pooling_of(*find_model(config.teacher)), pad_id, device, autocast)
         key = kept.fingerprint(config, material.rows, material.label, encoder, pretrained.pooling)
         if main:
+            if cache and (cache / key).exists():  # a damaged one is found before a run is overwritten for it
+                load_teacher(cache / key, key)
+                if tuned:
+                    load_body(cache / key)
             locked.enter_context(open_folder(given, folder))
             # a resumed run takes the teacher that it has
             if not (folder / TARGETS).exists():
@@ -109,7 +113,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         accelerator.wait_for_everyone()
         frozen, body = load_teacher(folder, key), pretrained
         if tuned:
-            body = replace(pretrained, model=load_encoder(str(folder / BODY)))
+            body = replace(pretrained, model=load_body(folder))
         soft: Tensor | None = frozen.soft
         online = None
 

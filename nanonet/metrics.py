@@ -10,10 +10,10 @@ from nanonet.files import write
 
 
 def step_of(line: str) -> float:
-    """The step that a line of metrics.jsonl tells of; infinity where the line was cut off."""
+    """The step that a line of metrics.jsonl tells of; infinity where the line was cut off or is no record."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
@@ -23,7 +23,7 @@ class Metrics:
     def __init__(self, path: Path, start: int, active: bool) -> None:
         self.file = None
         if active:
-            old = path.read_text().splitlines() if start and path.exists() else []
+            old = path.read_text(errors="replace").splitlines() if start and path.exists() else []
             write(path, "".join(line + "\n" for line in old if step_of(line) < start))
             self.file = path.open("a")
 

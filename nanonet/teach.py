@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from nanonet.choice import choose, trial_rows
-from nanonet.cohort.load import quiet
-from nanonet.config import TrainConfig
+from nanonet.cohort.load import load_encoder, quiet
+from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import Encoded
 from nanonet.encoder import Encoder, tuning_steps
 from nanonet.material import Material
@@ -66,6 +67,18 @@ def teach(
             body.model.save_pretrained(folder / BODY)
     plain = pretrained.embed(few) if tuned else embedding[label >= 0]
     return make_teacher(config, choice, embedding, label, classes, plain)
+
+
+def load_body(folder: Path) -> PreTrainedModel:
+    """The tuned encoder that `teach` left in `folder`.
+
+    Raises:
+        InputError: it is gone, or damaged.
+    """
+    body = folder / BODY
+    if not (body / "config.json").is_file():
+        raise InputError(f"{body}: the tuned teacher is gone; delete {folder}, a run or an entry of --teacher-cache")
+    return load_encoder(str(body))
 
 
 def embed(progress: Progress, encoder: Encoder, rows: Encoded, what: str) -> Tensor:

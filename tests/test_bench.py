@@ -132,9 +132,12 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys):
         ["--shapes", "2x0x4"],
         ["--dtypes", "int8"],
         ["--plot", "a.pdf"],
+        ["--plot", "there.png"],
     ],
 )
-def test_bad_flags(flags, capsys):
+def test_bad_flags(flags, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.png").touch()
     assert main(["bench", *flags]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -122,6 +122,14 @@ def test_bad_numbers_are_named(words: list[str], flags: list[str], said: str, ca
     assert said in capsys.readouterr().err
 
 
+def test_what_is_for_runs_is_refused_without_data_and_a_file_of_something_else_is_named(tmp_path: Path, capsys):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"\xff\xfe\n")
+    assert main(["evidence", "--gold"]) == 2 and main(["evidence", "--output", str(path)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "--data is missing" in first and f"--output {path}, line 1: no record" in second
+
+
 def test_a_run_that_fails_is_named_and_leaves_the_lines(words: list[str], tmp_path: Path, capsys):
     (tmp_path / "lines.jsonl").write_text("")
     assert main([*words, "--seeds", "0", "--flags", "--max-tokens 1"]) == 2

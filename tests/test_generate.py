@@ -169,6 +169,7 @@ def test_repetition_is_a_share() -> None:
         ("--model {g} --labelled {d} --output {here}/no/o.jsonl", ["there is no folder"]),
         ("--model {g} --labelled {d} --output {here}/there.jsonl", ["there already", "--overwrite"]),
         ("--model {g} --labelled {here}/there.jsonl --output {here}/there.jsonl", ["is the input itself"]),
+        ("--model {g} --labelled {here}/own --output {here}/link.jsonl --overwrite", ["for the data of --labelled"]),
         ("--model {g} --labelled {d} --output {o} --temperature 0", ["--temperature 0", "above 0"]),
         ("--model {g} --labelled {d} --output {o} --top-p 1.5", ["--top-p 1.5", "at most 1"]),
         ("--model {g} --labelled {d} --output {o} --most-copied 2", ["--most-copied 2", "from 0 to 1"]),
@@ -203,6 +204,8 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copy(tiny_data / "test.jsonl", tmp_path / "there.jsonl")
+    shutil.copytree(tiny_data, tmp_path / "own")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "own" / "train.jsonl")
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_text('{"model_type": "gpt2"}')

@@ -90,6 +90,17 @@ def test_a_damaged_entry_is_named(config: TrainConfig) -> None:
         train(dataclasses.replace(config, output=config.output + "-2"))
 
 
+@pytest.mark.parametrize("lost", ["targets.safetensors", "teacher"])
+def test_a_damaged_entry_is_found_before_a_run_is_overwritten(config: TrainConfig, lost: str) -> None:
+    train(config)
+    path, report = Path(config.teacher_cache) / entries(config)[0] / lost, Path(config.output) / "report.json"
+    shutil.rmtree(path) if path.is_dir() else path.write_bytes(b"")
+    before = report.read_bytes()
+    with pytest.raises(InputError, match=f"{lost}: .* delete "):
+        train(dataclasses.replace(config, overwrite=True))
+    assert report.read_bytes() == before and (Path(config.output) / "best").is_dir()
+
+
 def test_a_cache_that_cannot_be_written_is_named(config: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(InputError, match="--teacher-cache .*give a folder"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 
 from nanonet.checkpoint import save
@@ -203,6 +203,15 @@ def test_a_run_of_other_texts_is_not_gone_on_with(
     (data / "train.jsonl").write_text("".join(lines))
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')  # as a full disk leaves it
+        file.write('\n5\n{}\n{"step": "a"}\n')  # as nobody leaves it
+    stored, other = out / "checkpoint.safetensors", tmp_path / "kept.safetensors"
+    shutil.move(stored, other)
+    for change in ({}, {"step": "-1"}):
+        some = load_file(other) if change else {"x": torch.zeros(2)}
+        save_file(some, stored, {"step": "3", "scaler": "{}"} | change)
+        with pytest.raises(InputError, match="not a checkpoint of this run; delete it"):
+            train(dataclasses.replace(config, resume=True))
+    shutil.move(other, stored)
     train(dataclasses.replace(config, resume=True))
     assert [r["step"] for r in records(config, "stopped")] == list(range(6))
 

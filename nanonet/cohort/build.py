@@ -156,6 +156,7 @@ def plain_student(
         config.layer_types = [teacher.config.layer_types[i] for i in layers]
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = None  # one of many, whatever the teacher's head was for
     if tuning == "bias":
         for flag in BIAS_FLAGS:
             if getattr(config, flag, None) is False:

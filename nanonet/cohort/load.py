@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,8 @@ def load_encoder(name: str) -> PreTrainedModel:
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise InputError(f"--teacher {name}: {len(missing)} weights are missing, first {missing[0]}; get it again")
+    check_layers(info["unexpected_keys"], f"--teacher {name}")
+    model.config.output_attentions = model.config.output_hidden_states = False  # nobody reads them
     return model.eval()
 
 
@@ -153,6 +155,17 @@ def read_pretrained(loader: Any, source: str, what: str, cure: str, **options: A
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than config.json says"
         raise InputError(f"{what}: {loader.__name__} cannot load it ({reason}); {cure}") from error
+
+
+def check_layers(unexpected: Collection[str], what: str) -> None:
+    """Refuse weights of layers that the configuration does not name: the model would be another one.
+
+    Raises:
+        InputError: says which.
+    """
+    layers = sorted(key for key in unexpected if re.search(r"(^|\.)layers?\.\d+\.", key))
+    if layers:
+        raise InputError(f"{what}: its config.json names fewer layers than it has weights ({layers[0]}); get it again")
 
 
 def check_vocabulary(largest: int, model: Any, what: str) -> None:

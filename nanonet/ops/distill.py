@@ -155,6 +155,8 @@ def _check(
     code = DIVERGENCES.get(divergence)
     if code is None:
         raise ValueError(f"divergence: expected one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise ValueError("temperature: only student is differentiable; pass float(temperature)")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
     if code == MSE and temperature != 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, FNetConfig, FNetForSequenceClassification
 
 from nanonet.cli import main
@@ -71,6 +72,7 @@ def test_bad_model(case: Case, refuses: Callable[..., None]) -> None:
         ({"problem_type": "multi_label_classification"}, "not a classifier into one of"),
         ({"hidden_size": 64}, "other shapes than config.json says"),
         ({"num_hidden_layers": 9}, "weights are missing"),
+        ({"num_hidden_layers": 1}, "fewer layers than it has weights"),
         ({"model_type": "nope"}, "cannot load it"),
         ({"hidden_size": "x"}, "cannot load it"),
         ({"id2label": ["a"]}, "cannot load it"),
@@ -86,6 +88,37 @@ def test_a_models_config_that_lies(
     assert main(["predict", str(tmp_path / "t.txt"), "--model", str(tmp_path / "m")]) == 2
     err = capsys.readouterr().err
     assert fragment in err and err.count("\n") == 1
+
+
+def test_weights_that_are_no_numbers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run / "best", tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "t.txt").write_text("a cat\n")
+    assert main(["predict", str(tmp_path / "t.txt"), "--model", str(tmp_path / "m")]) == 2
+    assert "logits that are no numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict {here}/t.txt --model {here}/m", "train {shared} --teacher {here}/m"])
+def test_a_padding_token_that_the_model_does_not_know(
+    command: str, run: Path, tmp_path: Path, refuses: Callable[..., None]
+) -> None:
+    shutil.copytree(run / "best", tmp_path / "m")
+    settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "zzz"}))
+    refuses({"t.txt": "a cat\n"}, command, ["its tokenizer knows more tokens than the model"])
+
+
+def test_what_a_teachers_config_says_of_its_own_head_is_not_the_students(
+    tiny_encoder: Path, tmp_path: Path, fill: Callable[[str], list[str]]
+) -> None:
+    shutil.copytree(tiny_encoder, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    own = {"problem_type": "multi_label_classification", "output_attentions": True, "output_hidden_states": True}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | own))
+    assert main(fill("train {shared} --teacher {here}/m --teacher-steps 0")) == 0
+    assert main(fill("evaluate --model {out} --data {data}")) == 0
 
 
 def test_a_model_that_sees_the_padding(tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
