@@ -4,7 +4,9 @@
 
 cohort            K students in one model, frozen teacher's logits kept from before the training
 cohort-online     the same, and the teacher runs in the step
-cohort-padded     on a CPU: as `cohort`, every row padded to the longest of the step instead of to that of its group
+cohort-padded     on a CPU: as `cohort`, every row padded to the longest of the step
+cohort-grouped    on a CPU: as `cohort`, every row padded to the longest of its group of like rows
+cohort-packed     on a GPU: as `cohort`, no layer sees padding
 cohort-checkpoint as `cohort`, a student's activations made again in the backward
 cohort-whole      only the head is trained: as `cohort`, which reads what the frozen layers made once of each text,
                   but these run in every step
@@ -77,7 +79,8 @@ def implementations(case: Case) -> tuple[str, ...]:
     if case.tuning == "head":
         return "cohort", "cohort-whole", *loops
     every = "cohort", "cohort-online", "cohort-checkpoint", *loops
-    return *every, "cohort-padded" if case.device == "cpu" else "cohort-graph"
+    own = ("cohort-padded", "cohort-grouped") if case.device == "cpu" else ("cohort-packed", "cohort-graph")
+    return *every, *own
 
 
 def batches(case: Case, tokens: int = 0) -> tuple[list[Batch], int]:
@@ -123,7 +126,12 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
     encoder = load_encoder(case.teacher)
     cohort = build_cohort(encoder, [ends(encoder)] * case.K, labels, case.tuning, lora=LORA).to(case.device)
     cohort.checkpointing = name == "cohort-checkpoint"
-    cohort.group_rows = 0 if name == "cohort-padded" else cohort.group_rows
+    if name in ("cohort-padded", "cohort-grouped"):
+        cohort.packing = ()
+    if name == "cohort-padded":
+        cohort.group_rows = 0
+    if name == "cohort-packed":
+        cohort.packing = (case.device,)
     forward = torch.compile(cohort, backend="cudagraphs", dynamic=False) if name == "cohort-graph" else cohort
     teacher = whole_teacher(case, C) if name == "cohort-online" else None
     head = entrance(cohort) if name == "cohort" else None

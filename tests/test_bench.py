@@ -100,7 +100,8 @@ def test_the_cohort_and_the_loop_take_the_same_step(tuning: Tuning, monkeypatch:
     (batch,), C = bench_step.batches(case)
     losses = {}
     # no graph is made on a CPU
-    for name in ("cohort", "cohort-whole", "cohort-checkpoint", "cohort-graph", "eager-loop-kept"):
+    ours = ("", "-whole", "-checkpoint", "-padded", "-grouped", "-packed", "-graph")
+    for name in (*("cohort" + kind for kind in ours), "eager-loop-kept"):
         run = bench_step.make_step(name, case, C)
         losses[name] = [run(batch), run(batch)]
     for name, found in losses.items():

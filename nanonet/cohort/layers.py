@@ -179,8 +179,8 @@ class CohortDropout(nn.Module):
         chosen = self.probability[self.span.start : self.span.stop]
         if not self.training or not any(chosen):
             return x
-        rows = x.chunk(len(chosen))
-        return torch.cat([F.dropout(r, p) if p else r for r, p in zip(rows, chosen, strict=True)])
+        rows = x.reshape(len(chosen), -1)
+        return torch.stack([F.dropout(r, p) if p else r for r, p in zip(rows, chosen, strict=True)]).view(x.shape)
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"

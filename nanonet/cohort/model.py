@@ -7,6 +7,7 @@ that is frozen and that every student has alike is stored once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from nanonet.cohort.build import Parts
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLayerNorm, CohortLinear, Span
+from nanonet.cohort.packing import packed
 from nanonet.config import Tuning
 from nanonet.data.batches import length_buckets
 
@@ -44,6 +46,7 @@ class Cohort(nn.Module):
         entering: {name of a module: (K,B,D)} what it reads instead. Nothing below it matters then: one token a row runs
     group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
         longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
+    packing: types of the devices on which layers see no padding at all (packing.py); the result is the same likewise
     checkpointing: keep no activations of a student's forward, make them again in the backward: the memory of one
         student instead of K, for a second forward. The students run one at a time then
     """
@@ -60,6 +63,7 @@ class Cohort(nn.Module):
         self.last = [name for name, module in model.named_modules() if isinstance(module, CohortLinear)][-1]
         self.checkpointing = False
         self.group_rows = 12
+        self.packing: tuple[str, ...] = ()
         self._perturbation: list[Tensor | None] = []
         self.embeddings().register_forward_hook(self._perturb)
 
@@ -147,11 +151,15 @@ class Cohort(nn.Module):
         if features:
             module = self.model.get_submodule(features)
             hooks.append(module.register_forward_pre_hook(lambda module, given: seen.append(given[0])))
+        without_padding: AbstractContextManager = nullcontext()
+        if ids.device.type in self.packing and not entering and not torch.compiler.is_compiling():
+            without_padding = packed(self.model, self.parts.layers[:-1], k * _lengths(mask), L)
         try:
-            if tensors is None:
-                output = self.model(**arguments)
-            else:
-                output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
+            with without_padding:
+                if tensors is None:
+                    output = self.model(**arguments)
+                else:
+                    output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -191,7 +199,7 @@ class Cohort(nn.Module):
 
 def _lengths(mask: Tensor) -> list[int]:
     """Up to where any student sees each row [tokens], at least 1: mask (K,B,L)."""
-    place = torch.arange(1, mask.shape[-1] + 1)
+    place = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
     return (mask.amax(0) * place).amax(-1).clamp(min=1).tolist()
 
 

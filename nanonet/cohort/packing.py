@@ -1,0 +1,126 @@
+"""Rows without their padding: from the first layer to the last, the tokens of all rows stand one after the other.
+
+Embeddings and heads see rows that are padded, as ever; layers see one row of T tokens. Attention alone has to know
+where a row ends: it unpacks queries, keys and values, attends as `sdpa` does, and packs what comes out. All else in a
+layer is token by token.
+R rows, padded to L tokens; T tokens that are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "nanonet_packed"  # of the attention, as transformers knows it
+
+
+class _Pack(torch.autograd.Function):
+    """x (R*L,D) -> (T,D), the rows `index` (T,) of it. No row stands twice, so that the backward need not add."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _Unpack.apply(dy, *ctx.saved_tensors, ctx.rows), None
+
+
+class _Unpack(torch.autograd.Function):
+    """x (T,D) -> (rows,D): zeros, but for the rows `index` (T,)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return x.new_zeros(rows, x.shape[1]).index_copy_(0, index, x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _Pack.apply(dy, *ctx.saved_tensors), None, None
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """index: (T,) int64, which of the R*L tokens are none of the padding."""
+
+    index: Tensor
+    rows: int
+    tokens: int
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(R,L,*), or (1,L,*) that is the same for every row -> (1,T,*)"""
+        whole = x.expand(self.rows, *x.shape[1:])
+        return _Pack.apply(whole.reshape(self.rows * self.tokens, -1), self.index).view(1, -1, *x.shape[2:])
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(1,T,*) -> (R,L,*), zeros where the padding is"""
+        flat = _Unpack.apply(x.reshape(len(self.index), -1), self.index, self.rows * self.tokens)
+        return flat.view(self.rows, self.tokens, *x.shape[2:])
+
+
+_running: ContextVar[Packing] = ContextVar("packing")
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """query, key, value: (1,H,T,D); mask: of the rows as they are padded -> (1,T,H,D)"""
+    packing = _running.get()
+    query, key, value = (packing.unpack(t.transpose(1, 2)).transpose(1, 2) for t in (query, key, value))
+    return packing.pack(sdpa_attention_forward(module, query, key, value, mask, **options)[0]), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def knows_packing(model: PreTrainedModel) -> bool:
+    """Whether the model's attention is one that can be named to it."""
+    return bool(model._supports_attention_backend and model._supports_sdpa)
+
+
+@contextmanager
+def packed(model: PreTrainedModel, layers: str, lengths: list[int], tokens: int) -> Iterator[None]:
+    """Within, `model` runs rows of these `lengths`, padded to `tokens`, packed through its `layers`."""
+    rows = len(lengths)
+    if sum(lengths) == rows * tokens:
+        yield
+        return
+    device, config = model.device, model.config
+    seen = torch.arange(tokens) < torch.tensor(lengths)[:, None]
+    packing = Packing(seen.flatten().nonzero()[:, 0].to(device, non_blocking=True), rows, tokens)
+
+    def enter(layer: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
+        # the hidden states of the first layer, and what every layer is told of its tokens' places
+        def pack(t: Tensor) -> Tensor:
+            return packing.pack(t) if t.dim() == 3 and t.shape[0] in (1, rows) and t.shape[1] == tokens else t
+
+        return tree_map_only(Tensor, pack, (given, named))
+
+    def leave(layer: nn.Module, given: tuple, output: Any) -> Any:
+        return tree_map_only(Tensor, packing.unpack, output)
+
+    stack = list(model.get_submodule(layers).children())
+    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in stack]
+    hooks.append(stack[-1].register_forward_hook(leave))
+    attention, config._attn_implementation = config._attn_implementation, NAME
+    running = _running.set(packing)
+    try:
+        yield
+    finally:
+        _running.reset(running)
+        config._attn_implementation = attention
+        for hook in hooks:
+            hook.remove()
