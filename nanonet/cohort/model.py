@@ -62,7 +62,7 @@ class Cohort(nn.Module):
         self.stacked = frozenset(_stacked_names(model))
         self.last = [name for name, module in model.named_modules() if isinstance(module, CohortLinear)][-1]
         self.checkpointing = False
-        self.group_rows = 12
+        self.group_rows = 16
         self.packing: tuple[str, ...] = ()
         self._perturbation: list[Tensor | None] = []
         self.embeddings().register_forward_hook(self._perturb)
