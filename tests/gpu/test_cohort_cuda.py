@@ -72,6 +72,23 @@ def test_served_by_a_kernel():
     assert backends.served_by("cohort_linear", "CUDA") == "kernel", backends.MISSING
 
 
+def test_packed_rows_give_the_same_logits_and_gradients(tiny_encoder: Path):
+    from nanonet.cohort.load import load_encoder
+    from nanonet.cohort.stack import build_cohort
+
+    cohort = build_cohort(load_encoder(str(tiny_encoder)), [[0], [1]], ["a", "b"], "bias").cuda()
+    ids = torch.randint(5, 20, (6, 11), generator=torch.Generator().manual_seed(0)).cuda()
+    mask = (torch.arange(11) < torch.tensor([11, 9, 11, 4, 3, 7])[:, None]).long().cuda()
+    found = []
+    for cohort.packing in ((), ("cuda",)):
+        cohort.zero_grad()
+        logits = cohort(ids, mask)
+        logits.square().sum().backward()
+        found.append([logits.detach(), *(p.grad for p in cohort.parameters() if p.requires_grad)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "flags",
     [
