@@ -76,7 +76,8 @@ class TrainConfig:
     # a frozen teacher is tuned on the labels, for at most so many steps [steps], and for fewer where 20 passes over the
     # labels take fewer; then for half that number of steps on what it is surest of. 0 leaves it as it was pretrained
     teacher_steps: int = 200
-    # folder that keeps frozen teachers: a run with the same texts, labels, encoder and settings takes its teacher there
+    # folder that keeps frozen teachers, and what frozen layers make of the texts where only heads are trained: a run
+    # with the same texts, labels, encoder and settings takes them there
     teacher_cache: str = ""
     # soft targets: the teacher's classifier, that classifier trained on its own guesses, those diffused over
     # the nearest neighbours, or (auto) whichever of these cross-validation inside the labels prefers; or label

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
 from nanonet.cohort.build import find_parts
+from nanonet.cohort.packing import can_pack, packed
 from nanonet.data.batches import BatchPlan, Encoded, collate
 from nanonet.inference import run
 from nanonet.targets import STRENGTH, classify, linear
@@ -67,8 +68,9 @@ class Encoder:
         """This encoder, trained on N labelled rows: a copy, which shares the embeddings of the tokens.
 
         First a logistic regression on the embeddings as they are, then all layers and that head together: a head drawn
-        at random would tear up in the first steps what the encoder knows. label: (N,) int64; `done` is told of each
-        step. Source: Kumar et al. 2022 (arXiv 2202.10054).
+        at random would tear up in the first steps what the encoder knows. On a CPU its layers see no padding, where
+        they can do without. label: (N,) int64; `done` is told of each step. Source: Kumar et al. 2022
+        (arXiv 2202.10054).
         """
         parts = find_parts(self.model.eval().to(self.device))  # before the copy, which would stay behind
         shared = [p.requires_grad_(False) for n, p in self.model.named_parameters() if parts.of(n) == "embeddings"]
@@ -80,6 +82,7 @@ class Encoder:
             for t in linear(classify(self.embed(rows).double().numpy(), target.numpy(), STRENGTH))
         ]
         groups = [{"params": body, "peak": LEARNING_RATE}, {"params": head, "peak": HEAD_LEARNING_RATE}]
+        packs = self.device.type == "cpu" and can_pack(model, parts.layers[:-1], encoder)
         optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY)
         plan = BatchPlan(target.tolist(), [], BATCH, 1, seed)
         model.train()
@@ -90,7 +93,9 @@ class Encoder:
                     group["lr"] = group["peak"] * min(1, (step + 1) / WARM_STEPS) * (1 - step / steps)
                 batch = plan.rows(step)[0]
                 ids, mask = (t.to(self.device) for t in collate(rows, batch, self.pad_id))
-                logits = encoder(ids, mask) @ head[0].T + head[1]
+                lengths = mask.sum(-1).tolist() if packs else [ids.shape[1]] * len(ids)
+                with packed(model, parts.layers[:-1], lengths, ids.shape[1]):
+                    logits = encoder(ids, mask) @ head[0].T + head[1]
                 cross_entropy(logits, target[batch].to(self.device)).backward()
                 optimizer.step()
                 optimizer.zero_grad()

@@ -40,7 +40,7 @@ from nanonet.teach import BODY, embed, load_body, teach
 from nanonet.teacher import NAME as TARGETS
 from nanonet.teacher import load_teacher, save_teacher
 from nanonet.train import OnlineTeacher, Rows, check_parts, fit
-from nanonet.trunk import Trunk, keep_trunk
+from nanonet.trunk import Trunk, keep_trunk, mapped, open_trunk
 
 STEPS, STEPS_A_CLASS = 200, 10
 
@@ -98,11 +98,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         autocast = nullcontext if config.precision == "float16" else accelerator.autocast
         pretrained = Encoder(encoder, pooling_of(*find_model(config.teacher)), pad_id, device, autocast)
         key = kept.fingerprint(config, material.rows, material.label, encoder, pretrained.pooling)
+        trunks: dict[Cohort, Path] = {}
+        if cache and config.tuning == "head":
+            models = [cohort] if whole is None else [cohort, whole]
+            trunks = {model: cache / kept.trunk_name(config, model, material.rows) for model in models}
         if main:
             if cache and (cache / key).exists():  # a damaged one is found before a run is overwritten for it
                 load_teacher(cache / key, key)
                 if tuned:
                     load_body(cache / key)
+            for path in filter(Path.exists, trunks.values()):
+                open_trunk(path)
             locked.enter_context(open_folder(given, folder))
             # a resumed run takes the teacher that it has
             if not (folder / TARGETS).exists():
@@ -121,8 +127,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
             visits = config.steps * (config.labelled_batch + config.unlabelled_batch)
             if config.tuning != "head" or visits < len(material.rows):
                 return None
-            with progress.stage(what, len(material.rows)) as tick, accelerator.autocast():
-                return keep_trunk(model.to(device), material.rows, pad_id, device, tick)
+
+            def make() -> Trunk | None:
+                with progress.stage(what, len(material.rows)) as tick, accelerator.autocast():
+                    return keep_trunk(model.to(device), material.rows, pad_id, device, tick)
+
+            if not trunks:
+                return make()
+            with accelerator.main_process_first():  # the others find it there
+                return mapped(trunks[model], make)
 
         if whole is not None:
             trunk = trunk_of(whole, "the teacher's frozen layers")

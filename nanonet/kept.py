@@ -1,7 +1,8 @@
-"""Frozen teachers that are kept between runs, so that many cohorts can be tried under one.
+"""Frozen teachers that are kept between runs, so that many cohorts can be tried under one; and frozen layers' outputs.
 
 An entry is a folder named by a hash of all that decides a teacher: the texts' token ids, the labels, the encoder's
-weights, configuration and pooling, and the settings. Whatever is changed makes another entry.
+weights, configuration and pooling, and the settings. Whatever is changed makes another entry. What a cohort's frozen
+layers make of the texts (trunk.py) is a file beside them, named likewise.
 """
 
 from __future__ import annotations
@@ -16,21 +17,31 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nanonet.cohort.model import Cohort
 from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import Encoded
 from nanonet.files import whole_file
 
-VERSION = 6  # of how a teacher is made: raised where a change makes other soft targets of the same input
+VERSION = 7  # of how a teacher is made: raised where a change makes other soft targets of the same input
 SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
 
 
 def fingerprint(config: TrainConfig, rows: Encoded, label: Tensor, encoder: PreTrainedModel, pooling: str) -> str:
     """The name of the entry, 32 hexadecimal digits."""
-    built = encoder.config.to_dict() | {"_name_or_path": "", "transformers_version": ""}  # not where it lies
-    facts = [VERSION, pooling, built, config.relation_weight > 0, *(getattr(config, name) for name in SETTINGS)]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    tensors = {"ids": rows.ids, "offsets": rows.offsets, "label": label, **encoder.state_dict()}
-    for name, tensor in tensors.items():
+    facts = [pooling, config.relation_weight > 0, *(getattr(config, name) for name in SETTINGS)]
+    return _hash(facts, encoder, rows, {"label": label, **encoder.state_dict()})
+
+
+def trunk_name(config: TrainConfig, cohort: Cohort, rows: Encoded) -> str:
+    """The name of the file of what a cohort's layers make of the rows. Its heads do not matter."""
+    body = {name: t for name, t in cohort.model.state_dict().items() if cohort.parts.of(name) != "head"}
+    return f"trunk-{_hash([cohort.students, config.precision], cohort.model, rows, body)}.safetensors"
+
+
+def _hash(facts: list, model: PreTrainedModel, rows: Encoded, tensors: dict[str, Tensor]) -> str:
+    built = model.config.to_dict() | {"_name_or_path": "", "transformers_version": ""}  # not where it lies
+    digest = hashlib.sha256(json.dumps([VERSION, built, *facts], sort_keys=True, default=str).encode())
+    for name, tensor in {"ids": rows.ids, "offsets": rows.offsets, **tensors}.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:32]

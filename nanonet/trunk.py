@@ -9,21 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from nanonet.cohort.build import probe
+from nanonet.cohort.build import alike, probe
 from nanonet.cohort.model import Cohort
-from nanonet.cohort.stack import alike
+from nanonet.config import InputError
 from nanonet.data.batches import Encoded
+from nanonet.files import whole_file
 from nanonet.inference import run
 
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """What the module `head` reads of N texts: (K,N,D) float32, on the CPU."""
+    """What the module `head` reads of N texts: (K,N,D) float32, on the CPU or in a file."""
 
     head: str
     read: Tensor
@@ -80,3 +84,28 @@ def keep_trunk(
     classes: Any = cohort.model.config.num_labels
     seen = run(partial(cohort.eval(), features=head), rows, pad_id, device, done=done)
     return Trunk(head, seen[..., classes:].clone())  # a tensor of its own: it must not be one of inference mode
+
+
+def mapped(path: Path, make: Callable[[], Trunk | None]) -> Trunk | None:
+    """The trunk in this file, read from it as rows are asked for; made and written first where there is none."""
+    if not path.exists():
+        trunk = make()
+        if trunk is None:
+            return None
+        with whole_file(path) as temporary:
+            save_file({trunk.head: trunk.read}, temporary)
+    return open_trunk(path)
+
+
+def open_trunk(path: Path) -> Trunk:
+    """The trunk in this file, nothing of it read yet.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            (head,) = file.keys()
+            return Trunk(head, file.get_tensor(head))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it") from error

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nanonet.cohort.load import load_encoder, load_tokenizer
+from nanonet.cohort.packing import can_pack
 from nanonet.config import InputError
 from nanonet.data.batches import Encoded, collate, encode
 from nanonet.encoder import BATCH, PASSES, Encoder, tuning_steps
@@ -95,6 +96,25 @@ def test_a_seed_decides_the_tuning_and_no_step_changes_nothing(encoder: Encoder,
     a, b, c = (encoder.tuned(few, known, 3, seed).embed(few) for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(encoder.tuned(few, known, 0, 0).embed(few), encoder.embed(few))
+
+
+def test_no_layer_sees_padding_and_the_tuning_is_the_same(encoder: Encoder, table, monkeypatch: pytest.MonkeyPatch):
+    rows, label = table
+    for module in encoder.model.modules():  # whose masks would differ
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tokens: list[int] = []
+    encoder.model.encoder.layer[0].intermediate.dense.register_forward_pre_hook(
+        lambda module, given: tokens.append(given[0][..., 0].numel()) if module.training else None
+    )
+    found, counts = [], []
+    for can in (can_pack, lambda *_: False):
+        monkeypatch.setattr("nanonet.encoder.can_pack", can)
+        tokens.clear()
+        found.append(encoder.tuned(rows[range(20)], label[:20], 4, 0).embed(rows))
+        counts.append(sum(tokens))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert counts[0] == 2 * sum(rows[range(20)].lengths) < counts[1]  # four steps of ten rows are two passes
 
 
 def test_classes_need_not_be_counted_from_0(encoder: Encoder, table) -> None:

@@ -101,6 +101,32 @@ def test_a_damaged_entry_is_found_before_a_run_is_overwritten(config: TrainConfi
     assert report.read_bytes() == before and (Path(config.output) / "best").is_dir()
 
 
+@pytest.mark.parametrize("mode", ["frozen", "online"])
+def test_what_the_frozen_layers_made_is_kept_and_changes_nothing(config: TrainConfig, mode: str) -> None:
+    teacher_steps = TrainConfig.teacher_steps if mode == "online" else 3
+    config = dataclasses.replace(config, teacher_mode=mode, teacher_steps=teacher_steps, tuning="head", steps=8)
+    alone = dataclasses.replace(config, output=config.output + "-0", teacher_cache="")
+    again = dataclasses.replace(config, output=config.output + "-1")
+    results = [train(each) for each in (alone, config, again)]
+    stages = [[name for name in result["seconds"] if "frozen layers" in name] for result in results]
+    assert stages[0] == stages[1] and stages[0] and not stages[2]
+    kept = [name for name in entries(config) if name.startswith("trunk-")]
+    assert len(kept) == len(stages[0])
+    weights = [load_file(Path(c.output) / "student-1" / "model.safetensors") for c in (alone, config, again)]
+    for other in weights[1:]:
+        assert all(weights[0][name].equal(tensor) for name, tensor in other.items())
+    # other texts and other layers make others; an online teacher has the same layers under every mapping
+    train(dataclasses.replace(config, output=config.output + "-2", max_tokens=5))
+    train(dataclasses.replace(config, output=config.output + "-3", layer_mapping="bottom-top"))
+    found = [name for name in entries(config) if name.startswith("trunk-")]
+    assert len(found) == len(kept) + (3 if mode == "online" else 2)
+    path = Path(config.teacher_cache) / kept[0]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"trunk-\w+\.safetensors: damaged .*delete it"):
+        train(dataclasses.replace(config, overwrite=True))
+    assert (Path(config.output) / "best").is_dir()
+
+
 def test_a_cache_that_cannot_be_written_is_named(config: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(InputError, match="--teacher-cache .*give a folder"):

@@ -8,7 +8,7 @@ R rows, padded to L tokens; T tokens that are none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from nanonet.cohort.build import alike, probe
 
 NAME = "nanonet_packed"  # of the attention, as transformers knows it
 
@@ -86,14 +88,10 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def knows_packing(model: PreTrainedModel) -> bool:
-    """Whether the model's attention is one that can be named to it."""
-    return bool(model._supports_attention_backend and model._supports_sdpa)
-
-
 @contextmanager
 def packed(model: PreTrainedModel, layers: str, lengths: list[int], tokens: int) -> Iterator[None]:
-    """Within, `model` runs rows of these `lengths`, padded to `tokens`, packed through its `layers`."""
+    """Within, `model` runs rows of these `lengths`, padded to `tokens`, packed through its `layers`; as they are where
+    none is padded."""
     rows = len(lengths)
     if sum(lengths) == rows * tokens:
         yield
@@ -124,3 +122,16 @@ def packed(model: PreTrainedModel, layers: str, lengths: list[int], tokens: int)
         config._attn_implementation = attention
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def can_pack(
+    model: PreTrainedModel, layers: str, forward: Callable[[Tensor, Tensor], Tensor], students: int = 1
+) -> bool:
+    """Whether `forward(ids, mask)`, which runs `model` on the rows of all `students`, says the same of packed rows."""
+    if not (model._supports_attention_backend and model._supports_sdpa):
+        return False  # no other attention can be named to it
+    ids, mask = probe(model.config, model.device)
+    wanted = forward(ids, mask)
+    with packed(model, layers, mask.sum(-1).tolist() * students, ids.shape[1]):
+        return alike(forward(ids, mask), wanted)

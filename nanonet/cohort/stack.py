@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nanonet.cohort.build import check_mapping, find_parts, plain_student, probe
+from nanonet.cohort.build import alike, check_mapping, find_parts, plain_student, probe
 from nanonet.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear, Span
 from nanonet.cohort.model import Cohort, Lora
-from nanonet.cohort.packing import knows_packing
+from nanonet.cohort.packing import can_pack
 from nanonet.config import InputError, Tuning
 
 LAYER_STRIDE = 7919  # between the dropout masks of two layers
@@ -84,7 +85,7 @@ def stack(models: Sequence[PreTrainedModel], tuning: Tuning, *, lora: Lora | Non
     cohort = Cohort(skeleton, span, parts, tuning, lora)
     _freeze(cohort)
     _prove(cohort, models)
-    if _can_pack(cohort):
+    if can_pack(skeleton, parts.layers[:-1], partial(cohort, chunk=cohort.students), cohort.students):
         cohort.packing = ("cpu",)  # where it was measured
     return cohort
 
@@ -136,22 +137,3 @@ def _prove(cohort: Cohort, models: Sequence[PreTrainedModel]) -> None:
             f"--teacher: {type(cohort.model).__name__} cannot be stacked: its students together give {problem};"
             " give an encoder such as BERT, RoBERTa or ModernBERT, or --students 1"
         )
-
-
-@torch.no_grad()
-def _can_pack(cohort: Cohort) -> bool:
-    """Whether the cohort says the same of rows that are packed."""
-    if not knows_packing(cohort.model):
-        return False
-    device = next(cohort.parameters()).device
-    ids, mask = probe(cohort.model.config, device)
-    wanted = cohort(ids, mask)
-    cohort.packing = (device.type,)
-    got = cohort(ids, mask)
-    cohort.packing = ()
-    return alike(got, wanted)
-
-
-def alike(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding: logits."""
-    return bool(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max()))))
