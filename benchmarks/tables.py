@@ -76,14 +76,13 @@ def _by_phase() -> dict[tuple, dict[str, float]]:
 
 
 def step() -> str:
-    """Rows/s and peak memory [MB] of each implementation, and how much longer it takes than the cohort."""
+    """Rows/s of the median step and peak memory [MB] of each program, and how much longer it takes than the cohort."""
     rows = []
-    for (dtype, K, _, _, tuning), group in groups("step.jsonl", "tuning").items():
-        own = group["cohort"]["rows_per_s"]
+    for (dtype, K, N, _, tuning), group in groups("step.jsonl", "tuning").items():
         for name, r in group.items():
             memory = "" if r["peak_mem_mb"] is None else f"{r['peak_mem_mb']:.0f}"
             cpu = r["device"].split(" x ")[-1].removesuffix(" Processor").replace("(R)", "")
-            speed = f"{r['rows_per_s']:.1f}", f"{own / r['rows_per_s']:.2f}x"
+            speed = f"{1e3 * N / r[MS]:.1f}", f"{r[MS] / group['cohort'][MS]:.2f}x"
             rows.append([dtype, tuning, str(K), cpu, name, *speed, memory])
     header = ["dtype", "tuning", "K", "CPU", "program", "rows/s", "cohort is faster by", "peak memory [MB]"]
     return markdown(header, rows)
