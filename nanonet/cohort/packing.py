@@ -90,10 +90,12 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def packed(model: PreTrainedModel, layers: str, lengths: list[int], tokens: int) -> Iterator[None]:
-    """Within, `model` runs rows of these `lengths`, padded to `tokens`, packed through its `layers`; as they are where
-    none is padded."""
+    """Within, `model` runs rows of these `lengths`, padded to `tokens`, packed through its `layers`.
+
+    As they are where none is padded, and where a layer could not tell packed rows from one padded row.
+    """
     rows = len(lengths)
-    if sum(lengths) == rows * tokens:
+    if sum(lengths) in (rows * tokens, tokens):
         yield
         return
     device, config = model.device, model.config

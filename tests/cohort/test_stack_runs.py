@@ -147,6 +147,18 @@ def test_students_together_and_with_masks_of_their_own_are_packed(make_teacher, 
         torch.testing.assert_close(logits, cohort(ids, masks, chunk=3), rtol=2e-6, atol=2e-6)
 
 
+# 7 + 4 tokens of two rows are as many as one padded row has; one row, padded; rows without padding
+@pytest.mark.parametrize("rows", [[5, 3], [5], [3, 4, 1], [0, 2]])
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_few_rows_are_packed(kind, rows, make_teacher, batch, models_of) -> None:
+    ids, mask = (t[rows] for t in batch)
+    cohort = stack(models_of(make_teacher(kind), "bias"), "bias").eval()
+    packed = [cohort(ids, mask, chunk=chunk) for chunk in (1, 3)]
+    cohort.packing = ()
+    for logits in packed:
+        torch.testing.assert_close(logits, cohort(ids, mask, chunk=3), rtol=2e-6, atol=2e-6)
+
+
 def test_what_attends_in_its_own_way_is_not_packed(make_teacher, models_of) -> None:
     assert stack(models_of(make_teacher("mpnet"), "full"), "full").packing == ()
 
