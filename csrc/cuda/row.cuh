@@ -22,8 +22,9 @@ struct Row : RowState<kK, kKl, Group, Source> {
   // class at -inf makes the sums NaN, by which run() sees that they have to be added up with care. Logarithms are to base
   // 2, which is what the hardware's exponential takes.
   //
-  // KL(q_j || q_k) of all pairs in O(K): with A = sum_j q_j l_j and Q = sum_j q_j the class adds A - Q l_k. l is taken
-  // from student 0's on: where students agree, like terms would else be subtracted.
+  // KL(q_j || q_k) of all pairs in O(K): with A = sum_j q_j l_j and Q = sum_j q_j the class adds A - Q l_k. l is centred
+  // on the likeliest student first: where they agree, like terms would else be subtracted; and any other centre would be
+  // of another magnitude as soon as one student masks the class with a large number.
   template <bool kPlain>
   NN_DEVICE void add_kl(float (&x)[kRows][kE], int e, const float (&of_own)[kK], float (&sums)[3 * kK],
                         float& total) const {
@@ -36,11 +37,14 @@ struct Row : RowState<kK, kKl, Group, Source> {
       q[r] = exp2_fast(l[r]);
       if (r < kK) Q += q[r];
     }
+    float centre = l[0];
+    NN_UNROLL
+    for (int k = 1; k < kK; ++k) centre = fmaxf(centre, l[k]);
     NN_UNROLL
     for (int k = 0; k < kK; ++k) {
       sums[k] = fmaf(q[kK], l[kK] - l[k], sums[k]);
-      if (k > 0) {
-        const float apart = l[k] - l[0];
+      if (kK > 1) {
+        const float apart = l[k] - centre;
         total = fmaf(q[k], apart, total);
         sums[kK + k] = fmaf(-Q, apart, sums[kK + k]);
       }
@@ -106,8 +110,7 @@ struct Row : RowState<kK, kKl, Group, Source> {
     return c;
   }
 
-  // KL(q_j || q_k) of all pairs in O(K): with A = sum_j q_j l_j and Q = sum_j q_j the class adds A - Q l_k. l is centred
-  // on the likeliest student first: where they agree, like terms would else be subtracted.
+  // As in add_kl, with care.
   NN_DEVICE void add_peers_kl(const Class& c, float (&sums)[3 * kK], float& total) const {
     float centre = c.l[0], Q = 0;
     NN_UNROLL
