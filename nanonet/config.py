@@ -38,6 +38,9 @@ class TrainConfig:
     label_column: str = "label"
     # labels drawn per class; the rest of the train split is used without its labels. 0 uses every label
     labels_per_class: int = 10
+    # the name of each class is one more text that has its label: a gain of points where names are words (`sports`) and
+    # labels few, a loss where they are codes (`ENTY`)
+    class_names: bool = False
     # at most this many unlabelled rows are used [rows]; 0 uses them all
     max_unlabelled: int = 5000
     # at most this many test rows are used [rows]; 0 uses them all

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanonet.config import TrainConfig
+from nanonet.config import InputError, TrainConfig
 from nanonet.data.batches import Encoded, encode
 from nanonet.data.read import load_dataset, read_texts
 from nanonet.data.split import draw_labels
@@ -21,7 +21,8 @@ HELD_ROWS = 500  # unlabelled rows kept from training: the best student is chose
 class Material:
     """The checked input as token ids.
 
-    rows: what is trained on, labelled first, then unlabelled; label: (N,) int64, -100 where unlabelled
+    rows: what is trained on, labelled first (the names of the classes last of these), then unlabelled
+    label: (N,) int64, -100 where unlabelled
     held: unlabelled rows that are not trained on; test and its labels: both empty where there is none
     """
 
@@ -34,11 +35,28 @@ class Material:
     test_label: list[int]
 
 
+def spelled(name: str, data: str) -> str:
+    """A class's name as a text: its underscores are spaces.
+
+    Raises:
+        InputError: there is no letter in it.
+    """
+    if not any(character.isalpha() for character in name):
+        raise InputError(
+            f"--class-names: the class {name!r:.40} of {data} is no word; name the classes in labels.json, or leave the"
+            " flag out"
+        )
+    return name.replace("_", " ")
+
+
 def prepare(config: TrainConfig, tokenizer: Any) -> Material:
     """Read, draw and tokenise; everything that a user's data can have wrong shows here.
 
     The draw of labels is `draw_labels` under `seed`; the unlabelled rows are shuffled by [seed, 1] and cut to
     `max_unlabelled`, the test rows are the first `max_test` of a shuffle by [seed, 2].
+
+    Raises:
+        InputError: says what is wrong.
     """
     dataset = load_dataset(config.data, text_column=config.text_column, label_column=config.label_column)
     texts, labels = dataset.train.texts, dataset.train.labels or []
@@ -56,12 +74,16 @@ def prepare(config: TrainConfig, tokenizer: Any) -> Material:
     def ids(some: list[str]) -> Encoded:
         return encode(tokenizer, some, config.max_tokens)
 
-    label = torch.full((len(draw.labelled) + len(chosen) - held,), -100)
-    label[: len(draw.labelled)] = torch.tensor([labels[row] for row in draw.labelled])
+    known = [labels[row] for row in draw.labelled]
+    few = [texts[row] for row in draw.labelled]
+    if config.class_names:
+        known += range(len(dataset.classes))
+        few += [spelled(name, config.data) for name in dataset.classes]
+    label = torch.tensor(known + [-100] * (len(chosen) - held))
     return Material(
         name=dataset.name,
         classes=dataset.classes,
-        rows=ids([texts[row] for row in draw.labelled] + chosen[held:]),
+        rows=ids(few + chosen[held:]),
         label=label,
         held=ids(chosen[:held]),
         test=ids([test_texts[i] for i in picked]),

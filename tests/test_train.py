@@ -19,8 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from nanonet.checkpoint import save
 from nanonet.cohort import model
+from nanonet.cohort.load import load_tokenizer
 from nanonet.config import InputError, TrainConfig
 from nanonet.job import train
+from nanonet.material import prepare, spelled
 from nanonet.optimizer import TEACHER_LEARNING_RATE
 from nanonet.trunk import keep_trunk
 
@@ -328,3 +330,24 @@ def test_relations_to_the_teacher_shrink_where_they_weigh(config: TrainConfig) -
     assert sum(held[-1]["relation"]) < 0.7 * sum(free[-1]["relation"])
     with pytest.raises(InputError, match="--relation-weight 1.0: .* --gradient-accumulation 1"):
         run(config, "parts", relation_weight=1.0, gradient_accumulation=2)
+
+
+def test_the_names_of_the_classes_are_labelled_texts(config: TrainConfig):
+    tokenizer = load_tokenizer(config.teacher)
+    plain, named = (prepare(dataclasses.replace(config, class_names=given), tokenizer) for given in (False, True))
+    few, C = int((plain.label >= 0).sum()), len(plain.classes)
+    assert named.label.tolist() == [*plain.label[:few].tolist(), *range(C), *plain.label[few:].tolist()]
+    texts = [named.rows[[few + c]].ids.tolist() for c in range(C)]
+    assert texts == [tokenizer(name)["input_ids"] for name in plain.classes]
+    assert named.rows[range(few)].ids.tolist() == plain.rows[range(few)].ids.tolist()
+    assert len(named.held) == len(plain.held) and named.test_label == plain.test_label
+    assert run(dataclasses.replace(config, class_names=True), "named")[0]["data"]["labelled"] == few + C
+
+
+def test_a_name_without_a_letter_is_refused_before_anything_is_written(config: TrainConfig, tmp_path: Path):
+    data = tmp_path / "numbers.jsonl"
+    data.write_text("".join(json.dumps({"text": f"text {i}", "label": i % 2}) + "\n" for i in range(60)))
+    with pytest.raises(InputError, match="--class-names: the class '0' of .*jsonl is no word; name the classes"):
+        train(dataclasses.replace(config, data=str(data), class_names=True))
+    assert not Path(config.output).exists()
+    assert spelled("card_arrival", "x") == "card arrival"
