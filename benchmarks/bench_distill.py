@@ -8,7 +8,7 @@ liger          one call a student of Liger-Kernel's KL, where it and a GPU are t
 nanonet        distill_loss, then backward
 triton-op      our Triton kernels, where the compiled ones serve the GPU; and into a fresh buffer
 nanonet-op     the kernel alone, loss and gradient, into a reused buffer; fresh: into memory the system has just given
-nanonet-graph  on a GPU and at small shapes: the op within a CUDA graph, the GPU's own time
+nanonet-graph  on a GPU and at small shapes: the op within a CUDA graph, the GPU's own time; memcpy-graph the copy
 sum            student.sum().backward(): the least that autograd costs
 """
 
@@ -31,7 +31,7 @@ from nanonet.benchmarks.measure import (
     copy_of,
     each_ms,
     fresh_memory,
-    graphed,
+    graph_ms,
     peak_mb,
     record,
     small_times_ms,
@@ -41,8 +41,8 @@ from nanonet.config import InputError
 
 # text classification; a middle and a vocabulary-sized number of classes
 SHAPES = ((2, 32, 4), (4, 32, 4), (3, 512, 1000), (2, 256, 30522), (4, 256, 30522))
-# the most telling first: the last may be cut off
-GPU_SHAPES = ((4, 8192, 128256), (4, 8192, 32000), (4, 1024, 100), (2, 32, 4), (4, 8192, 1000))
+# the most telling first: the last may be cut off; eager torch has no room for the first of all on an 80 GB card
+GPU_SHAPES = ((4, 8192, 128256), (4, 8192, 32000), (4, 1024, 100), (2, 32, 4), (4, 2048, 128256), (4, 8192, 1000))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = (1.0, 1.0, 0.5)
 SECONDS = {"cpu": 2.0, "cuda": 0.4}  # of each implementation at each shape
@@ -50,7 +50,6 @@ ROUNDS = {"cpu": 40, "cuda": 10}  # of so many calls, at small shapes
 ROWS_CHECKED = 512  # rows checked against float64 at a time
 SMALL = {"cpu": 10_000, "cuda": 100_000_000}  # logits below which calls are timed many at a time
 CALLS = {"cpu": 200, "cuda": 100}  # so many
-GRAPHED = 20  # calls in a CUDA graph
 ATOL = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
@@ -170,6 +169,60 @@ def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, floa
     return error, own
 
 
+def implementations(inputs: tuple[Tensor, Tensor, Tensor], compiled: bool, device: str) -> dict[str, Callable[[], Any]]:
+    """Loss and gradient, through autograd."""
+    losses: dict[str, Callable[..., Tensor]] = {
+        "nanonet": ours,
+        "naive": naive,
+        "closed": closed,
+        "torchtune": torchtune,
+        "sum": lambda student, *_: student.sum(),
+    }
+    if device != "cpu" and importlib.util.find_spec("liger_kernel"):  # its kernels are Triton's
+        losses["liger"] = liger
+    if compiled:
+        torch._dynamo.reset()
+        losses["compiled"] = torch.compile(closed, fullgraph=True, dynamic=False)
+        if device == "cpu":
+            losses["compiled-naive"] = torch.compile(naive, fullgraph=True, dynamic=False)
+    # a GPU has no room for a gradient of each
+    return {name: with_backward(loss, *inputs, held=device == "cpu") for name, loss in losses.items()}
+
+
+def timed(
+    inputs: tuple[Tensor, Tensor, Tensor], floor: int, compiled: bool, device: str
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None, float | None]]:
+    """Name and times [ms] of each implementation, those of a copy of `floor` bytes in the same run, peak memory [MB].
+
+    On a GPU one after the other, each handed out as soon as it is timed. Where the shape is small the copy's time is
+    the host's there: only within a graph do the two compare.
+    """
+    small = inputs[0].numel() < SMALL[device]
+    clock = partial(times_ms, seconds=SECONDS[device])
+    if small:
+        clock = partial(small_times_ms, rounds=ROUNDS[device], calls=CALLS[device])
+    runs = implementations(inputs, compiled, device)
+    if device == "cpu":
+        taken = clock({**runs, "nanonet-op-fresh": op_fresh(*inputs)})
+        peaks = {name: round(peak_mb(run, device), 3) for name, run in runs.items()}
+        # buffers of their own, made when the others have left theirs
+        taken |= clock({"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)})
+        yield from ((name, values, taken["memcpy"], peaks.get(name)) for name, values in taken.items())
+        return
+    copy, reused = None, {"memcpy": copy_of(floor, device), "nanonet-op": op_reused(*inputs)}
+    for name, values in each_ms(reused, clock, ()):
+        copy = values if name == "memcpy" and not small else copy
+        yield name, values, copy, None
+    if small:
+        graphs = dict(each_ms(reused, graph_ms, tuple(reused)))
+        for name, values in graphs.items():
+            yield f"{name.removesuffix('-op')}-graph", values, graphs.get("memcpy"), None
+    reused.clear()  # with their buffers: there is no more room
+    alone = {"nanonet-op-fresh": op_fresh(*inputs), "triton-op": op_triton(*inputs)}
+    for name, values in each_ms({**runs, **alone}, clock, {*runs, *alone} - {"nanonet"}):
+        yield name, values, copy, round(peak_mb(runs[name], device), 3) if name in runs else None
+
+
 def records(
     shapes: tuple = (), dtypes: tuple = tuple(DTYPES), compiled: bool = True, device: str = "cpu"
 ) -> Iterator[dict[str, Any]]:
@@ -188,44 +241,8 @@ def records(
             if not error <= 2 * own + ATOL[dtype] / N:
                 wrong.append(f"distill_loss is wrong by {error:.3g} (torch: {own:.3g}) at {(K, N, C)}: not timed")
                 continue
-            losses: dict[str, Callable[..., Tensor]] = {
-                "nanonet": ours,
-                "naive": naive,
-                "closed": closed,
-                "torchtune": torchtune,
-                "sum": lambda student, *_: student.sum(),
-            }
-            if device != "cpu" and importlib.util.find_spec("liger_kernel"):  # its kernels are Triton's
-                losses["liger"] = liger
-            if compiled:
-                torch._dynamo.reset()
-                losses["compiled"] = torch.compile(closed, fullgraph=True, dynamic=False)
-                if device == "cpu":
-                    losses["compiled-naive"] = torch.compile(naive, fullgraph=True, dynamic=False)
-            runs: dict[str, Callable[[], Any]] = {
-                # a GPU has no room for a gradient of each
-                name: with_backward(loss, *inputs, held=device == "cpu")
-                for name, loss in losses.items()
-            }
             floor = (2 * K + 1) * N * C * dtype.itemsize
-            small = K * N * C < SMALL[device]
-            clock = partial(times_ms, seconds=SECONDS[device])
-            if small:
-                clock = partial(small_times_ms, rounds=ROUNDS[device], calls=CALLS[device])
-            alone = {"nanonet-op-fresh": op_fresh(*inputs)}
-            each = clock
-            if device != "cpu":
-                alone["triton-op"] = op_triton(*inputs)
-                each = partial(each_ms, clock=clock, optional={*runs, *alone} - {"nanonet"})
-            taken = each({**runs, **alone})
-            peaks = {name: round(peak_mb(run, device), 3) for name, run in runs.items() if name in taken}
-            # buffers of their own, made when the others have left theirs: a GPU holds no more
-            reused = {"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)}
-            taken |= each(reused)
-            if device != "cpu" and small:
-                taken["nanonet-graph"] = clock({"": graphed(reused["nanonet-op"], GRAPHED)})[""] / GRAPHED
-            copy_ms = float(np.median(taken["memcpy"]))
-            for name, values in taken.items():
+            for name, values, copy, peak in timed(inputs, floor, compiled, device):
                 yield record(
                     "distill_loss",
                     {"K": K, "N": N, "C": C},
@@ -234,8 +251,8 @@ def records(
                     name,
                     values,
                     bytes_floor=floor,
-                    floor_fraction=copy_ms / float(np.median(values)),
-                    peak_mem_mb=peaks.get(name),
+                    floor_fraction=None if copy is None else float(np.median(copy) / np.median(values)),
+                    peak_mem_mb=peak,
                     error=error if name.startswith("nanonet") else None,
                     reference_error=own,
                 )

@@ -5,21 +5,25 @@ linear          one F.linear a student, its LoRA part added: what a loop over K 
 addmm           one addmm a student, its LoRA part by a second addmm
 baddbmm         one baddbmm for all students, the LoRA part by a second one
 peft            PEFT's LoRA layers, one for each student (tuning lora)
-gemm            the base product alone, and in the backward its gradient to x: the least that a layer costs
+gemm            the base product alone, and its gradients to x and to a W that is trained: the least that a layer costs
+triton          on a GPU: our kernels, also where torch's own calls serve the op
+...-graph       on a GPU: the same within a CUDA graph, the GPU's own time
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nanonet import cohort_linear, reference
-from nanonet.benchmarks.measure import record, small_times_ms, times_ms
+from nanonet.benchmarks.measure import each_ms, graph_ms, record, small_times_ms, times_ms
 from nanonet.config import InputError
 
 # (K, M, D, F, R): 48 texts of 50 tokens through an attention and a feed-forward product of a 384-wide encoder
@@ -111,6 +115,38 @@ def with_backward(call: Callable[..., Tensor], arguments: Arguments, dy: Tensor,
     return lambda: torch.autograd.grad(call(*leaves), trained, dy)
 
 
+def peft_run(arguments: Arguments, dy: Tensor, phase: str) -> Callable[[], Any]:
+    call, trained = peft(arguments)
+    x = arguments[0].detach().requires_grad_()
+    if phase == "forward":
+        return torch.no_grad()(lambda: call(arguments[0]))
+    return lambda: torch.autograd.grad(call(x), [x, *trained], dy)
+
+
+def kernels(arguments: Arguments, dy: Tensor, phase: str, full: bool) -> Callable[[], Any]:
+    """Triton's, without autograd."""
+    own: Any = importlib.import_module("nanonet.kernels.cohort_linear")
+    x, weight, bias, a, b = arguments
+    needs = [True, full, True, a is not None, b is not None]
+
+    def run() -> Any:
+        y = own.cohort_linear_fwd(x, weight, bias, a, b, None, None, 0.0)
+        return y if phase == "forward" else own.cohort_linear_bwd(dy, x, weight, a, b, None, None, 0.0, False, needs)
+
+    return run
+
+
+def timed(runs: dict[str, Callable[[], Any]], device: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and times [ms]; on a GPU of calls in a row, as in a step, and in a graph: a wait after each would time the
+    host."""
+    if device == "cpu":
+        yield from times_ms(runs, seconds=0.4).items()
+        return
+    yield from small_times_ms(runs, rounds=10, calls=20).items()
+    for name, values in each_ms(runs, graph_ms, tuple(runs)):
+        yield f"{name}-graph", values
+
+
 def errors(arguments: Arguments, dtype: torch.dtype) -> tuple[float, float]:
     """Largest error of y, ours and torch's in the same dtype, against float64.
 
@@ -126,9 +162,6 @@ def errors(arguments: Arguments, dtype: torch.dtype) -> tuple[float, float]:
 
 def records(dtypes: tuple = tuple(DTYPES), device: str = "cpu") -> Iterator[dict[str, Any]]:
     """One record for each shape, kind of weight, tuning, dtype and implementation."""
-    clock = partial(times_ms, seconds=0.4)
-    if device != "cpu":  # calls in a row, as in a step: a wait after each would time the host
-        clock = partial(small_times_ms, rounds=10, calls=20)
     for dtype_name in dtypes:
         for shape in SHAPES if device == "cpu" else GPU_SHAPES:
             for stacked, tuning in ((False, "bias"), (False, "lora"), (True, "bias"), (True, "lora"), (True, "full")):
@@ -145,20 +178,16 @@ def records(dtypes: tuple = tuple(DTYPES), device: str = "cpu") -> Iterator[dict
                         for name, call in CALLS.items()
                     }
                     if tuning == "lora":
-                        call, trained = peft(arguments)
-                        x = arguments[0].detach().requires_grad_()
-                        runs["peft"] = (
-                            partial(call, arguments[0])
-                            if phase == "forward"
-                            else lambda call=call, x=x, trained=trained, dy=dy: torch.autograd.grad(
-                                call(x), [x, *trained], dy
-                            )
-                        )
+                        runs["peft"] = peft_run(arguments, dy, phase)
                     alone: Any = (*arguments[:2], None, None, None)
                     runs["gemm"] = (
-                        partial(gemm, *alone) if phase == "forward" else with_backward(gemm, alone, dy, False)
+                        partial(gemm, *alone)
+                        if phase == "forward"
+                        else with_backward(gemm, alone, dy, tuning == "full")
                     )
-                    for name, values in clock(runs).items():
+                    if device != "cpu":
+                        runs["triton"] = kernels(arguments, dy, phase, tuning == "full")
+                    for name, values in timed(runs, device):
                         yield record(
                             "cohort_linear",
                             {"K": K, "M": M, "D": D, "F": out, "R": R},

@@ -14,7 +14,8 @@ eager-loop        K plain models, pairwise losses in eager torch, dynamic paddin
 peft-loop         the same with PEFT's LoRA models
 eager-loop-kept   the loop with the teacher's logits kept, so that this saving is seen for itself
 eager-loop-256    the loop padded to 256 tokens, as the papers' programs do
-cohort-graph      on a GPU: `cohort`, its forward and backward replayed as CUDA graphs, one for each padded length
+cohort-graph      on a GPU: `cohort`, its forward and backward replayed as CUDA graphs, one for each padded length, of
+                  which there are few: rows are padded to a multiple of 64 tokens
 
 All read the same batches of real lengths. Peak memory is measured in a process of its own, beyond the start-up.
 """
@@ -56,6 +57,7 @@ LORA = Lora(rank=8)
 FIXED_TOKENS, MEMORY_STEPS = 256, 4
 SECONDS = {"cpu": 4.0, "cuda": 1.0}  # of each implementation
 GRAPH_VISITS = 3  # of each length: to warm up, to record, to replay
+GRAPH_TOKENS = 64  # that a graph's length is a multiple of: each takes seconds to record
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -106,6 +108,15 @@ def batches(case: Case, tokens: int = 0) -> tuple[list[Batch], int]:
     return made, C
 
 
+def rounded(some: list[Batch]) -> list[Batch]:
+    """The same batches in few lengths: padded to the next multiple of GRAPH_TOKENS."""
+    made = []
+    for ids, mask, *others in some:
+        missing = -ids.shape[1] % GRAPH_TOKENS
+        made.append((F.pad(ids, (0, missing)), F.pad(mask, (0, missing)), *others))
+    return made
+
+
 def ends(encoder: PreTrainedModel) -> list[int]:
     """The teacher layers that a student has."""
     return [0, encoder.config.num_hidden_layers - 1]
@@ -121,6 +132,13 @@ def autocast(case: Case) -> torch.autocast:
     return torch.autocast(case.device, getattr(torch, case.dtype), enabled=case.dtype != "float32")
 
 
+def graphs(cohort: nn.Module) -> Callable[..., Tensor]:
+    """The cohort, compiled for each length that it meets; where it would go on without, it ends instead."""
+    torch._dynamo.reset()  # what other cohorts were compiled for counts against the limit
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(cohort, backend="cudagraphs", dynamic=False)
+
+
 def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
     labels = [str(c) for c in range(C)]
     encoder = load_encoder(case.teacher)
@@ -132,7 +150,7 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
         cohort.group_rows = 0
     if name == "cohort-packed":
         cohort.packing = (case.device,)
-    forward = torch.compile(cohort, backend="cudagraphs", dynamic=False) if name == "cohort-graph" else cohort
+    forward = graphs(cohort) if name == "cohort-graph" else cohort
     teacher = whole_teacher(case, C) if name == "cohort-online" else None
     head = entrance(cohort) if name == "cohort" else None
     kept: dict[int, Tensor] = {}
@@ -249,15 +267,16 @@ def records(
 ) -> Iterator[dict[str, Any]]:
     """One record for each K, tuning, dtype and implementation of `case`; on a CPU they take their steps in turn."""
     dynamic, C = batches(case)
-    fixed, _ = batches(case, FIXED_TOKENS)
+    fixed, few = batches(case, FIXED_TOKENS)[0], rounded(dynamic)
     for dtype, tuning, K in product(dtypes, tunings, students):
         own = replace(case, K=K, tuning=tuning, dtype=dtype)
         names = implementations(own)
-        runs = {name: over(make_step(name, own, C), fixed if name.endswith("256") else dynamic) for name in names}
+        of = {"eager-loop-256": fixed, "cohort-graph": few}
+        runs = {name: over(make_step(name, own, C), of.get(name, dynamic)) for name in names}
         visits = GRAPH_VISITS if case.device != "cpu" else int(tuning == "head")
         clock = partial(visited_ms, steps=visits * len(dynamic), seconds=seconds or SECONDS[case.device])
-        times = clock(runs) if case.device == "cpu" else each_ms(runs, clock, names[1:])
-        for name, values in times.items():
+        times = clock(runs).items() if case.device == "cpu" else each_ms(runs, clock, names[1:])
+        for name, values in times:
             yield record(
                 "step",
                 {"K": K, "N": case.batch, "C": C},

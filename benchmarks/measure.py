@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +68,24 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
 
 def each_ms(
     runs: dict[str, Callable[[], Any]], clock: Callable[[dict], dict[str, np.ndarray]], optional: Collection[str]
-) -> dict[str, np.ndarray]:
-    """Times [ms] of every run by itself, as on a GPU, whose memory would not hold what all of them leave behind.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Times [ms] of every run by itself, as on a GPU, whose memory would not hold what all of them leave behind; each
+    is handed out before the next begins, so that what is cut off keeps what it has.
 
     One of the `optional` that does not run (too little memory, a library of another version) is named on standard
     error and left out; any other ends the suite.
     """
-    times: dict[str, np.ndarray] = {}
     for name, run in runs.items():
         try:
-            times |= clock({name: run})
+            values = clock({name: run})[name]
         except Exception as error:
             if name not in optional:
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"{name}: not timed ({type(error).__name__}: {reason:.200})", file=sys.stderr)
+        else:
+            yield name, values
         torch.cuda.empty_cache()
-    return times
 
 
 def graphed(run: Callable[[], Any], calls: int) -> Callable[[], Any]:
@@ -97,6 +98,12 @@ def graphed(run: Callable[[], Any], calls: int) -> Callable[[], Any]:
         for _ in range(calls):
             run()
     return graph.replay
+
+
+def graph_ms(runs: dict[str, Callable[[], Any]], calls: int = 20) -> dict[str, np.ndarray]:
+    """Times [ms] of a call within a CUDA graph of so many: the GPU's own."""
+    times = small_times_ms({name: graphed(run, calls) for name, run in runs.items()}, rounds=10, calls=5)
+    return {name: values / calls for name, values in times.items()}
 
 
 def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> float:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanonet.kernels.launch import multiprocessors
+from nanonet.kernels.launch import cdiv, multiprocessors
 from nanonet.kernels.low_rank import aligned, hash_threshold, kept, low_rank, low_rank_grad, precision, rank_block
 
 
@@ -173,7 +173,7 @@ def _product(x, weight, bias, low, b, seed, dropout, y, *, shared, summed=False,
     (M, D), F, R = x.shape[-2:], weight.shape[-2], 0 if low is None else low.shape[-1]
     plain = not shared and (seed is None or not dropout)
     blocks = product_blocks(1 if shared else K, M, F, aligned(x, weight), plain, multiprocessors(x.device))
-    tiles = triton.cdiv(M, blocks["BLOCK_M"]) * triton.cdiv(F, blocks["BLOCK_F"])
+    tiles = cdiv(M, blocks["BLOCK_M"]) * cdiv(F, blocks["BLOCK_F"])
     cohort_linear_kernel[(tiles, 1 if shared else K)](
         x, weight, None if bias is None else bias.contiguous(), low, b, seed if dropout else None, y, M, D, F, R,
         0 if x.dim() == 2 else x.stride(0), x.stride(-2), x.stride(-1),
@@ -200,8 +200,8 @@ def product_blocks(K: int, M: int, F: int, aligned: bool, plain: bool, processor
     """
     if not aligned:
         return dict(BLOCK_M=64, BLOCK_F=64, BLOCK_D=32, num_warps=8, num_stages=3)
-    if plain and triton.cdiv(M, 128) * triton.cdiv(F, 256) * K >= processors:
+    if plain and cdiv(M, 128) * cdiv(F, 256) * K >= processors:
         return dict(BLOCK_M=128, BLOCK_F=256, BLOCK_D=64, num_warps=8, num_stages=3)
-    if plain and triton.cdiv(M, 128) * triton.cdiv(F, 128) * K >= processors:
+    if plain and cdiv(M, 128) * cdiv(F, 128) * K >= processors:
         return dict(BLOCK_M=128, BLOCK_F=128, BLOCK_D=64, num_warps=8, num_stages=3)
     return dict(BLOCK_M=64, BLOCK_F=128, BLOCK_D=64, num_warps=8, num_stages=3)

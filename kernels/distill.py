@@ -15,8 +15,8 @@ from torch import Tensor
 
 from nanonet.kernels.distill_rows import distill_rows_kernel
 from nanonet.kernels.distill_tiles import distill_tiles_kernel
-from nanonet.kernels.launch import counter, multiprocessors
-from nanonet.kernels.reduction import NAN, UNLABELLED
+from nanonet.kernels.launch import cdiv, counter, multiprocessors, next_power_of_2
+from nanonet.kernels.reduction import UNLABELLED
 from nanonet.kernels.rowwise import cohort, gradient, load_rows, soften
 
 KL, JS, MSE = 0, 2, 3
@@ -85,7 +85,7 @@ def distill_terms_bwd_kernel(
         a_peers = tl.load(dterms + 2 * one + at, mask=present, other=0.0) * (slope_scale / (K - 1 if K > 1 else 1))
         ds = gradient(
             k, rows, ls, qs, centre, Q, c == y, tops[k], plain, expected,
-            tl.where((a_ce == 0) | valid, a_ce, NAN), a_teacher, a_peers,
+            tl.where((a_ce == 0) | valid, a_ce, float("nan")), a_teacher, a_peers,
             K, label is not None, HAS_TEACHER, UNIT, DIVERGENCE,
         )  # fmt: skip
         tl.store(dstudent + at * C + c, ds.to(dstudent.dtype.element_ty), mask=inside)
@@ -157,10 +157,10 @@ def distill_terms_bwd(
     K, N, C = student.shape
     student, teacher = _rows(student), None if teacher is None else _rows(teacher)
     dstudent = torch.empty_like(student, memory_format=torch.contiguous_format)
-    BLOCK_C = min(triton.next_power_of_2(C), 1024)
-    BLOCK_N = min(1024 // BLOCK_C, triton.next_power_of_2(max(N, 1)))
+    BLOCK_C = min(next_power_of_2(C), 1024)
+    BLOCK_N = min(1024 // BLOCK_C, next_power_of_2(max(N, 1)))
     if dstudent.numel():
-        distill_terms_bwd_kernel[(triton.cdiv(N, BLOCK_N) * triton.cdiv(C, BLOCK_C),)](
+        distill_terms_bwd_kernel[(cdiv(N, BLOCK_N) * cdiv(C, BLOCK_C),)](
             dterms.contiguous(),
             student,
             teacher,
@@ -190,7 +190,7 @@ def distill_scale(dstudent: Tensor, dloss: Tensor) -> None:
         dstudent.mul_(dloss)
     elif dstudent.numel():
         size, BLOCK = dstudent.numel(), 4096
-        programs = min(triton.cdiv(size, BLOCK), 8 * multiprocessors(dstudent.device))
+        programs = min(cdiv(size, BLOCK), 8 * multiprocessors(dstudent.device))
         distill_scale_kernel[(programs,)](dstudent, dloss, size, BLOCK=BLOCK, num_warps=8)
 
 
@@ -200,7 +200,7 @@ def _forward(student, teacher, label, weights, row_weight, denominators, tempera
     student, teacher = _rows(student), None if teacher is None else _rows(teacher)
     denominators = None if denominators is None else denominators.contiguous()
     kernel, programs, blocks = plan(K, N, C, divergence, student.element_size(), multiprocessors(device))
-    slots = triton.next_power_of_2(3 * K)
+    slots = next_power_of_2(3 * K)
     # ptxas settles on 128 registers and spills a few of the sums: without a gradient to write, and where the logarithm
     # of a mixture stands beside K rows
     if weights is None and kernel is distill_tiles_kernel:
@@ -243,14 +243,14 @@ def _forward(student, teacher, label, weights, row_weight, denominators, tempera
 
 def plan(K: int, N: int, C: int, divergence: int, itemsize: int, processors: int) -> tuple[Any, int, dict[str, int]]:
     """Kernel, programs, and blocks for a shape."""
-    BLOCK_C = triton.next_power_of_2(C)
+    BLOCK_C = next_power_of_2(C)
     if (K + 1) * BLOCK_C <= ROWS_LIMIT:
         warps, row = 4, (K + 1) * BLOCK_C
         while row > 32 * warps * PER_THREAD:
             warps *= 2
         fit = max(1, 32 * warps * PER_THREAD // row)
-        BLOCK_N = min(1 << (fit.bit_length() - 1), triton.next_power_of_2(max(N, 1)), 128)
-        programs = min(triton.cdiv(N, BLOCK_N), 8 * processors)
+        BLOCK_N = min(1 << (fit.bit_length() - 1), next_power_of_2(max(N, 1)), 128)
+        programs = min(cdiv(N, BLOCK_N), 8 * processors)
         return distill_rows_kernel, max(programs, 1), dict(BLOCK_N=BLOCK_N, BLOCK_C=BLOCK_C, num_warps=warps)
     kind = "K > 4" if K > 4 else "kl, mse" if divergence in (KL, MSE) else "reverse_kl, js"
     width, limit = 16 // itemsize, PER_THREAD_TILE[kind]

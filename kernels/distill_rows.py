@@ -6,7 +6,7 @@ With `weights` it makes the loss, its means and its gradient in one launch; with
 import triton
 import triton.language as tl
 
-from nanonet.kernels.reduction import NAN, UNLABELLED, cross_entropy, finish, shares, store_row, store_stats, totals
+from nanonet.kernels.reduction import UNLABELLED, cross_entropy, finish, shares, store_row, store_stats, totals
 from nanonet.kernels.rowwise import (
     JS,
     REVERSE_KL,
@@ -122,7 +122,7 @@ def distill_rows_kernel(
                     a_ce = w_ce * hard_share
                     ds = gradient(
                         k, rows, ls, qs, centre, Q, c == y, tops[k], plains[k], expected,
-                        tl.where((a_ce == 0) | valid, a_ce, NAN),
+                        tl.where((a_ce == 0) | valid, a_ce, float("nan")),
                         w_teacher * soft_share * slope_scale,
                         w_peers * soft_share * (slope_scale / (K - 1 if K > 1 else 1)),
                         K, label is not None, HAS_TEACHER, UNIT, DIVERGENCE,

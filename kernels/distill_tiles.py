@@ -9,7 +9,7 @@ gradient in one launch; without, the terms and row statistics.
 import triton
 import triton.language as tl
 
-from nanonet.kernels.reduction import NAN, UNLABELLED, cross_entropy, finish, shares, store_row, store_stats, totals
+from nanonet.kernels.reduction import UNLABELLED, cross_entropy, finish, shares, store_row, store_stats, totals
 from nanonet.kernels.rowwise import (
     INF,
     JS,
@@ -175,7 +175,7 @@ def distill_tiles_kernel(
                     a_ce = w_ce * hard_shares[k]
                     ds = gradient(
                         k, rows, ls, qs, centre, Q, c == y, tops[k], plains[k], expected[k],
-                        tl.where((a_ce == 0) | valid, a_ce, NAN),
+                        tl.where((a_ce == 0) | valid, a_ce, float("nan")),
                         w_teacher * soft_shares[k] * slope_scale,
                         w_peers * soft_shares[k] * (slope_scale / (K - 1 if K > 1 else 1)),
                         K, label is not None, HAS_TEACHER, UNIT, DIVERGENCE,

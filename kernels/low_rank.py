@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanonet.kernels.launch import multiprocessors
+from nanonet.kernels.launch import cdiv, multiprocessors, next_power_of_2
 
 
 @triton.jit
@@ -136,7 +136,7 @@ def low_rank(x: Tensor, a: Tensor, scale: Tensor | None, seed: Tensor | None, dr
     (M, D), R = x.shape[-2:], a.shape[1]
     low, scale = x.new_empty(K, M, R), None if scale is None else scale.contiguous()
     blocks = dict(BLOCK_M=64, BLOCK_D=128 if aligned(x, a) else 32, BLOCK_R=rank_block(R))
-    low_rank_kernel[(triton.cdiv(M, 64), triton.cdiv(R, blocks["BLOCK_R"]), K)](
+    low_rank_kernel[(cdiv(M, 64), cdiv(R, blocks["BLOCK_R"]), K)](
         x, a, scale, seed if dropout else None, low, M, D, R,
         0 if x.dim() == 2 else x.stride(0), x.stride(-2), x.stride(-1), *a.stride(), *hash_threshold(dropout, x.dtype),
         PRECISION=precision(x), **blocks, num_warps=4, num_stages=3,
@@ -150,10 +150,10 @@ def low_rank_grad(
     """low_k^T dropout(x_k): (K,R,D), or `transposed` (K,D,R); and the sum of x over its rows (K,D); float32."""
     (M, D), R = x.shape[-2:], low.shape[-1]
     blocks = dict(BLOCK_M=64 if x.element_size() == 2 else 32, BLOCK_D=64, BLOCK_R=rank_block(R))
-    columns, ranks = triton.cdiv(D, blocks["BLOCK_D"]), triton.cdiv(R, blocks["BLOCK_R"])
-    wanted = triton.cdiv(2 * multiprocessors(x.device), columns * ranks * K)  # two programs a multiprocessor
-    rows = triton.cdiv(triton.cdiv(M, wanted), blocks["BLOCK_M"]) * blocks["BLOCK_M"]
-    slices = triton.cdiv(M, rows)
+    columns, ranks = cdiv(D, blocks["BLOCK_D"]), cdiv(R, blocks["BLOCK_R"])
+    wanted = cdiv(2 * multiprocessors(x.device), columns * ranks * K)  # two programs a multiprocessor
+    rows = cdiv(cdiv(M, wanted), blocks["BLOCK_M"]) * blocks["BLOCK_M"]
+    slices = cdiv(M, rows)
     parts = torch.empty(slices, K, *((D, R) if transposed else (R, D)), dtype=torch.float32, device=x.device)
     sums = torch.empty(slices, K, D, dtype=torch.float32, device=x.device) if with_sum else None
     low_rank_grad_kernel[(columns, ranks * slices, K)](
@@ -171,7 +171,7 @@ def aligned(x: Tensor, weight: Tensor) -> bool:
 
 
 def rank_block(R: int) -> int:
-    return min(max(triton.next_power_of_2(R), 16), 64)
+    return min(max(next_power_of_2(R), 16), 64)
 
 
 def precision(x: Tensor) -> str:

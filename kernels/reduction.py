@@ -6,7 +6,6 @@ import triton.language as tl
 from nanonet.kernels.rowwise import weigh
 
 UNLABELLED = tl.constexpr(-100)
-NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -78,7 +77,7 @@ def shares(row_weight, n, present, counted, hard, soft, at, stride_rn):
 def cross_entropy(row, y, counted, valid, top, plain):
     """-log softmax(s)[y]; 0 where unlabelled, nan where y is no class."""
     x = tl.load(row + y, mask=valid, other=0.0).to(tl.float32)
-    return tl.where(valid, plain - (x - top), tl.where(counted, NAN, 0.0))
+    return tl.where(valid, plain - (x - top), tl.where(counted, float("nan"), 0.0))
 
 
 @triton.jit

@@ -67,11 +67,11 @@ def test_a_baseline_that_fails_is_named_and_ours_is_not_passed_over(capsys):
         raise RuntimeError("of another version\nand more")
 
     clock = partial(measure.times_ms, seconds=0.01)
-    times = measure.each_ms({"liger": fails, "nanonet": lambda: None}, clock, optional={"liger"})
+    times = dict(measure.each_ms({"liger": fails, "nanonet": lambda: None}, clock, optional={"liger"}))
     assert list(times) == ["nanonet"]
     assert capsys.readouterr().err == "liger: not timed (RuntimeError: of another version)\n"
     with pytest.raises(RuntimeError, match="another version"):
-        measure.each_ms({"nanonet": fails}, clock, optional={"liger"})
+        dict(measure.each_ms({"nanonet": fails}, clock, optional={"liger"}))
 
 
 @pytest.mark.parametrize("stacked", [False, True])

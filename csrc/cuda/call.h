@@ -11,8 +11,9 @@ constexpr int kMaxStudents = 8, kMaxStudentsOfAny = 4;  // with kl; with any div
 // in one only with this many in flight at once (register.cpp keeps those of captured graphs apart).
 constexpr uint32_t kCounters = 8192;
 
-// Rows up to which every block counts the denominators for itself, rather than a launch before.
-constexpr int64_t kCountedByEveryBlock = 4096;
+// Rows up to which every block counts the denominators for itself, rather than a launch before: of labels, and of weights,
+// which it reads one after the other.
+constexpr int64_t kCountedByEveryBlock = 4096, kWeighedByEveryBlock = 512;
 
 // A small operand of any floating dtype; an axis that it lacks has stride 0.
 struct Values {
@@ -50,6 +51,7 @@ struct Device {
   int major;                // of the compute capability
   int64_t shared_of_block;  // the most that a block may ask for, in bytes
   int64_t shared_of_processor;
+  bool has_code = true;  // of its architecture, in what was built
 };
 
 enum class Regime { kSmall, kChip, kCluster, kSweep };

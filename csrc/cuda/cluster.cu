@@ -25,8 +25,10 @@ static void run(const Launch& l) {
   // A cluster lives within one group of processors, and those are not all of one size: what does not fit at once would
   // be a second wave of a few clusters while the rest of the chip waits.
   int fitting = 0;
-  check(cudaOccupancyMaxActiveClusters(&fitting, kernel, &config));
-  if (fitting < 1) return launch_sweep(l);  // part of a GPU alone may have no group of so many
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&fitting, kernel, &config);
+  if (status == cudaErrorInvalidClusterSize) cudaGetLastError();
+  else check(status);
+  if (status != cudaSuccess || fitting < 1) return launch_sweep(l);  // part of a GPU alone may have no group of so many
   if (fitting * l.plan.cluster < l.plan.blocks) config.gridDim.x = unsigned(fitting * l.plan.cluster);
   check(cudaLaunchKernelEx(&config, kernel, l.call));
 }

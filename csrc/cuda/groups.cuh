@@ -133,12 +133,13 @@ struct Blocks {
     }
     if constexpr (kCluster) {
       cluster_barrier();
-      if (r < kCount) {
-        const float* mine = exchange.statistics + 3 * r;
-        Statistics all = {remote(mine, 0), remote(mine + 1, 0), remote(mine + 2, 0)};
-        for (int b = 1; b < size(); ++b)
-          all = merged(all, {remote(mine, b), remote(mine + 1, b), remote(mine + 2, b)}, per_logit);
-        set(exchange.total + 3 * r, all);
+      const int lane = int(threadIdx.x) % 32;
+      for (int i = warp(); i < kCount; i += warps()) {
+        const float* mine = exchange.statistics + 3 * i;
+        Statistics one[1] = {{kLowest, 0, 0}};
+        if (lane < size()) one[0] = {remote(mine, lane), remote(mine + 1, lane), remote(mine + 2, lane)};
+        Lanes{16}.merge(one, per_logit);
+        if (lane == 0) set(exchange.total + 3 * i, one[0]);
       }
     }
     __syncthreads();
@@ -162,10 +163,12 @@ struct Blocks {
     }
     if constexpr (kCluster) {
       cluster_barrier();
-      if (i < kCount) {
-        float all = 0;
-        for (int b = 0; b < size(); ++b) all += remote(exchange.sums + i, b);
-        exchange.total[i] = all;
+      const int lane = int(threadIdx.x) % 32, from = lane % 16;
+      for (int j = 2 * warp(); j < kCount; j += 2 * warps()) {
+        const int value = j + lane / 16;
+        float one[1] = {value < kCount && from < size() ? remote(exchange.sums + value, from) : 0.0f};
+        Lanes{16}.sum(one);
+        if (value < kCount && from == 0) exchange.total[value] = one[0];
       }
     }
     __syncthreads();

@@ -15,10 +15,13 @@ namespace nanonet::cuda {
 constexpr int kSmallThreads = 128, kCountThreads = 256;
 constexpr int kMinWidth = 4;  // lanes of the narrowest row
 
+// Blocks of the small kernel that a processor holds at once: they leave a thread 128, 168 or 255 registers.
+constexpr int small_resident(int K, int values) { return values > 4 || K > 4 ? 2 : K > 2 ? 3 : 4; }
+
 // Threads of a block, and blocks that a processor should hold at once: together they leave a thread 128, 168 or 255
 // registers, and more threads where each has fewer rows to wait for. Types that are known at run time alone take more.
-constexpr int threads_of(int K, bool kl, bool bfloat16) { return kl && (K <= 2 || !bfloat16) ? 256 : 192; }
-constexpr int resident(int K, bool kl, bool bfloat16) { return kl && bfloat16 && K <= 4 ? 2 : 1; }
+constexpr int threads_of(int K, bool kl, bool bfloat16) { return kl && (K <= 2) == bfloat16 ? 256 : 192; }
+constexpr int resident(int K, bool kl, bool bfloat16) { return kl && (K <= 2 || (bfloat16 && K <= 4)) ? 2 : 1; }
 
 template <int kK>
 struct SmallShared {
@@ -39,7 +42,8 @@ constexpr int shared_bytes() {
 }
 
 template <int kK, bool kKl, int kV>
-__global__ void __launch_bounds__(kSmallThreads, 1) distill_small_kernel(const __grid_constant__ Call p, int width) {
+__global__ void __launch_bounds__(kSmallThreads, small_resident(kK, kV))
+    distill_small_kernel(const __grid_constant__ Call p, int width) {
   auto& shared = *reinterpret_cast<SmallShared<kK>*>(shared_memory());
   const Lanes lanes{width};
   const int groups = int(blockDim.x) / width, group = int(threadIdx.x) / width;
@@ -114,11 +118,10 @@ __global__ void __launch_bounds__(kCountThreads) distill_count_kernel(const __gr
   count(p, shared, int64_t(blockIdx.x) * blockDim.x + threadIdx.x, int64_t(gridDim.x) * blockDim.x);
   if (threadIdx.x <= kK) p.partials[int64_t(blockIdx.x) * (kK + 1) + threadIdx.x] = shared.total[threadIdx.x];
   if (!comes_last(p, shared.last, gridDim.x)) return;
-  if (int(threadIdx.x) >= 2 * p.K) return;
-  const int i = int(threadIdx.x) < p.K ? 0 : 1 + int(threadIdx.x) - p.K;
-  double sum = 0;
-  for (unsigned b = 0; b < gridDim.x; ++b) sum += p.partials[int64_t(b) * (kK + 1) + i];
-  totals[threadIdx.x] = sum;
+  const int blocks = int(gridDim.x), i = int(threadIdx.x);
+  sum_of_partials<kK + 1>(p.partials, blocks, [&](int value, double sum) { shared.total[value] = sum; });
+  __syncthreads();
+  if (i < 2 * p.K) totals[i] = shared.total[i < p.K ? 0 : 1 + i - p.K];
 }
 
 // data *= factor, which lies on the device; nothing to do where it is 1.

@@ -20,6 +20,7 @@ struct Launch {
   cudaStream_t stream;
 };
 
+bool has_code_for_current_device();
 Plan plan_for(const Call& call, const Device& device);
 void launch_small(const Launch& launch);
 void launch_chip(const Launch& launch);

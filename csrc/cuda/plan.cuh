@@ -29,7 +29,7 @@ inline Plan plan_of(const Call& p, const Device& device) {
     int width = kMinWidth;
     while (width * values < p.C) width *= 2;
     const int64_t groups = kSmallThreads / width, blocks = (p.N + groups - 1) / groups;
-    const int64_t most = 4 * device.processors;
+    const int64_t most = device.processors * small_resident(p.divergence == kKl ? p.K : kMaxStudentsOfAny, values);
     return {Regime::kSmall, values, width, 1, int(blocks < 1 ? 1 : blocks < most ? blocks : most)};
   }
   const int resident_blocks = resident(p.K, p.divergence == kKl, all_bfloat16(p));

@@ -39,12 +39,23 @@ NN_DEVICE void sum_of_block(double (&values)[kCount], double (*of_warp)[kCount],
 // The number of labelled rows, and the sum of each student's row weights, over the rows first, first + step, ...
 template <int kK>
 NN_DEVICE void count(const Call& p, Reduction<kK>& shared, int64_t first, int64_t step) {
-  double found[kK + 1] = {};
-  for (int64_t n = first; n < p.N; n += step) {
-    if (p.label && p.label[n * p.label_stride] != kUnlabelled) found[0] += 1;
+  const int64_t rows = first < p.N ? (p.N - 1 - first) / step + 1 : 0;
+  int64_t labelled = 0;
+  for (int64_t i = 0; p.label && i < rows; i += 4) {
+    int64_t label[4];  // all of them asked for before the first is waited for
     NN_UNROLL
-    for (int k = 0; k < kK; ++k)
-      if (k < p.K) found[1 + k] += p.row_weight.data ? value_at(p.row_weight, 0, k, n) : 1;
+    for (int j = 0; j < 4; ++j)
+      label[j] = i + j < rows ? p.label[(first + (i + j) * step) * p.label_stride] : kUnlabelled;
+    NN_UNROLL
+    for (int j = 0; j < 4; ++j) labelled += label[j] != kUnlabelled;
+  }
+  double found[kK + 1];
+  found[0] = double(labelled);
+  NN_UNROLL
+  for (int k = 0; k < kK; ++k) {
+    found[1 + k] = p.row_weight.data ? 0 : double(rows);
+    for (int64_t i = 0; p.row_weight.data && k < p.K && i < rows; ++i)
+      found[1 + k] += value_at(p.row_weight, 0, k, first + i * step);
   }
   sum_of_block(found, shared.of_warp, shared.total);
 }
@@ -76,19 +87,27 @@ NN_DEVICE bool comes_last(const Call& p, int& flag, unsigned blocks) {
   return flag;
 }
 
+// keep(i, sum) for each of kCount values, by a warp of its own: the sum of what every block left, in one order.
+template <int kCount, class Keep>
+NN_DEVICE void sum_of_partials(const double* partials, int blocks, Keep keep) {
+  const int lane = int(threadIdx.x) % 32;
+  for (int i = int(threadIdx.x) / 32; i < kCount; i += int(blockDim.x) / 32) {
+    double sum = 0;
+    for (int b = lane; b < blocks; b += 32) sum += partials[int64_t(b) * kCount + i];
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    if (lane == 0) keep(i, sum);
+  }
+}
+
 // `mine` of thread i*kK + k: the block's sum for term i of student k. The last of the blocks makes means and loss.
 template <int kK>
 NN_DEVICE void finish(const Call& p, Reduction<kK>& shared, double mine, int block, int blocks) {
   constexpr int kCount = 3 * kK;
   if (threadIdx.x < kCount) p.partials[int64_t(block) * kCount + threadIdx.x] = mine;
   if (!comes_last(p, shared.last, unsigned(blocks))) return;
-  const int lane = int(threadIdx.x) % 32;
-  for (int i = int(threadIdx.x) / 32; i < kCount; i += int(blockDim.x) / 32) {
-    double sum = 0;
-    for (int b = lane; b < blocks; b += 32) sum += p.partials[int64_t(b) * kCount + i];
-    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    if (lane == 0) shared.total[i] = shared.share[i] == 0 ? 0 : sum * shared.share[i];
-  }
+  sum_of_partials<kCount>(p.partials, blocks, [&](int i, double sum) {
+    shared.total[i] = shared.share[i] == 0 ? 0 : sum * shared.share[i];
+  });
   __syncthreads();
   const int i = int(threadIdx.x) / kK, k = int(threadIdx.x) % kK;
   if (i < 3 && k < p.K) p.means[i * p.K + k] = float(shared.total[threadIdx.x]);

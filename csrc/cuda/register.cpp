@@ -39,13 +39,15 @@ const Device& device_at(int index) {
   static std::atomic<bool> known[kMaxDevices];
   if (index < 0 || index >= kMaxDevices) throw std::runtime_error("nanonet: more than 64 CUDA devices");
   if (!known[index]) {
+    const torch::stable::accelerator::DeviceGuard guard(index);
     const auto get = [&](cudaDeviceAttr attribute) {
       int value = 0;
       check(cudaDeviceGetAttribute(&value, attribute, index));
       return value;
     };
     devices[index] = {get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrComputeCapabilityMajor),
-                      get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+                      get(cudaDevAttrMaxSharedMemoryPerBlockOptin), get(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+                      has_code_for_current_device()};
     known[index] = true;
   }
   return devices[index];
@@ -61,10 +63,13 @@ Tensor with_contiguous_rows(const Tensor& logits) {
   return logits.stride(logits.dim() - 1) == 1 ? logits : torch::stable::contiguous(logits);
 }
 
-// Whether there are kernels for these logits: not for float64, nor for very many students.
+bool has_code(const Tensor& on) { return device_at(on.get_device_index()).has_code; }
+
+// Whether there are kernels for these logits: not for float64, nor for very many students, nor on a GPU of an architecture
+// that was not built for.
 bool served(const Tensor& student, const Optional& teacher, int64_t divergence) {
   const auto narrow = [](const Tensor& logits) { return dtype_of(logits) != Dtype::kFloat64; };
-  return narrow(student) && (!teacher || narrow(*teacher)) && student.size(2) < (int64_t(1) << 30) &&
+  return has_code(student) && narrow(student) && (!teacher || narrow(*teacher)) && student.size(2) < (int64_t(1) << 30) &&
          student.size(0) <= (divergence == kKl ? kMaxStudents : kMaxStudentsOfAny);
 }
 
@@ -216,7 +221,7 @@ std::tuple<Tensor, Tensor> loss_into(Work& work, const Tensor& weights, const Op
   if (denominators) {
     const bool alike = denominators->dim() == 1;
     p.denominators = values_of(*denominators, {denominators->stride(0), alike ? 0 : denominators->stride(1)});
-  } else if (p.N > kCountedByEveryBlock) {
+  } else if (p.N > (row_weight ? kWeighedByEveryBlock : kCountedByEveryBlock)) {
     double* totals = p.partials + most * 3 * kMaxStudents;
     p.counter = work.counter();
     launch_count(launch, count_blocks, totals);
@@ -261,7 +266,7 @@ std::tuple<Tensor, Tensor> distill_loss_into_(const Tensor& dstudent, const Tens
 }
 
 void distill_scale_(const Tensor& dstudent, const Tensor& dloss) {
-  if (dtype_of(dstudent) == Dtype::kFloat64) {
+  if (dtype_of(dstudent) == Dtype::kFloat64 || !has_code(dstudent)) {
     std::array stack{put(dstudent), put(dloss)};
     return call_uncompiled("nanonet::uncompiled_distill_scale_", stack);
   }

@@ -10,6 +10,14 @@ static void run(const Launch& l) {
   check(cudaGetLastError());
 }
 
+bool has_code_for_current_device() {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, distill_scale_kernel<Values>);
+  if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction) check(status);
+  else cudaGetLastError();
+  return status == cudaSuccess;
+}
+
 Plan plan_for(const Call& call, const Device& device) { return plan_of(call, device); }
 
 void launch_small(const Launch& l) {

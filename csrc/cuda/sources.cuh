@@ -157,26 +157,60 @@ struct LaneRows {
 
   NN_DEVICE LaneRows(const Call& p, int64_t n, int lane, int width, bool is_row)
       : p(p), n(n), lane(lane), width(width), is_row(is_row) {
+    if constexpr (kK <= 4) read_at_once();
+    else read_in_turn();
+  }
+
+  NN_DEVICE void read_in_turn() {
     NN_UNROLL
     for (int r = 0; r <= kK; ++r) {
-      if (!(r < p.K || r == kK) || (r == kK && !p.teacher.data)) continue;
-      const Rows& from = r == kK ? p.teacher : p.student[r];
-      const char* row = row_of(from, n);
+      if (!present(r)) continue;
+      const char* row = row_of(rows(r), n);
       NN_UNROLL
       for (int e = 0; e < kV; ++e) {
         const int c = class_at(0, e);
-        x[r][e] = c < p.C ? element_at(row + c * size_of(from.dtype), from.dtype) : -infinity();
+        x[r][e] = c < p.C ? element_at(row + c * size_of(rows(r).dtype), rows(r).dtype) : -infinity();
       }
     }
   }
 
+  // As above, but all bits are asked for before the first are waited for; there are registers for four students.
+  NN_DEVICE void read_at_once() {
+    uint32_t bits[kK + 1][kV];
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r) {
+      if (!present(r)) continue;
+      const char* row = row_of(rows(r), n);
+      const bool wide = is_wide(rows(r).dtype);
+      NN_UNROLL
+      for (int e = 0; e < kV; ++e) {
+        const int c = class_at(0, e);
+        bits[r][e] = minus_infinity(rows(r).dtype);
+        if (c < p.C && wide) bits[r][e] = reinterpret_cast<const uint32_t*>(row)[c];
+        if (c < p.C && !wide) bits[r][e] = reinterpret_cast<const uint16_t*>(row)[c];
+      }
+    }
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r) {
+      if (!present(r)) continue;
+      const Dtype dtype = rows(r).dtype;
+      NN_UNROLL
+      for (int e = 0; e < kV; ++e)
+        x[r][e] = is_wide(dtype)                ? float_of(bits[r][e])
+                  : dtype == Dtype::kBfloat16 ? float_of(bits[r][e] << 16)
+                                              : float_of_half(uint16_t(bits[r][e]));
+    }
+  }
+
+  NN_DEVICE bool present(int r) const { return r < p.K || (r == kK && p.teacher.data); }
+  NN_DEVICE const Rows& rows(int r) const { return r == kK ? p.teacher : p.student[r]; }
   NN_DEVICE bool active() const { return is_row; }
   // Whether the hot loop can take these logits: none at -inf, nor so large that a product with them could be.
   NN_DEVICE bool tame() const {
     bool all = true;
     NN_UNROLL
     for (int r = 0; r <= kK; ++r) {
-      if (!(r < p.K || r == kK) || (r == kK && !p.teacher.data)) continue;
+      if (!present(r)) continue;
       NN_UNROLL
       for (int e = 0; e < kV; ++e) all &= !inside(0, e) || fabsf(x[r][e]) < 1e30f;
     }

@@ -1,8 +1,9 @@
 """The compiled CUDA kernels: `nanonet._C_cuda` registers them where they were built and torch finds a device.
 
-They take float32, bfloat16 and float16, up to eight students with kl and four with the other divergences. The rest they
-hand on to `nanonet::uncompiled_<op>`, defined here: Triton's kernels where Triton is installed, else the reference. It
-is a name of its own because the dispatcher would hand `<op>` back to them.
+They take float32, bfloat16 and float16, up to eight students with kl and four with the other divergences, on GPUs of
+the architectures that they were built for. The rest they hand on to `nanonet::uncompiled_<op>`, defined here: Triton's
+kernels where Triton is installed, else the reference. It is a name of its own because the dispatcher would hand `<op>`
+back to them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The Triton kernels, on CUDA devices: float32, bfloat16 and float16. float64 and empty tensors are the reference's."""
+"""The Triton kernels, on CUDA devices: float32, bfloat16 and float16. float64 and empty tensors are the reference's,
+and so are linear layers that take the GPU less time than the host takes to launch seven kernels of Triton's."""
 
 from __future__ import annotations
 
@@ -15,6 +16,11 @@ from nanonet import eager, reference
 
 NO_DEVICE = "torch finds no CUDA device"
 NOT_INSTALLED = "triton is not installed (pip install 'nanonet[triton]'): the reference serves CUDA"
+# Operations of the base product up to which torch's own calls serve a linear layer, unless they would have to make the
+# mask of a dropout. On the host, forward and backward of a LoRA layer take 330 us by our kernels and 117 by baddbmm
+# (tiny tensors, without the driver); so many operations take a GPU of 600 TFLOP/s 107 us, twice that with the gradient
+# of x. To be measured on a GPU.
+HOST_BOUND = 64e9
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
 
 
@@ -43,15 +49,14 @@ def implementations() -> dict[str, Callable[..., Any]]:
         return lambda *given: (eager.OPS[name] if given[logits].dtype == torch.float64 else kernel)(*given)
 
     def cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout):
-        if _plain(x, weight, lora_a):
+        if _plain(x, weight, lora_a, dropout if seed is not None else 0):
             return reference.cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
         return linear.cohort_linear_fwd(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
 
-    def cohort_linear_backward(dy, x, weight, lora_a, *options):
-        if _plain(dy, weight, lora_a):
-            gradients = reference.cohort_linear_backward(dy, x, weight, lora_a, *options)
-        else:
-            gradients = linear.cohort_linear_bwd(dy, x, weight, lora_a, *options)
+    def cohort_linear_backward(dy, x, weight, lora_a, lora_b, scale, seed, dropout, *options):
+        plain = _plain(dy, weight, lora_a, dropout if seed is not None else 0)
+        backward = reference.cohort_linear_backward if plain else linear.cohort_linear_bwd
+        gradients = backward(dy, x, weight, lora_a, lora_b, scale, seed, dropout, *options)
         return tuple(gradient.contiguous() for gradient in gradients)
 
     kernels = {
@@ -65,8 +70,13 @@ def implementations() -> dict[str, Callable[..., Any]]:
     return {name: _on_its_device(function) for name, function in functions.items()}
 
 
-def _plain(x: Tensor, weight: Tensor, lora_a: Tensor | None) -> bool:
-    return x.dtype == torch.float64 or not all(t.numel() for t in (x, weight, lora_a) if t is not None)
+def _plain(x: Tensor, weight: Tensor, lora_a: Tensor | None, dropout: float) -> bool:
+    """Whether the reference serves a linear layer. x: its input, or the gradient of what it gave."""
+    if x.dtype == torch.float64 or not all(t.numel() for t in (x, weight, lora_a) if t is not None):
+        return True
+    students = max(t.shape[0] if t.dim() == 3 else 1 for t in (x, weight))
+    operations = 2 * students * x.shape[-2] * weight.shape[-2] * weight.shape[-1]
+    return x.is_cuda and not dropout and operations <= HOST_BOUND
 
 
 def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nanonet import backends, cohort_linear
+from nanonet.backends import triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 ATOL = {torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -34,9 +35,12 @@ def separate(x, weight, bias, lora_a, lora_b, scale):
     return y + scale[:, None, None] * (x @ lora_a.mT @ lora_b.mT)
 
 
+# by our kernels, which larger layers have, and by torch's own
+@pytest.mark.parametrize("host_bound", [0, triton.HOST_BOUND])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dtype", ATOL)
-def test_the_linear_layer_and_its_gradients(dtype, shared):
+def test_the_linear_layer_and_its_gradients(dtype, shared, host_bound, monkeypatch):
+    monkeypatch.setattr(triton, "HOST_BOUND", host_bound)
     arguments = draw(3, 70, 96, 48, 8, shared, dtype)
     dy = torch.randn(3, 70, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype).cuda()
     leaves = [value.double().requires_grad_() for value in arguments.values()]

@@ -33,6 +33,26 @@ def test_no_kernel_spills(compiled):
     assert len(compiled) > 30 and not spilled
 
 
+GLOBALS = """
+from triton.runtime.jit import JITFunction
+from nanonet.kernels import cohort_linear, distill, distill_rows, distill_tiles, low_rank, reduction, rowwise
+for module in (cohort_linear, distill, distill_rows, distill_tiles, low_rank, reduction, rowwise):
+    for kernel in filter(lambda one: isinstance(one, JITFunction), vars(module).values()):
+        assert kernel.cache_key
+        for (name, _), (value, scope) in kernel.used_global_vals.items():
+            assert scope[name] == value, f"{kernel.__name__}: {name} is {value}"
+        print(kernel.__name__)
+"""
+
+
+def test_no_kernel_reads_a_global_that_differs_from_itself():
+    """Triton compares globals with what they were at every launch, and refuses: a global NaN fails at the first."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", GLOBALS], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"distill_rows_kernel", "distill_tiles_kernel", "cohort_linear_kernel"} <= set(done.stdout.split())
+
+
 def test_registers_and_shared_memory_are_as_committed(compiled):
     tables = json.loads(TABLE.read_text())
     if triton.__version__ not in tables:

@@ -119,6 +119,8 @@ def test_shapes(K, N, C, divergence, regime, device):
 
 
 def test_as_many_students_as_leave_a_lane_one_class(device, monkeypatch):
+    if device.type == "cuda":
+        pytest.skip("its three kernels take a minute and a half to compile")
     monkeypatch.setattr(distill, "ROWS_LIMIT", 0)
     check(*draw(39, 1, 5, torch.float32, device))
 
