@@ -31,7 +31,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse, whose own complaints (a flag without its value) are InputErrors too."""
 
     def error(self, message: str) -> NoReturn:
-        what = message.removeprefix("argument ").replace("expected one argument", "needs a value")
+        what = message.removeprefix("argument ")
+        flag, _, rest = what.partition(": ")
+        if rest == "expected one argument":  # also where it came, but looks like a flag
+            what = f"{flag}: needs a value, written {flag}=VALUE where it begins with a hyphen"
         raise InputError(f"{what.replace('ignored explicit argument', 'takes no value, not')}; see {self.prog} --help")
 
 

@@ -32,6 +32,7 @@ CONFIG: dict[str, Case] = {
     "negative": ({}, "train --students -1 --output {out}", ["--students -1", "1 or more"]),
     "not a number": ({}, "train --ce-weight nan --output {out}", ["--ce-weight nan", "0 or more"]),
     "no value": ({}, "train --output {out} --steps", ["--steps", "needs a value", "--help"]),
+    "a value like a flag": ({}, "evidence --flags --class-names", ["--flags=VALUE", "--help"]),
     "value for a switch": ({}, "train --resume=yes --output {out}", ["--resume", "takes no value"]),
     "unknown flag": ({}, "train --lables-per-class 3 --output {out}", ["--lables-per-class", "--labels-per-class?"]),
     "stray word": ({}, "train {data} --output {out}", ["not a flag", "--help"]),
