@@ -155,8 +155,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             rows = Rows(material.rows, material.label, soft, pad_id, relations, trunk)
             rate = config.learning_rate or (LEARNING_RATE if convolutional else 0.0)
             fit(replace(config, learning_rate=rate), cohort, views, rows, accelerator, folder, online, each_step)
-        if config.tensorboard:
-            accelerator.end_training()
+        for tracker in accelerator.trackers:  # end_training() would also end the processes' group, which is needed yet
+            tracker.finish()
         if not main:
             accelerator.wait_for_everyone()
             return {}

@@ -153,7 +153,11 @@ def distill_loss(
     soft = torch.ones_like(terms[1]) if row_weight is None else row_weight.to(terms.dtype).expand_as(terms[1])
     labelled = torch.zeros_like(soft) if label is None else (label != UNLABELLED).to(soft.dtype).expand_as(soft)
     counts = torch.stack([labelled, soft, soft])
-    totals = counts.sum(-1) if denominators is None else denominators.to(soft.dtype).reshape(2, -1)[[0, 1, 1]]
+    if denominators is None:
+        totals = counts.sum(-1)
+    else:
+        hard, both = denominators.to(soft.dtype).reshape(2, -1)
+        totals = torch.stack([hard, both, both])
     share = torch.where(totals[..., None] == 0, 0, counts / totals[..., None])
     means = torch.where(share == 0, 0, share * terms).sum(-1)
     weights = weights.to(soft.dtype)[:, None]

@@ -168,30 +168,31 @@ def fit(
                     cohort, views, ids, mask, config.seed * 1_000_003 + step, torch.tensor(own_rows, device=device)
                 )
                 entering = _entering(rows.trunk, own_rows, device)
-                features = "" if rows.embedding is None else cohort.last
-                logits = model(**seen, features=features, entering=entering)
+                # fetched before the forward is queued, for whose end a GPU's copy would wait
                 if soft is not None:
                     part_soft: Tensor | None = soft[own]
                 else:
                     part_soft = None if rows.soft is None else rows.soft[own_rows].to(device)
-                if rows.embedding is not None:
+                near = None if rows.embedding is None else rows.embedding[own_rows].to(device)
+                logits = model(**seen, features="" if near is None else cohort.last, entering=entering)
+                if near is not None:
                     logits, features = logits.tensor_split([classes], -1)
-                    relation = relation_loss(features, rows.embedding[own_rows].to(device))
+                    relation = relation_loss(features, near)
                 part_loss, part_means = criterion(
                     logits, part_soft, label, progress=step / config.steps, denominators=denominators
                 )
-                if rows.embedding is not None:
+                if near is not None:
                     part_loss = part_loss + config.relation_weight * relation.sum()
             # DDP averages over the processes; the denominators are already those of all of them
             accelerator.backward(part_loss * world)
             loss, means = loss + part_loss.detach(), means + part_means
             if online:
                 with nullcontext() if last else accelerator.no_sync(teacher), accelerator.autocast():
-                    own_labelled = label >= 0
-                    kept = own_labelled.nonzero()[:, 0] if own_labelled.any() else torch.zeros(1, dtype=torch.int64)
-                    entering = _entering(online.trunk, [own_rows[row] for row in kept.tolist()], device)
-                    answer = teacher.train()(ids[kept], mask[kept], entering=entering)
-                    part_loss, _ = distill_loss(answer, None, label[kept], denominators=denominators)
+                    # the labelled rows, which come first; where there is none, a row that counts nothing
+                    few = max(1, int((rows.label[own_rows] >= 0).sum()))
+                    entering = _entering(online.trunk, own_rows[:few], device)
+                    answer = teacher.train()(ids[:few], mask[:few], entering=entering)
+                    part_loss, _ = distill_loss(answer, None, label[:few], denominators=denominators)
                 accelerator.backward(part_loss * world)
                 teacher_loss = teacher_loss + part_loss.detach()
         accelerator.unscale_gradients()

@@ -139,10 +139,13 @@ def _compare(cohort: Cohort, k: int, model: Any) -> None:
     device, training = next(cohort.parameters()).device, cohort.training
     ids, mask = probe(cohort.model.config)
     cohort.eval()
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a convolution's default on a GPU
             wanted = cohort.run(k, k + 1, ids[None].to(device), mask[None].to(device))[0].cpu()
     finally:
+        torch.set_float32_matmul_precision(precision)
         cohort.train(training)
     got = model(input_ids=ids, attention_mask=mask).logits.to(wanted.dtype)
     error = float((got - wanted).abs().max())
