@@ -17,9 +17,9 @@ from nanonet import eager, reference
 NO_DEVICE = "torch finds no CUDA device"
 NOT_INSTALLED = "triton is not installed (pip install 'nanonet[triton]'): the reference serves CUDA"
 # Operations of the base product up to which torch's own calls serve a linear layer, unless they would have to make the
-# mask of a dropout. On the host, forward and backward of a LoRA layer take 330 us by our kernels and 117 by baddbmm
-# (by hand: tiny tensors, without the driver); so many operations take a GPU of 600 TFLOP/s 107 us, twice that with the gradient
-# of x. To be measured on a GPU.
+# mask of a dropout. By hand: on the host, forward and backward of a LoRA layer take 330 us by our kernels and 117 by
+# baddbmm (tiny tensors, without the driver); so many operations take a GPU of 600 TFLOP/s 107 us, twice that with the
+# gradient of x. To be measured on a GPU.
 HOST_BOUND = 64e9
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
 
