@@ -19,6 +19,7 @@ struct Grid {
 
   NN_DEVICE int first_class(int chunk) const { return chunk * kChunk - shift; }
   NN_DEVICE bool whole(int chunk) const { return first_class(chunk) >= 0 && first_class(chunk) + kChunk <= C; }
+  NN_DEVICE bool all_whole() const { return vectors && shift == 0 && C % kChunk == 0; }
 };
 
 // Classes by which an address is past the 16-byte grid.

@@ -63,83 +63,100 @@ struct Lanes {
   }
 };
 
-constexpr int kMaxWarps = 16;
+constexpr int kMaxWarps = 16, kMaxCluster = 16;  // clusters above 8 blocks have to be asked for
 
 // Shared memory of a block group of K students at most.
 template <int kK>
 struct Exchange {
   static constexpr int kValues = 3 * (kK + 1);
   float of_warp[kMaxWarps][kValues];
-  float statistics[kValues], sums[kValues];  // of this block: what the other blocks of the cluster read
+  float of_block[2][kMaxCluster][kValues];  // what the blocks of the cluster have sent: statistics; sums
+  Mailbox mailbox[2];                       // of these
   float total[kValues];
 };
 
-// A block, or all blocks of a cluster.
+// A block, or all blocks of a cluster, which send one another what they have found.
 //
-// Two barriers of the cluster a row are enough: `statistics` is written again only after the barrier within sum(), and
-// `sums` only after the one within the next row's merge(); each follows every read of what was there before. A row that
-// calls sum() twice needs another between.
+// A block sends its statistics of a row only when it has the sums of the row before from every other, and these send
+// their sums only after they have read all statistics: so nothing that is unread is written over; and likewise the sums.
+// A row that calls sum() twice needs a barrier between.
 template <int kK, bool kCluster>
 struct Blocks {
   Exchange<kK>& exchange;
+  uint32_t parity[2] = {0, 0};
+
+  NN_DEVICE explicit Blocks(Exchange<kK>& exchange) : exchange(exchange) {
+    if constexpr (kCluster) {
+      if (threadIdx.x < 2) open_mailbox(&exchange.mailbox[threadIdx.x]);
+      cluster_barrier();
+    }
+  }
 
   NN_DEVICE bool leader() const { return threadIdx.x == 0 && rank() == 0; }
   NN_DEVICE bool serves(int k) const { return int(threadIdx.x) == k % warps() * 32 && rank() == 0; }
   NN_DEVICE static bool all(bool ours) { return ours; }  // every thread of the group has the same row's
 
   NN_DEVICE static int rank() {
-#if defined(NN_CLUSTERS)
     if constexpr (kCluster) return int(cluster_rank());
-#endif
     return 0;
   }
   NN_DEVICE static int size() {
-#if defined(NN_CLUSTERS)
     if constexpr (kCluster) return int(cluster_size());
-#endif
     return 1;
   }
   NN_DEVICE static int warp() { return int(threadIdx.x) / 32; }
   NN_DEVICE static int warps() { return int(blockDim.x) / 32; }
 
   NN_DEVICE static void cluster_barrier() {
-#if defined(NN_CLUSTERS)
     if constexpr (kCluster) cluster_sync();
-#endif
-  }
-  NN_DEVICE static float remote(const float* mine, int from) {
-#if defined(NN_CLUSTERS)
-    if constexpr (kCluster) return read_from(mine, uint32_t(from));
-#endif
-    return *mine;
   }
 
   NN_DEVICE static Statistics at(const float* v) { return {v[0], v[1], v[2]}; }
   NN_DEVICE static void set(float* v, const Statistics& s) { v[0] = s.top, v[1] = s.soft, v[2] = s.plain; }
 
+  // Until every block of the cluster has sent kCount values to this mailbox.
   template <int kCount>
-  NN_DEVICE void merge(Statistics (&rows)[kCount], const Exponents& per_logit) const {
+  NN_DEVICE void await(int mailbox) {
+    if (threadIdx.x == 0) expect(&exchange.mailbox[mailbox], uint32_t(size() * kCount * sizeof(float)));
+    receive(&exchange.mailbox[mailbox], parity[mailbox]);
+    parity[mailbox] ^= 1;
+  }
+  NN_DEVICE void send_to(int block, int mailbox, int i, float value) const {
+    send(&exchange.of_block[mailbox][rank()][i], value, &exchange.mailbox[mailbox], uint32_t(block));
+  }
+
+  template <int kCount>
+  NN_DEVICE void merge(Statistics (&rows)[kCount], const Exponents& per_logit) {
     Lanes{32}.merge(rows, per_logit);
-    if (threadIdx.x % 32 == 0) {
+    const int lane = int(threadIdx.x) % 32;
+    if (lane == 0) {
       NN_UNROLL
       for (int r = 0; r < kCount; ++r) set(exchange.of_warp[warp()] + 3 * r, rows[r]);
     }
     __syncthreads();
-    const int r = int(threadIdx.x);
-    if (r < kCount) {
-      Statistics all = at(exchange.of_warp[0] + 3 * r);
-      for (int w = 1; w < warps(); ++w) all = merged(all, at(exchange.of_warp[w] + 3 * r), per_logit);
-      set((kCluster ? exchange.statistics : exchange.total) + 3 * r, all);
+    // row i of the parts, a part a lane
+    const auto merged_row = [&](int i, const float (*part)[Exchange<kK>::kValues], int parts) {
+      Statistics one[1] = {{kLowest, 0, 0}};
+      if (lane < parts) one[0] = at(part[lane] + 3 * i);
+      Lanes{16}.merge(one, per_logit);
+      return one[0];
+    };
+    for (int i = warp(); i < kCount; i += warps()) {
+      const Statistics ours = merged_row(i, exchange.of_warp, warps());
+      if constexpr (kCluster) {
+        const float values[3] = {ours.top, ours.soft, ours.plain};
+        NN_UNROLL
+        for (int j = 0; j < 3; ++j)
+          if (lane < size()) send_to(lane, 0, 3 * i + j, values[j]);
+      } else if (lane == 0) {
+        set(exchange.total + 3 * i, ours);
+      }
     }
     if constexpr (kCluster) {
-      cluster_barrier();
-      const int lane = int(threadIdx.x) % 32;
+      await<3 * kCount>(0);
       for (int i = warp(); i < kCount; i += warps()) {
-        const float* mine = exchange.statistics + 3 * i;
-        Statistics one[1] = {{kLowest, 0, 0}};
-        if (lane < size()) one[0] = {remote(mine, lane), remote(mine + 1, lane), remote(mine + 2, lane)};
-        Lanes{16}.merge(one, per_logit);
-        if (lane == 0) set(exchange.total + 3 * i, one[0]);
+        const Statistics all = merged_row(i, exchange.of_block[0], size());
+        if (lane == 0) set(exchange.total + 3 * i, all);
       }
     }
     __syncthreads();
@@ -148,28 +165,34 @@ struct Blocks {
   }
 
   template <int kCount>
-  NN_DEVICE void sum(float (&values)[kCount]) const {
+  NN_DEVICE void sum(float (&values)[kCount]) {
     Lanes{32}.sum(values);
     if (threadIdx.x % 32 == 0) {
       NN_UNROLL
       for (int i = 0; i < kCount; ++i) exchange.of_warp[warp()][i] = values[i];
     }
     __syncthreads();
-    const int i = int(threadIdx.x);
-    if (i < kCount) {
-      float all = 0;
-      for (int w = 0; w < warps(); ++w) all += exchange.of_warp[w][i];
-      (kCluster ? exchange.sums : exchange.total)[i] = all;
-    }
-    if constexpr (kCluster) {
-      cluster_barrier();
-      const int lane = int(threadIdx.x) % 32, from = lane % 16;
-      for (int j = 2 * warp(); j < kCount; j += 2 * warps()) {
-        const int value = j + lane / 16;
-        float one[1] = {value < kCount && from < size() ? remote(exchange.sums + value, from) : 0.0f};
+    // two values a warp; keep(value, part, sum) in the lane of each part
+    const int lane = int(threadIdx.x) % 16, half = int(threadIdx.x) % 32 / 16;
+    const auto sum_of = [&](const float (*part)[Exchange<kK>::kValues], int parts, auto keep) {
+      for (int first = 2 * warp(); first < kCount; first += 2 * warps()) {
+        const int i = first + half;
+        float one[1] = {i < kCount && lane < parts ? part[lane][i] : 0.0f};
         Lanes{16}.sum(one);
-        if (value < kCount && from == 0) exchange.total[value] = one[0];
+        if (i < kCount) keep(i, one[0]);
       }
+    };
+    const auto keep_total = [&](int i, float sum) {
+      if (lane == 0) exchange.total[i] = sum;
+    };
+    if constexpr (kCluster) {
+      sum_of(exchange.of_warp, warps(), [&](int i, float sum) {
+        if (lane < size()) send_to(lane, 1, i, sum);
+      });
+      await<kCount>(1);
+      sum_of(exchange.of_block[1], size(), keep_total);
+    } else {
+      sum_of(exchange.of_warp, warps(), keep_total);
     }
     __syncthreads();
     NN_UNROLL

@@ -45,7 +45,7 @@ template <int kK, bool kKl, int kV>
 __global__ void __launch_bounds__(kSmallThreads, small_resident(kK, kV))
     distill_small_kernel(const __grid_constant__ Call p, int width) {
   auto& shared = *reinterpret_cast<SmallShared<kK>*>(shared_memory());
-  const Lanes lanes{width};
+  Lanes lanes{width};
   const int groups = int(blockDim.x) / width, group = int(threadIdx.x) / width;
   set_shares(p, shared.reduction);
   double mine = 0;
@@ -65,30 +65,33 @@ __global__ void __launch_bounds__(kSmallThreads, small_resident(kK, kV))
   if (p.loss) finish(p, shared.reduction, mine, int(blockIdx.x), int(gridDim.x));
 }
 
-// The rows of a block, or of a cluster.
+// The rows of a block, or of a cluster. make_source(n, next, is_staged, part, parts): row n, which may lie in place already,
+// and after which comes row `next`.
 template <int kK, bool kKl, bool kCluster, class MakeSource>
 NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource make_source) {
-  const Blocks<kK, kCluster> group{shared.exchange};
+  Blocks<kK, kCluster> group(shared.exchange);
   const int team = int(blockIdx.x) / group.size(), teams = int(gridDim.x) / group.size();
   set_shares(p, shared.reduction);
   double mine = 0;
+  bool is_staged = false;
   for (int64_t n = team; n < p.N; n += teams) {
-    auto source = make_source(n, group.rank(), group.size());
+    auto source = make_source(n, n + teams, is_staged, group.rank(), group.size());
     run_row<kK, kKl>(p, shared.reduction, group, source, n, shared.counted);
-    __syncthreads();  // the next row may lie where this one does
+    is_staged = source.next_is_staged;
+    __syncthreads();
     if (!p.loss) continue;
     if (group.rank() == 0 && threadIdx.x < 3 * kK && int(threadIdx.x) % kK < p.K) mine += shared.counted[threadIdx.x];
     __syncthreads();
   }
   if (p.loss && group.rank() == 0) finish(p, shared.reduction, mine, team, teams);
-  group.cluster_barrier();  // no block may leave while another reads its shared memory
+  group.cluster_barrier();  // no block may leave while others send to it
 }
 
 template <int kK, bool kKl, bool kBfloat16>
 __global__ void __launch_bounds__(threads_of(kK, kKl, kBfloat16), resident(kK, kKl, kBfloat16))
     distill_sweep_kernel(const __grid_constant__ Call p) {
   auto& shared = *reinterpret_cast<BlockShared<kK>*>(shared_memory());
-  run_blocks<kK, kKl, false>(p, shared, [&](int64_t n, int part, int parts) {
+  run_blocks<kK, kKl, false>(p, shared, [&](int64_t n, int64_t, bool, int part, int parts) {
     return GlobalRows<kK, kBfloat16>(p, n, part, parts);
   });
 }
@@ -103,9 +106,9 @@ __global__ void __launch_bounds__(threads_of(kK, kKl, kBfloat16), resident(kK, k
 #endif
   if constexpr (kRuns) {
     auto& shared = *reinterpret_cast<BlockShared<kK>*>(shared_memory());
-    run_blocks<kK, kKl, kCluster>(p, shared, [&](int64_t n, int part, int parts) {
-      SharedRows<kK, kBfloat16> rows(p, n, part, parts, shared_memory() + shared_bytes<BlockShared<kK>>());
-      rows.stage();
+    run_blocks<kK, kKl, kCluster>(p, shared, [&](int64_t n, int64_t next, bool is_staged, int part, int parts) {
+      SharedRows<kK, kBfloat16> rows(p, n, next, part, parts, shared_memory() + shared_bytes<BlockShared<kK>>());
+      if (!is_staged) rows.stage();
       return rows;
     });
   }

@@ -5,7 +5,7 @@
 
 namespace nanonet::cuda {
 
-constexpr int kLanes = 32, kMaxCluster = 16;  // clusters above 8 blocks have to be asked for
+constexpr int kLanes = 32;
 
 // Classes a lane that a cohort of K students has registers for; 0: none.
 inline int values_of(int K, int64_t C) { return C <= 4 * kLanes ? 4 : C <= 8 * kLanes && K <= 4 ? 8 : 0; }

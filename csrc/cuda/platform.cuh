@@ -78,7 +78,7 @@ NN_DEVICE char* shared_memory() {
   return memory;
 }
 
-#if defined(NN_CLUSTERS)
+// For code that runs where there are clusters.
 NN_DEVICE uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -94,17 +94,46 @@ NN_DEVICE uint32_t cluster_size() {
 NN_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
-// What another block of the cluster holds at the place of `mine`.
-NN_DEVICE float read_from(const float* mine, uint32_t rank) {
+
+// Messages from block to block of a cluster. Each block says once a phase how many bytes it expects; the phase is over
+// when they have come, and the next begins. Unlike a barrier of the cluster it waits for no store to global memory.
+using Mailbox = uint64_t;
+NN_DEVICE uint32_t shared_address(const void* at) { return uint32_t(__cvta_generic_to_shared(at)); }
+NN_DEVICE uint32_t address_in_block(const void* mine, uint32_t rank) {
   uint32_t address;
-  float value;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(address)
-               : "r"(uint32_t(__cvta_generic_to_shared(mine))), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-  return value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(mine)), "r"(rank));
+  return address;
 }
-#endif
+// By one thread, and a cluster_sync() before the first message.
+NN_DEVICE void open_mailbox(Mailbox* mailbox) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(
+                   shared_address(mailbox))
+               : "memory");
+}
+NN_DEVICE void expect(Mailbox* mailbox, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(mailbox)), "r"(bytes)
+               : "memory");
+}
+// The value comes to lie at the place of `mine` in the other block, and counts in its mailbox.
+NN_DEVICE void send(float* mine, float value, Mailbox* mailbox, uint32_t rank) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
+                   address_in_block(mine, rank)),
+               "f"(value), "r"(address_in_block(mailbox, rank))
+               : "memory");
+}
+// Until the phase is over; parity: whether an odd number of phases came before it.
+NN_DEVICE void receive(Mailbox* mailbox, uint32_t parity) {
+  uint32_t over;
+  do {
+    asm volatile(
+        "{\n.reg .pred over;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, over;\n}"
+        : "=r"(over)
+        : "r"(shared_address(mailbox)), "r"(parity)
+        : "memory");
+  } while (over == 0);
+}
 
 #endif  // __CUDACC__
 

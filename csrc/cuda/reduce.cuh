@@ -120,7 +120,7 @@ NN_DEVICE void finish(const Call& p, Reduction<kK>& shared, double mine, int blo
 
 // A row for its group: what arrives from above, then the row itself.
 template <int kK, bool kKl, class Group, class Source>
-NN_DEVICE void run_row(const Call& p, const Reduction<kK>& shared, const Group& group, Source& source, int64_t n,
+NN_DEVICE void run_row(const Call& p, const Reduction<kK>& shared, Group& group, Source& source, int64_t n,
                        float* counted) {
   Row<kK, kKl, Group, Source> row(p, group, source, n);
   const auto counts = [&](int i, int k) {

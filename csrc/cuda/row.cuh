@@ -83,6 +83,8 @@ struct Row : RowState<kK, kKl, Group, Source> {
       NN_UNROLL
       for (int e = 0; e < kE; ++e) add_kl<kPlain>(x, e, of_own, sums, total);
       if (p.dstudent) this->put(held, chunk, at, x);
+      if constexpr (Source::kStaged)
+        if (at + kE == Source::kClasses) source.make_room(chunk);
     });
     NN_UNROLL
     for (int k = 0; k < kK; ++k) {
@@ -251,6 +253,7 @@ struct Row : RowState<kK, kKl, Group, Source> {
   NN_DEVICE void run(Weight weight, float* counted) {
     NN_UNROLL
     for (int k = 0; k < kK; ++k) expectation[k] = 0;
+    if constexpr (Source::kStaged) source.arrive();
     p.from_stats ? this->load_statistics() : this->statistics();
     NN_UNROLL
     for (int k = 0; k < kK; ++k) this->any_poisoned |= k < K() && this->poisoned(k);
@@ -266,6 +269,8 @@ struct Row : RowState<kK, kKl, Group, Source> {
     if (!p.from_stats && !group.all(finite)) {
       NN_UNROLL
       for (int i = 0; i < 3 * kK; ++i) sums[i] = 0;
+      if constexpr (Source::kStaged)
+        if (source.next_is_staged) source.stage_again();
       run_terms(sums);
       if constexpr (kKl && Source::kRereads) group.cluster_barrier();  // others may still read the sums of run_kl
       group.sum(sums);

@@ -17,7 +17,7 @@ struct RowState {
   static constexpr int kRows = kK + 1, kE = Source::kElements;
   static constexpr float kAbsent = 300;  // log S of a row that is not there: it has a probability of 0
   const Call& p;
-  const Group& group;
+  Group& group;
   Source& source;
   const int64_t n;
 
@@ -37,7 +37,7 @@ struct RowState {
   NN_DEVICE bool mse() const { return !kKl && p.divergence == kMse; }
   NN_DEVICE float pairs() const { return K() > 1 ? float(K() - 1) : 1.0f; }
 
-  NN_DEVICE RowState(const Call& p, const Group& group, Source& source, int64_t n)
+  NN_DEVICE RowState(const Call& p, Group& group, Source& source, int64_t n)
       : p(p), group(group), source(source), n(n) {
     const int64_t label = p.label ? p.label[n * p.label_stride] : kUnlabelled;
     labelled = label != kUnlabelled;

@@ -27,6 +27,7 @@ struct BlockRows {
   static constexpr bool kExact = kBfloat16 && kK <= 4;  // as many students as there is room for
   static constexpr bool kHot = kK <= 4;    // there are registers for the hot loop beside the careful one
   static constexpr bool kRereads = true;  // a sweep more costs no registers
+  static constexpr bool kStaged = false;  // lies where stage() has put it
   struct Held {
     uint4 piece[kK + 1] = {}, gradient[kK] = {};
   };
@@ -36,6 +37,7 @@ struct BlockRows {
   Turns turns;
   char* gradient;  // of student 0
   int64_t gradient_stride;
+  bool next_is_staged = false;
 
   NN_DEVICE BlockRows(const Call& p, int64_t n, int part, int parts)
       : p(p), n(n), grid(grid_of(p, n)), gradient(p.dstudent ? gradient_row(p, 0, n) : nullptr),
@@ -100,12 +102,15 @@ template <int kK, bool kBfloat16>
 struct SharedRows : BlockRows<kK, kBfloat16> {
   using Base = BlockRows<kK, kBfloat16>;
   using Base::kElements;
+  static constexpr bool kStaged = true;
   char* memory;
+  int64_t next;  // the row for which this one may make room, chunk by chunk; -1: none
   int student_bytes;
 
-  NN_DEVICE SharedRows(const Call& p, int64_t n, int part, int parts, char* memory)
-      : Base(p, n, part, parts), memory(memory) {
+  NN_DEVICE SharedRows(const Call& p, int64_t n, int64_t next, int part, int parts, char* memory)
+      : Base(p, n, part, parts), memory(memory), next(-1) {
     student_bytes = (this->turns.end - this->turns.begin) * kChunk * int(size_of(this->dtype(0)));
+    if (next < p.N && this->grid.all_whole() && grid_of(p, next).all_whole()) this->next = next;
   }
 
   NN_DEVICE uint4* place(int r, int chunk, int at) const { return place(r, chunk, at, student_bytes); }
@@ -115,23 +120,44 @@ struct SharedRows : BlockRows<kK, kBfloat16> {
     return reinterpret_cast<uint4*>(memory + row * student_bytes + within);
   }
 
-  // Every thread stages the chunks that it will read, so it waits for its own copies alone.
+  // put(to, row, dtype, at) for each piece of a chunk of row n.
+  template <class Put>
+  NN_DEVICE void each_piece(int64_t n, int chunk, Put put) const {
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r) {
+      if (!this->present(r)) continue;
+      const Dtype dtype = this->dtype(r);
+      const char* row = row_of(this->rows(r), n);
+      for (int at = 0; at < kChunk; at += classes_of_piece(dtype)) put(place(r, chunk, at), row, dtype, at);
+    }
+  }
+
+  // Every thread stages the chunks that it will read, so it waits for its own copies alone: arrive().
   NN_DEVICE void stage() const {
     this->each(false, [&](int chunk) {
       const bool whole = this->grid.vectors && this->grid.whole(chunk);
-      NN_UNROLL
-      for (int r = 0; r <= kK; ++r) {
-        if (!this->present(r)) continue;
-        const Dtype dtype = this->dtype(r);
-        const char* row = row_of(this->rows(r), this->n);
-        for (int at = 0; at < kChunk; at += classes_of_piece(dtype)) {
-          uint4* to = place(r, chunk, at);
-          if (whole) copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
-          else *to = piece_by_classes(row, dtype, this->grid, chunk, at);
-        }
-      }
+      each_piece(this->n, chunk, [&](uint4* to, const char* row, Dtype dtype, int at) {
+        if (whole) copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
+        else *to = piece_by_classes(row, dtype, this->grid, chunk, at);
+      });
     });
-    copies_wait();
+  }
+  NN_DEVICE void arrive() const { copies_wait(); }
+
+  // Of the last sweep: the chunk is done with, the same of the next row may come. Once for every chunk, or for none.
+  NN_DEVICE void make_room(int chunk) {
+    if (next < 0) return;
+    each_piece(forgotten(next), chunk, [&](uint4* to, const char* row, Dtype dtype, int at) {
+      copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
+    });
+    this->next_is_staged = true;
+  }
+  // The last sweep was not the last: this row once more.
+  NN_DEVICE void stage_again() {
+    arrive();
+    stage();
+    arrive();
+    this->next_is_staged = false;
   }
 
   NN_DEVICE void load(typename Base::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
@@ -147,7 +173,7 @@ struct SharedRows : BlockRows<kK, kBfloat16> {
 template <int kK, int kV>
 struct LaneRows {
   static constexpr int kElements = kV, kClasses = kV;
-  static constexpr bool kExact = kK <= 4, kHot = true, kRereads = false;
+  static constexpr bool kExact = kK <= 4, kHot = true, kRereads = false, kStaged = false;
   struct Held {};
   const Call& p;
   int64_t n;

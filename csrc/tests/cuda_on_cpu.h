@@ -1,6 +1,7 @@
 // Enough of CUDA to run the kernels of csrc/cuda on a CPU: every CUDA thread is a fiber, blocks of a grid run one after
-// the other, the blocks of a cluster together. A fiber runs until a barrier or a shuffle stops it, so a missing barrier
-// shows as a stale or poisoned value; the order of the threads can be turned round to show those that one order hides.
+// the other, the blocks of a cluster together. A fiber runs until a barrier or a shuffle stops it, and a block until it
+// waits for the others of its cluster, so a missing barrier shows as a stale or poisoned value; the order of threads and
+// blocks can be turned round to show those that one order hides.
 // Shared memory starts as NaN. A barrier that some thread never reaches ends the program.
 #pragma once
 
@@ -117,17 +118,30 @@ inline void resume(Fiber& fiber) {
   NN_FIBERS(__sanitizer_finish_switch_fiber(machine.scheduler_fake_stack, nullptr, nullptr));
 }
 
+// A turn of every thread of a block; whether any came further. left: those that are not done.
+inline bool run_block(size_t block, size_t& left) {
+  const size_t threads = machine.block.x, first = block * threads;
+  machine.progress = false;
+  left = 0;
+  for (size_t i = 0; i < threads; ++i) {
+    Fiber& fiber = machine.fibers[first + (backwards ? threads - 1 - i : i)];
+    if (!fiber.done) resume(fiber);
+    left += !fiber.done;
+  }
+  return machine.progress;
+}
+
 inline void run_fibers() {
-  size_t left = machine.fibers.size();
-  while (left > 0) {
-    machine.progress = false;
+  const size_t blocks = machine.blocks.size();
+  for (size_t left = 1; left > 0;) {
+    bool progress = false;
     left = 0;
-    for (size_t i = 0; i < machine.fibers.size(); ++i) {
-      Fiber& fiber = machine.fibers[backwards ? machine.fibers.size() - 1 - i : i];
-      if (!fiber.done) resume(fiber);
-      left += !fiber.done;
+    for (size_t b = 0; b < blocks; ++b) {
+      size_t of_block = 0;
+      while (run_block(backwards ? blocks - 1 - b : b, of_block)) progress = true;
+      left += of_block;
     }
-    if (left > 0 && !machine.progress) {
+    if (left > 0 && !progress) {
       std::printf("%zu threads wait at a barrier that the others do not reach\n", left);
       std::abort();
     }
@@ -230,9 +244,10 @@ inline void on_grid(const void* at) {
 inline uint4 load_once(const uint4* at) { return on_grid(at), *at; }
 inline void store_once(uint4* at, uint4 value) { on_grid(at), *at = value; }
 
-// Copied at the wait alone: who reads without waiting reads what was there before.
+// Copied at the wait alone: who reads without waiting reads NaN, not what was there before.
 inline void copy_async(void* shared, const void* global) {
   on_grid(shared), on_grid(global);
+  std::memset(shared, 0xff, 16);
   emulation::self().copies.emplace_back(shared, global);
 }
 inline void copies_wait() {
@@ -244,11 +259,38 @@ inline char* shared_memory() { return emulation::my_block().shared; }
 inline uint32_t cluster_rank() { return uint32_t(emulation::self().rank); }
 inline uint32_t cluster_size() { return uint32_t(emulation::machine.blocks.size()); }
 inline void cluster_sync() { emulation::wait(emulation::machine.cluster); }
-inline float read_from(const float* mine, uint32_t rank) {
+
+// A message arrives at once, which is the earliest that one can: who reads late finds the next phase's.
+struct Mailbox {
+  int32_t bytes;
+  uint16_t pending, phase;
+
+  void turn() {
+    if (pending > 0 || bytes != 0) return;
+    pending = 1, ++phase;
+    emulation::machine.progress = true;
+  }
+};
+static_assert(sizeof(Mailbox) == 8);
+template <class T>
+T* in_block(T* mine, uint32_t rank) {
   const auto offset = reinterpret_cast<const char*>(mine) - shared_memory();
-  float value;
-  std::memcpy(&value, emulation::machine.blocks[rank].shared + offset, sizeof value);
-  return value;
+  return reinterpret_cast<T*>(emulation::machine.blocks[rank].shared + offset);
+}
+inline void open_mailbox(Mailbox* mailbox) { *mailbox = {0, 1, 0}; }
+inline void expect(Mailbox* mailbox, uint32_t bytes) {
+  mailbox->bytes += int32_t(bytes), --mailbox->pending;
+  mailbox->turn();
+}
+inline void send(float* mine, float value, Mailbox* mailbox, uint32_t rank) {
+  *in_block(mine, rank) = value;
+  Mailbox* there = in_block(mailbox, rank);
+  there->bytes -= int32_t(sizeof value);
+  there->turn();
+}
+inline void receive(Mailbox* mailbox, uint32_t parity) {
+  while ((mailbox->phase & 1u) == parity) emulation::yield();
+  emulation::machine.progress = true;
 }
 
 }  // namespace nanonet::cuda
