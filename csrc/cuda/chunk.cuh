@@ -27,7 +27,10 @@ NN_DEVICE int past_grid(const char* at, Dtype dtype) {
   return int(reinterpret_cast<uintptr_t>(at) % 16) / int(size_of(dtype));
 }
 
-NN_DEVICE const char* row_of(const Rows& rows, int64_t n) { return rows.data + n * rows.row_bytes; }
+// Rows and bytes of a row are fewer than 2^32 (register.cpp): one multiplication.
+NN_DEVICE const char* row_of(const Rows& rows, int64_t n) {
+  return rows.data + uint64_t(uint32_t(n)) * uint32_t(rows.row_bytes);
+}
 
 NN_DEVICE char* gradient_row(const Call& p, int k, int64_t n) {
   return p.dstudent + (k * p.N + n) * p.C * size_of(p.student[0].dtype);
@@ -138,13 +141,6 @@ NN_DEVICE void pack(uint4& piece, Dtype dtype, int at, const float (&x)[kStep]) 
     const bool bfloat16 = dtype == Dtype::kBfloat16;
     set_word(piece, at / 2 + e / 2, bfloat16 ? two_bfloat16(x[e], x[e + 1]) : two_halves(x[e], x[e + 1]));
   }
-}
-
-// Stores the piece that ends at class `end` of the chunk.
-NN_DEVICE void put(char* row, Dtype dtype, const Grid& grid, int chunk, int end, uint4 piece) {
-  const int first = grid.first_class(chunk) + end - classes_of_piece(dtype);
-  if (grid.vectors && grid.whole(chunk)) store_once(reinterpret_cast<uint4*>(row + first * size_of(dtype)), piece);
-  else put_by_classes(row, dtype, grid, first, piece);
 }
 
 NN_DEVICE void put_one(char* row, Dtype dtype, int c, float x) {

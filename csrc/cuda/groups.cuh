@@ -83,7 +83,7 @@ struct Exchange {
 template <int kK, bool kCluster>
 struct Blocks {
   Exchange<kK>& exchange;
-  uint32_t parity[2] = {0, 0};
+  uint32_t phases = 0;  // bit i: whether an odd number of phases of mailbox i is over
 
   NN_DEVICE explicit Blocks(Exchange<kK>& exchange) : exchange(exchange) {
     if constexpr (kCluster) {
@@ -118,8 +118,8 @@ struct Blocks {
   template <int kCount>
   NN_DEVICE void await(int mailbox) {
     if (threadIdx.x == 0) expect(&exchange.mailbox[mailbox], uint32_t(size() * kCount * sizeof(float)));
-    receive(&exchange.mailbox[mailbox], parity[mailbox]);
-    parity[mailbox] ^= 1;
+    receive(&exchange.mailbox[mailbox], phases >> mailbox & 1);
+    phases ^= 1u << mailbox;
   }
   NN_DEVICE void send_to(int block, int mailbox, int i, float value) const {
     send(&exchange.of_block[mailbox][rank()][i], value, &exchange.mailbox[mailbox], uint32_t(block));

@@ -33,7 +33,8 @@ template <int kK>
 struct BlockShared {
   Reduction<kK> reduction;
   Exchange<kK> exchange;
-  float counted[3 * kK];
+  float counted[3 * kK];  // of this row
+  double sum[3 * kK];     // of the block's rows, each of its own thread
 };
 
 template <class Shared>
@@ -71,8 +72,10 @@ template <int kK, bool kKl, bool kCluster, class MakeSource>
 NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource make_source) {
   Blocks<kK, kCluster> group(shared.exchange);
   const int team = int(blockIdx.x) / group.size(), teams = int(gridDim.x) / group.size();
+  const int i = int(threadIdx.x);
+  const bool sums = p.loss && group.rank() == 0 && i < 3 * kK;
+  if (sums) shared.sum[i] = 0;
   set_shares(p, shared.reduction);
-  double mine = 0;
   bool is_staged = false;
   for (int64_t n = team; n < p.N; n += teams) {
     auto source = make_source(n, n + teams, is_staged, group.rank(), group.size());
@@ -80,10 +83,10 @@ NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource mak
     is_staged = source.next_is_staged;
     __syncthreads();
     if (!p.loss) continue;
-    if (group.rank() == 0 && threadIdx.x < 3 * kK && int(threadIdx.x) % kK < p.K) mine += shared.counted[threadIdx.x];
+    if (sums && i % kK < p.K) shared.sum[i] += shared.counted[i];
     __syncthreads();
   }
-  if (p.loss && group.rank() == 0) finish(p, shared.reduction, mine, team, teams);
+  if (p.loss && group.rank() == 0) finish(p, shared.reduction, sums ? shared.sum[i] : 0, team, teams);
   group.cluster_barrier();  // no block may leave while others send to it
 }
 
@@ -134,7 +137,6 @@ __global__ void distill_scale_kernel(char* data, Dtype dtype, int64_t elements, 
   if (scale == 1) return;
   const int64_t chunks = elements / kChunk, stride = int64_t(gridDim.x) * blockDim.x;
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const Grid aligned{kChunk, 0, 1, true};
   const bool vectors = past_grid(data, dtype) == 0;
   for (int64_t i = first; vectors && i < chunks; i += stride) {
     char* at = data + i * kChunk * size_of(dtype);
@@ -148,7 +150,7 @@ __global__ void distill_scale_kernel(char* data, Dtype dtype, int64_t elements, 
         for (float& one : x) one *= scale;
         pack(piece, dtype, e, x);
       }
-      put(at, dtype, aligned, 0, c + classes_of_piece(dtype), piece);
+      store_once(reinterpret_cast<uint4*>(at + c * size_of(dtype)), piece);
     }
   }
   for (int64_t i = (vectors ? chunks * kChunk : 0) + first; i < elements; i += stride) {

@@ -16,7 +16,8 @@ struct Row : RowState<kK, kKl, Group, Source> {
   using Base::Base, Base::kRows, Base::kE;
   using Base::p, Base::group, Base::source, Base::n, Base::y, Base::labelled, Base::bad_label, Base::plain;
   using Base::u_ce, Base::u_teacher, Base::u_peers, Base::top, Base::log_soft, Base::log_plain, Base::expectation;
-  using Base::K, Base::has_teacher, Base::present, Base::lives, Base::all_live, Base::mse, Base::pairs, Base::steps;
+  using Base::K, Base::has_teacher, Base::present, Base::lives, Base::all_live, Base::teacher_lives, Base::mse;
+  using Base::pairs, Base::steps;
 
   // The hot loop's share of one class, for rows that all have a softmax; x becomes the gradient. Nothing is guarded: a
   // class at -inf makes the sums NaN, by which run() sees that they have to be added up with care. Logarithms are to base
@@ -25,7 +26,7 @@ struct Row : RowState<kK, kKl, Group, Source> {
   // KL(q_j || q_k) of all pairs in O(K): with A = sum_j q_j l_j and Q = sum_j q_j the class adds A - Q l_k. l is centred
   // on the likeliest student first: where they agree, like terms would else be subtracted; and any other centre would be
   // of another magnitude as soon as one student masks the class with a large number.
-  template <bool kPlain>
+  template <bool kPlain, bool kAlike>
   NN_DEVICE void add_kl(float (&x)[kRows][kE], int e, const float (&of_own)[kK], float (&sums)[3 * kK],
                         float& total) const {
     const float per_logit = kLog2e / p.temperature;
@@ -40,6 +41,7 @@ struct Row : RowState<kK, kKl, Group, Source> {
     float centre = l[0];
     NN_UNROLL
     for (int k = 1; k < kK; ++k) centre = fmaxf(centre, l[k]);
+    const float of_others = kK > 1 ? fmaf(u_peers[0], Q, u_teacher[0] * q[kK]) : u_teacher[0] * q[kK];
     NN_UNROLL
     for (int k = 0; k < kK; ++k) {
       sums[k] = fmaf(q[kK], l[kK] - l[k], sums[k]);
@@ -48,41 +50,55 @@ struct Row : RowState<kK, kKl, Group, Source> {
         total = fmaf(q[k], apart, total);
         sums[kK + k] = fmaf(-Q, apart, sums[kK + k]);
       }
-      float d = of_own[k] * q[k];
-      d = fmaf(-u_teacher[k], q[kK], d);
-      if (kK > 1) d = fmaf(-u_peers[k], Q, d);
+      float d;
+      if (kAlike) {
+        d = fmaf(of_own[k], q[k], -of_others);
+      } else {
+        d = u_teacher[k] * (q[k] - q[kK]);
+        if (kK > 1) d = fmaf(u_peers[k], fmaf(float(K()), q[k], -Q), d);
+        if (!kPlain) d = fmaf(u_ce[k], q[k], d);
+      }
       if (kPlain) d = fmaf(u_ce[k], exp2_fast(fmaf(below[k], kLog2e, -log_plain[k])), d);
       x[k][e] = d;
     }
+  }
+
+  // Whether the soft terms weigh the same for every student, as they do unless each has weights of its own.
+  NN_DEVICE bool alike() const {
+    bool all = true;
+    NN_UNROLL
+    for (int k = 1; k < kK; ++k) all &= k >= K() || (u_teacher[k] == u_teacher[0] && u_peers[k] == u_peers[0]);
+    return all;
   }
 
   // A logit for places outside the row: finite, and of a probability of 0.
   NN_DEVICE float nothing(int r) const { return top[r] - fmaxf(300 * p.temperature, fabsf(top[r])); }
 
   // Sums and gradient of kl, where every row that is there has a softmax. Backwards: what was read last is nearest.
-  template <bool kPlain>
+  template <bool kPlain, bool kAlike>
   NN_DEVICE void run_kl(float (&sums)[3 * kK]) {
     float of_own[kK], total = 0;
     NN_UNROLL
     for (int k = 0; k < kK; ++k) of_own[k] = (kPlain ? 0 : u_ce[k]) + u_teacher[k] + u_peers[k] * K();
     steps(true, [&](auto& held, int chunk, int at, float (&x)[kRows][kE]) {
-      NN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        if (present(r)) continue;
+      const auto add = [&] {
         NN_UNROLL
-        for (int e = 0; e < kE; ++e) x[r][e] = 0;
-      }
-      if (!source.whole(chunk)) {
+        for (int e = 0; e < kE; ++e) add_kl<kPlain, kAlike>(x, e, of_own, sums, total);
+      };
+      if (Source::kRereads && source.whole(chunk) && !source.holds(chunk, y)) {
+        add();
+        if (p.dstudent) source.put_whole(held, chunk, at, x);
+      } else {
         NN_UNROLL
         for (int e = 0; e < kE; ++e) {
           const bool inside = source.inside(chunk, at + e);
           NN_UNROLL
           for (int r = 0; r < kRows; ++r) x[r][e] = inside ? x[r][e] : nothing(r);
         }
+        add();
+        if (source.holds(chunk, y)) this->subtract_label(chunk, at, x);
+        if (p.dstudent) source.put(held, chunk, at, x);
       }
-      NN_UNROLL
-      for (int e = 0; e < kE; ++e) add_kl<kPlain>(x, e, of_own, sums, total);
-      if (p.dstudent) this->put(held, chunk, at, x);
       if constexpr (Source::kStaged)
         if (at + kE == Source::kClasses) source.make_room(chunk);
     });
@@ -201,9 +217,10 @@ struct Row : RowState<kK, kKl, Group, Source> {
         const Class c = class_of(x, e);
         NN_UNROLL
         for (int k = 0; k < kK; ++k)
-          if (k < K()) x[k][e] = slope(c, k);
+          if (k < K()) x[k][e] = this->poisoned(k) ? not_a_number() : slope(c, k);
       }
-      this->put(held, chunk, at, x);
+      if (source.holds(chunk, y)) this->subtract_label(chunk, at, x);
+      source.put(held, chunk, at, x);
     });
   }
 
@@ -254,13 +271,27 @@ struct Row : RowState<kK, kKl, Group, Source> {
     NN_UNROLL
     for (int k = 0; k < kK; ++k) expectation[k] = 0;
     if constexpr (Source::kStaged) source.arrive();
-    p.from_stats ? this->load_statistics() : this->statistics();
+    if (p.from_stats) {
+      this->load_statistics();
+    } else if constexpr (Source::kRereads) {
+      this->template statistics<false>();
+      if (!all_live() || !teacher_lives()) {
+        group.cluster_barrier();  // others may still read the statistics
+        this->template statistics<true>();
+      }
+    } else {
+      this->template statistics<true>();
+    }
+    bool any_poisoned = false;
     NN_UNROLL
-    for (int k = 0; k < kK; ++k) this->any_poisoned |= k < K() && this->poisoned(k);
+    for (int k = 0; k < kK; ++k) any_poisoned |= k < K() && this->poisoned(k);
     float sums[3 * kK] = {};
     bool gradient = p.dstudent, finite = false;
-    if (kKl && Source::kHot && group.all(all_live() && (!has_teacher() || lives(kK)) && source.tame())) {
-      if constexpr (kKl && Source::kHot) plain ? run_kl<true>(sums) : run_kl<false>(sums);
+    if (kKl && Source::kHot && group.all(all_live() && teacher_lives() && !any_poisoned && source.tame())) {
+      if constexpr (kKl && Source::kHot) {
+        if (plain) Source::kRereads && alike() ? run_kl<true, true>(sums) : run_kl<true, false>(sums);
+        else Source::kRereads && alike() ? run_kl<false, true>(sums) : run_kl<false, false>(sums);
+      }
       gradient = false, finite = true;
       if (!p.from_stats) group.sum(sums);
       NN_UNROLL

@@ -2,7 +2,7 @@
 // softmax statistics, and whether they are fit for use.
 //
 // A Source holds the row: each() visits the thread's chunks; of a chunk's kClasses, load() gives kElements at a time, of
-// every student and of the teacher (index kK), and put() takes as many of a gradient. A Group (groups.cuh) is the threads
+// every student and of the teacher (index kK; 0 where there is none), and put() takes as many of a gradient. A Group (groups.cuh) is the threads
 // that share the row.
 #pragma once
 
@@ -27,7 +27,6 @@ struct RowState {
   float top[kRows], log_soft[kRows], log_plain[kRows];  // logarithms to base 2
   float expectation[kK];
   uint32_t live;  // bit r: row r has a softmax
-  bool any_poisoned = false;
 
   // Known at compile time on the hot path, where loops over students have no bounds to check.
   NN_DEVICE int K() const { return kKl && Source::kExact ? kK : p.K; }
@@ -80,31 +79,42 @@ struct RowState {
 
   NN_DEVICE Exponents exponents() const { return {kLog2e / p.temperature, kLog2e}; }
 
-  // One sweep: a part's sums stand below the highest logit that it has seen, from the lowest finite one on, so that a
-  // difference is NaN in rows alone that hold NaN or +inf.
+  // One sweep: a part's sums stand below the highest logit that it has seen, and no lower than where they begin.
+  //
+  // Not careful, the exponent (x - top) c is x c - R in one operation, with R = top c rounded; what R is off by, all terms
+  // alike, is made good at the end. A row whose top is below kFloor, or so high that R is off by much, has no softmax then.
+  template <bool kCareful>
   NN_DEVICE void statistics() {
+    constexpr float kFloor = -0x1p20f;
     const Exponents per_logit = exponents();
     Statistics found[kRows];
     NN_UNROLL
-    for (int r = 0; r < kRows; ++r) found[r] = {kLowest, 0, 0};
+    for (int r = 0; r < kRows; ++r) found[r] = {kCareful ? kLowest : kFloor, 0, 0};
     steps(false, [&](auto&, int, int, float (&x)[kRows][kE]) {
       NN_UNROLL
       for (int r = 0; r < kRows; ++r) {
         if (!present(r)) continue;
-        float higher = found[r].top;
+        const float before = found[r].top;
+        float top = before;
         NN_UNROLL
-        for (int e = 0; e < kE; ++e) higher = fmaxf(higher, x[r][e]);
-        const float up = found[r].top - higher;
-        found[r].top = higher;
-        found[r].soft *= exp2_fast(up * per_logit.soft);
-        NN_UNROLL
-        for (int e = 0; e < kE; ++e) found[r].soft += exp2_fast((x[r][e] - higher) * per_logit.soft);
-        if (!plain) continue;
-        found[r].plain *= exp2_fast(up * per_logit.plain);
-        NN_UNROLL
-        for (int e = 0; e < kE; ++e) found[r].plain += exp2_fast((x[r][e] - higher) * per_logit.plain);
+        for (int e = 0; e < kE; ++e) top = fmaxf(top, x[r][e]);
+        found[r].top = top;
+        const auto add = [&](float& sum, float c) {
+          const float R = __fmul_rn(top, c);
+          sum *= exp2_fast(kCareful ? (before - top) * c : __fmul_rn(before, c) - R);
+          NN_UNROLL
+          for (int e = 0; e < kE; ++e) sum += exp2_fast(kCareful ? (x[r][e] - top) * c : fmaf(x[r][e], c, -R));
+        };
+        add(found[r].soft, per_logit.soft);
+        if (plain) add(found[r].plain, per_logit.plain);
       }
     });
+    NN_UNROLL
+    for (int r = 0; !kCareful && r < kRows; ++r) {
+      const auto off = [&](float c) { return exp2_fast(-fmaf(found[r].top, c, -__fmul_rn(found[r].top, c))); };
+      found[r].soft *= off(per_logit.soft);
+      if (plain) found[r].plain *= off(per_logit.plain);
+    }
     group.merge(found, per_logit);
     live = 0;
     NN_UNROLL
@@ -164,25 +174,16 @@ struct RowState {
     const uint32_t students = (1u << K()) - 1;
     return (live & students) == students;
   }
+  NN_DEVICE bool teacher_lives() const { return !has_teacher() || lives(kK); }
 
-  // What only few classes need: the one-hot of ce, and NaN.
+  // The one-hot of ce.
   template <class Chunk>
-  NN_DEVICE void amend(int chunk, int at, Chunk& d) const {
+  NN_DEVICE void subtract_label(int chunk, int at, Chunk& d) const {
     NN_UNROLL
     for (int k = 0; k < kK; ++k) {
-      if (k >= K()) continue;
-      const float nan = poisoned(k) ? not_a_number() : 0;
       NN_UNROLL
-      for (int e = 0; e < kE; ++e) d[k][e] += nan - (source.class_at(chunk, at + e) == y ? u_ce[k] : 0);
+      for (int e = 0; e < kE; ++e) d[k][e] -= source.class_at(chunk, at + e) == y ? u_ce[k] : 0;
     }
-  }
-
-  template <class Chunk>
-  NN_DEVICE void put(typename Source::Held& held, int chunk, int at, Chunk& d) const {
-    if (any_poisoned || source.holds(chunk, y)) amend(chunk, at, d);
-    NN_UNROLL
-    for (int k = 0; k < kK; ++k)
-      if (k < K()) source.put(held, chunk, at, k, d[k]);
   }
 };
 

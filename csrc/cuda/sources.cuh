@@ -56,7 +56,7 @@ struct BlockRows {
   NN_DEVICE Dtype dtype(int r) const {
     return kBfloat16 ? Dtype::kBfloat16 : r == kK ? p.teacher.dtype : p.student[0].dtype;
   }
-  NN_DEVICE bool whole(int chunk) const { return grid.whole(chunk); }
+  NN_DEVICE bool whole(int chunk) const { return grid.vectors && grid.whole(chunk); }
   NN_DEVICE int class_at(int chunk, int c) const { return grid.first_class(chunk) + c; }
   NN_DEVICE bool inside(int chunk, int c) const { return class_at(chunk, c) >= 0 && class_at(chunk, c) < grid.C; }
   NN_DEVICE bool holds(int chunk, int y) const {
@@ -65,14 +65,33 @@ struct BlockRows {
 
   NN_DEVICE void unpack(const Held& held, int at, float (&x)[kK + 1][kElements]) const {
     NN_UNROLL
-    for (int r = 0; r <= kK; ++r)
-      if (present(r)) cuda::unpack(held.piece[r], dtype(r), at, x[r]);
+    for (int r = 0; r <= kK; ++r) cuda::unpack(held.piece[r], dtype(r), at, x[r]);
   }
-  NN_DEVICE void put(Held& held, int chunk, int at, int k, const float (&d)[kElements]) const {
-    pack(held.gradient[k], dtype(k), at, d);
-    if (!completes_piece<kElements>(dtype(k), at)) return;
-    char* row = kExact ? gradient + k * gradient_stride : gradient_row(p, k, forgotten(n));  // registers are dear elsewhere
-    cuda::put(row, dtype(k), grid, chunk, at + kElements, held.gradient[k]);
+  NN_DEVICE void put(Held& held, int chunk, int at, const float (&d)[kK + 1][kElements]) const {
+    each_gradient(held, chunk, at, d, [&](char* row, Dtype dtype, int first, const uint4& piece) {
+      if (whole(chunk)) put_piece(row, dtype, first, piece);
+      else put_by_classes(row, dtype, grid, first, piece);
+    });
+  }
+  NN_DEVICE void put_whole(Held& held, int chunk, int at, const float (&d)[kK + 1][kElements]) const {
+    each_gradient(held, chunk, at, d, put_piece);
+  }
+  NN_DEVICE static void put_piece(char* row, Dtype dtype, int first, const uint4& piece) {
+    store_once(reinterpret_cast<uint4*>(row + first * size_of(dtype)), piece);
+  }
+  // put(row, dtype, first, piece): the gradient of each student from class `first` on, where a piece is complete.
+  template <class Put>
+  NN_DEVICE void each_gradient(Held& held, int chunk, int at, const float (&d)[kK + 1][kElements], Put put) const {
+    const Dtype dtype = this->dtype(0);
+    NN_UNROLL
+    for (int k = 0; k < kK; ++k)
+      if (present(k)) pack(held.gradient[k], dtype, at, d[k]);
+    if (!completes_piece<kElements>(dtype, at)) return;
+    const int first = class_at(chunk, at + kElements - classes_of_piece(dtype));
+    char* row = kExact ? gradient : gradient_row(p, 0, forgotten(n));  // registers are dear elsewhere
+    NN_UNROLL
+    for (int k = 0; k < kK; ++k, row += gradient_stride)
+      if (present(k)) put(row, dtype, first, held.gradient[k]);
   }
 };
 
@@ -190,19 +209,19 @@ struct LaneRows {
   NN_DEVICE void read_in_turn() {
     NN_UNROLL
     for (int r = 0; r <= kK; ++r) {
-      if (!present(r)) continue;
+      const bool there = present(r);
       const char* row = row_of(rows(r), n);
       NN_UNROLL
       for (int e = 0; e < kV; ++e) {
         const int c = class_at(0, e);
-        x[r][e] = c < p.C ? element_at(row + c * size_of(rows(r).dtype), rows(r).dtype) : -infinity();
+        x[r][e] = !there ? 0 : c < p.C ? element_at(row + c * size_of(rows(r).dtype), rows(r).dtype) : -infinity();
       }
     }
   }
 
   // As above, but all bits are asked for before the first are waited for; there are registers for four students.
   NN_DEVICE void read_at_once() {
-    uint32_t bits[kK + 1][kV];
+    uint32_t bits[kK + 1][kV] = {};
     NN_UNROLL
     for (int r = 0; r <= kK; ++r) {
       if (!present(r)) continue;
@@ -218,7 +237,6 @@ struct LaneRows {
     }
     NN_UNROLL
     for (int r = 0; r <= kK; ++r) {
-      if (!present(r)) continue;
       const Dtype dtype = rows(r).dtype;
       NN_UNROLL
       for (int e = 0; e < kV; ++e)
@@ -257,11 +275,16 @@ struct LaneRows {
     }
   }
 
-  NN_DEVICE void put(Held&, int, int, int k, const float (&d)[kV]) const {
-    char* row = gradient_row(p, k, n);
+  NN_DEVICE void put_whole(Held& held, int chunk, int at, const float (&d)[kK + 1][kV]) const { put(held, chunk, at, d); }
+  NN_DEVICE void put(Held&, int, int, const float (&d)[kK + 1][kV]) const {
     NN_UNROLL
-    for (int e = 0; e < kV; ++e)
-      if (is_row && inside(0, e)) put_one(row, p.student[0].dtype, class_at(0, e), d[e]);
+    for (int k = 0; k < kK; ++k) {
+      if (!present(k)) continue;
+      char* row = gradient_row(p, k, n);
+      NN_UNROLL
+      for (int e = 0; e < kV; ++e)
+        if (is_row && inside(0, e)) put_one(row, p.student[0].dtype, class_at(0, e), d[k][e]);
+    }
   }
 };
 

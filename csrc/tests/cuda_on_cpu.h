@@ -78,7 +78,8 @@ struct Machine {
 };
 
 inline Machine machine;
-inline bool backwards = false;  // the order in which threads take turns
+inline bool backwards = false;    // the order in which threads take turns
+inline int64_t exponentials = 0;  // taken so far
 constexpr size_t kStack = 256 << 10;
 
 inline Fiber& self() { return *machine.now; }
@@ -225,7 +226,7 @@ inline float not_a_number() { return NAN; }
 inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline int64_t forgotten(int64_t n) { return n; }
-inline float exp2_fast(float x) { return exp2f(x); }
+inline float exp2_fast(float x) { return ++emulation::exponentials, exp2f(x); }
 inline float float_of_half(uint16_t bits) { return float(std::bit_cast<_Float16>(bits)); }
 inline uint32_t two_halves(float low, float high) {
   return std::bit_cast<uint16_t>(_Float16(low)) | uint32_t(std::bit_cast<uint16_t>(_Float16(high))) << 16;

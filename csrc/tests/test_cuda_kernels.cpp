@@ -114,6 +114,9 @@ static Inputs draw(const Case& t, std::mt19937& random) {
         if (t.hard && n % 5 == 1 && r == K && c != 0) x = -INFINITY;
         const bool late = t.gap != 0 || c >= C - 8;  // of two blocks that share a row, one alone has such a class
         if (t.hard && n % 5 == 2 && c % 5 == 2 && C > 5 && late && (r == K || t.kind == kKl)) x = -INFINITY;
+        // all classes of a student, or most of everybody, masked with the lowest number there is
+        if (t.hard && n % 5 == 4 && t.kind == kKl && (n % 2 ? r == 0 : c + 3 < C))
+          x = t.dtype == Dtype::kFloat16 ? -65504 : -3.3e38;
         if (t.hard && n % 5 == 3 && (r == K || r == 0) && c % 3 == 0) x = NAN;
         in.logits[r].set(n * in.stride + c, x);
       }
@@ -293,6 +296,30 @@ static void test_count() {
   }
 }
 
+// Rows of which nothing is to be feared are gone over twice, not three times or four.
+static void test_sweeps() {
+  constexpr int64_t K = 2, N = 2, C = 16000;
+  std::vector<uint16_t> logits((K + 1) * N * C), gradient(K * N * C);
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = uint16_t(cuda::bfloat16_of(float(i % 37) / 4));
+  float weights[] = {1, 1, 1}, loss, means[3 * K];
+  double partials[4 * 3 * cuda::kMaxStudents];
+  const int64_t label[N] = {5, kUnlabelled};
+  Call p{};
+  p.N = N, p.K = K, p.C = C, p.temperature = 2, p.label = label, p.label_stride = 1;
+  const auto rows = [&](int64_t r) { return Rows{reinterpret_cast<char*>(&logits[size_t(r * N * C)]), 2 * C, Dtype::kBfloat16}; };
+  for (int64_t k = 0; k < K; ++k) p.student[k] = rows(k);
+  p.teacher = rows(K);
+  p.weights = {reinterpret_cast<char*>(weights), Dtype::kFloat32, {1, 0, 0}};
+  p.dstudent = reinterpret_cast<char*>(gradient.data()), p.loss = &loss, p.means = means, p.partials = partials;
+  for (const Plan& plan : {Plan{Regime::kChip, 0, 0, 1, 1}, {Regime::kCluster, 0, 0, 2, 2}, {Regime::kSweep, 0, 0, 1, 1}}) {
+    const int64_t before = emulation::exponentials;
+    launch(p, plan);
+    // two a class and row; nearly twice as many of the labelled row, as its temperature is not that of ce
+    const double each = double(emulation::exponentials - before) / double((K + 1) * N * C);
+    CHECK(each > 2 && each < 3.5, "kernel %d: %g exponentials a class", int(plan.regime), each);
+  }
+}
+
 // Which kernel the table names, on an H200 and on a card without clusters.
 static void test_plan() {
   const cuda::Device h200 = {132, 9, 227 << 10, 228 << 10}, a100 = {108, 8, 163 << 10, 164 << 10};
@@ -317,6 +344,7 @@ int main() {
   test_plan();
   test_scale();
   test_count();
+  test_sweeps();
   const Dtype types[] = {Dtype::kBfloat16, Dtype::kFloat32, Dtype::kFloat16};
   int turn = 0;  // options that need not be crossed with everything take turns
   const auto run = [&](Regime regime, int K, int C, int cluster, int64_t kind, int64_t N) {
