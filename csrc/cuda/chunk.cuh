@@ -19,7 +19,7 @@ struct Grid {
 
   NN_DEVICE int first_class(int chunk) const { return chunk * kChunk - shift; }
   NN_DEVICE bool whole(int chunk) const { return first_class(chunk) >= 0 && first_class(chunk) + kChunk <= C; }
-  NN_DEVICE bool all_whole() const { return vectors && shift == 0 && C % kChunk == 0; }
+  NN_DEVICE bool same(const Grid& other) const { return vectors && other.vectors && shift == other.shift; }
 };
 
 // Classes by which an address is past the 16-byte grid.
@@ -106,11 +106,6 @@ NN_DEVICE void put_by_classes(char* row, Dtype dtype, const Grid& grid, int firs
 // The address of a piece in a row whose chunks are whole.
 NN_DEVICE const uint4* piece_at(const char* row, Dtype dtype, const Grid& grid, int chunk, int at) {
   return reinterpret_cast<const uint4*>(row + (grid.first_class(chunk) + at) * size_of(dtype));
-}
-
-NN_DEVICE uint4 fetch(const char* row, Dtype dtype, const Grid& grid, int chunk, int at) {
-  if (grid.vectors && grid.whole(chunk)) return load_once(piece_at(row, dtype, grid, chunk, at));
-  return piece_by_classes(row, dtype, grid, chunk, at);
 }
 
 template <int kStep>

@@ -2,7 +2,7 @@
 //
 //   small     some lanes of a warp, the row in their registers
 //   on chip   a block, or a cluster of blocks (sm_90 on), the row in shared memory: read once
-//   sweep     a block, the row read from global memory by every sweep, the last one backwards
+//   sweep     a block, the row read from global memory by every sweep, some chunks ahead, the last one backwards
 // The same kernels make the loss with its gradient, the terms with their statistics, and the backward from those: what
 // Call asks for decides. Blocks are persistent, rows are dealt to them in a fixed way.
 #pragma once
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(threads_of(kK, kKl, kBfloat16), resident(kK, k
     distill_sweep_kernel(const __grid_constant__ Call p) {
   auto& shared = *reinterpret_cast<BlockShared<kK>*>(shared_memory());
   run_blocks<kK, kKl, false>(p, shared, [&](int64_t n, int64_t, bool, int part, int parts) {
-    return GlobalRows<kK, kBfloat16>(p, n, part, parts);
+    return GlobalRows<kK, kBfloat16>(p, n, part, parts, shared_memory() + shared_bytes<BlockShared<kK>>());
   });
 }
 

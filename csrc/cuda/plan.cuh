@@ -14,8 +14,32 @@ inline bool all_bfloat16(const Call& p) {
   return p.student[0].dtype == Dtype::kBfloat16 && (!p.teacher.data || p.teacher.dtype == Dtype::kBfloat16);
 }
 
+// Calls body.operator()<kK, kKl, kExact>(): kl with exactly as many students up to four, and eight at most, where `exact`
+// asks for that; else with two, four or eight at most; any divergence with four at most.
+template <class Body>
+void with_kernel(const Call& p, bool exact, Body body) {
+  if (p.divergence != kKl) return body.template operator()<kMaxStudentsOfAny, false, false>();
+  if (!exact) {
+    if (p.K <= 2) return body.template operator()<2, true, false>();
+    if (p.K <= 4) return body.template operator()<4, true, false>();
+    return body.template operator()<8, true, false>();
+  }
+  switch (p.K) {
+    case 1: return body.template operator()<1, true, true>();
+    case 2: return body.template operator()<2, true, true>();
+    case 3: return body.template operator()<3, true, true>();
+    case 4: return body.template operator()<4, true, true>();
+    default: return body.template operator()<8, true, true>();
+  }
+}
+
 inline int64_t chip_bytes(const Call& p, int parts) {
   return int64_t(shared_bytes<BlockShared<kMaxStudents>>()) + stage_bytes(p, parts);
+}
+
+template <int kK, bool kKl, bool kBfloat16>
+int64_t sweep_bytes(const Call& p, int threads = threads_of(kK, kKl, kBfloat16)) {
+  return shared_bytes<BlockShared<kK>>() + ahead_bytes(p, ahead_of(kK, kBfloat16), threads);
 }
 
 //   C up to 256, or 128 where K > 4            small
@@ -40,7 +64,12 @@ inline Plan plan_of(const Call& p, const Device& device) {
     const int64_t wanted = p.N < 1 ? 1 : p.N < teams ? p.N : teams < 1 ? 1 : teams;
     return Plan{regime, 0, 0, cluster, int(wanted) * cluster};
   };
-  if (p.from_stats) return with(Regime::kSweep, 1, 0);
+  const auto sweep = [&] {
+    int64_t bytes = 0;
+    with_kernel(p, all_bfloat16(p), [&]<int kK, bool kKl, bool kBfloat16>() { bytes = sweep_bytes<kK, kKl, kBfloat16>(p); });
+    return with(Regime::kSweep, 1, bytes);
+  };
+  if (p.from_stats) return sweep();
   const int64_t half = device.shared_of_processor / 2 - kReserved;
   const int64_t roomy = resident_blocks > 1 && half < device.shared_of_block ? half : device.shared_of_block;
   if (chip_bytes(p, 1) <= roomy) return with(Regime::kChip, 1, chip_bytes(p, 1));
@@ -48,26 +77,7 @@ inline Plan plan_of(const Call& p, const Device& device) {
     for (int cluster = 2; device.major >= 9 && cluster <= kMaxCluster; cluster *= 2)
       if (chip_bytes(p, cluster) <= limit) return with(Regime::kCluster, cluster, chip_bytes(p, cluster));
   if (chip_bytes(p, 1) <= device.shared_of_block) return with(Regime::kChip, 1, chip_bytes(p, 1));
-  return with(Regime::kSweep, 1, 0);
-}
-
-// Calls body.operator()<kK, kKl, kExact>(): kl with exactly as many students up to four, and eight at most, where `exact`
-// asks for that; else with two, four or eight at most; any divergence with four at most.
-template <class Body>
-void with_kernel(const Call& p, bool exact, Body body) {
-  if (p.divergence != kKl) return body.template operator()<kMaxStudentsOfAny, false, false>();
-  if (!exact) {
-    if (p.K <= 2) return body.template operator()<2, true, false>();
-    if (p.K <= 4) return body.template operator()<4, true, false>();
-    return body.template operator()<8, true, false>();
-  }
-  switch (p.K) {
-    case 1: return body.template operator()<1, true, true>();
-    case 2: return body.template operator()<2, true, true>();
-    case 3: return body.template operator()<3, true, true>();
-    case 4: return body.template operator()<4, true, true>();
-    default: return body.template operator()<8, true, true>();
-  }
+  return sweep();
 }
 
 }  // namespace nanonet::cuda

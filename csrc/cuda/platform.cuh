@@ -71,6 +71,12 @@ NN_DEVICE void copy_async(void* shared, const void* global) {
                : "memory");
 }
 NN_DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Those asked for since the last commit are a group; all groups but the last few are done after the wait.
+NN_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kFew>
+NN_DEVICE void copies_wait_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kFew) : "memory");
+}
 
 // All shared memory is dynamic: its size is a launch parameter.
 NN_DEVICE char* shared_memory() {

@@ -10,13 +10,17 @@ namespace nanonet::cuda {
 struct Turns {
   int begin, end;
 
+  NN_DEVICE int first() const { return begin + int(threadIdx.x); }
+  NN_DEVICE int count() const { return first() < end ? (end - 1 - first()) / int(blockDim.x) + 1 : 0; }
+  NN_DEVICE int chunk(bool backwards, int i, int count) const {
+    return first() + (backwards ? count - 1 - i : i) * int(blockDim.x);
+  }
+
   template <class Body>
   NN_DEVICE void each(bool backwards, Body body) const {
-    const int first = begin + int(threadIdx.x), step = int(blockDim.x);
-    if (first >= end) return;
-    const int last = first + (end - 1 - first) / step * step;
+    const int count = this->count();
     NN_NO_UNROLL
-    for (int i = first; i <= last; i += step) body(backwards ? first + last - i : i);
+    for (int i = 0; i < count; ++i) body(chunk(backwards, i, count));
   }
 };
 
@@ -95,80 +99,128 @@ struct BlockRows {
   }
 };
 
+// Rows in shared memory, in places of one chunk each; `places` of them for every row.
 template <int kK, bool kBfloat16>
-struct GlobalRows : BlockRows<kK, kBfloat16> {
-  using Base = BlockRows<kK, kBfloat16>;
-  using Base::Base, Base::kElements;
-
-  NN_DEVICE void load(typename Base::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
-    const int64_t n = forgotten(this->n);
-    NN_UNROLL
-    for (int r = 0; r <= kK; ++r)
-      if (this->present(r) && begins_piece(this->dtype(r), at))
-        held.piece[r] = fetch(row_of(this->rows(r), n), this->dtype(r), this->grid, chunk, at);
-    this->unpack(held, at, x);
-  }
-};
-
-// Bytes of shared memory for the part of each row that one block of `parts` keeps.
-inline int64_t stage_bytes(const Call& p, int parts) {
-  const int64_t chunks = (p.C + 2 * kChunk - 2) / kChunk, kept = (chunks + parts - 1) / parts;
-  const int64_t student = size_of(p.student[0].dtype), teacher = p.teacher.data ? size_of(p.teacher.dtype) : 0;
-  return kept * kChunk * (p.K * student + teacher);
-}
-
-template <int kK, bool kBfloat16>
-struct SharedRows : BlockRows<kK, kBfloat16> {
+struct StagedRows : BlockRows<kK, kBfloat16> {
   using Base = BlockRows<kK, kBfloat16>;
   using Base::kElements;
-  static constexpr bool kStaged = true;
   char* memory;
-  int64_t next;  // the row for which this one may make room, chunk by chunk; -1: none
   int student_bytes;
 
-  NN_DEVICE SharedRows(const Call& p, int64_t n, int64_t next, int part, int parts, char* memory)
-      : Base(p, n, part, parts), memory(memory), next(-1) {
-    student_bytes = (this->turns.end - this->turns.begin) * kChunk * int(size_of(this->dtype(0)));
-    if (next < p.N && this->grid.all_whole() && grid_of(p, next).all_whole()) this->next = next;
-  }
+  NN_DEVICE StagedRows(const Call& p, int64_t n, int part, int parts, char* memory) : Base(p, n, part, parts), memory(memory) {}
+  NN_DEVICE void set_places(int places) { student_bytes = places * kChunk * int(size_of(this->dtype(0))); }
 
-  NN_DEVICE uint4* place(int r, int chunk, int at) const { return place(r, chunk, at, student_bytes); }
-  NN_DEVICE uint4* place(int r, int chunk, int at, int student_bytes) const {
-    const int row = r == kK ? this->p.K : r;
-    const int within = ((chunk - this->turns.begin) * kChunk + at) * int(size_of(this->dtype(r)));
-    return reinterpret_cast<uint4*>(memory + row * student_bytes + within);
+  NN_DEVICE uint4* at_place(int r, int place, int at, int student_bytes) const {
+    const int within = (place * kChunk + at) * int(size_of(this->dtype(r)));
+    return reinterpret_cast<uint4*>(memory + (r == kK ? this->p.K : r) * student_bytes + within);
   }
 
   // put(to, row, dtype, at) for each piece of a chunk of row n.
   template <class Put>
-  NN_DEVICE void each_piece(int64_t n, int chunk, Put put) const {
+  NN_DEVICE void each_piece(int64_t n, int place, Put put) const {
     NN_UNROLL
     for (int r = 0; r <= kK; ++r) {
       if (!this->present(r)) continue;
       const Dtype dtype = this->dtype(r);
       const char* row = row_of(this->rows(r), n);
-      for (int at = 0; at < kChunk; at += classes_of_piece(dtype)) put(place(r, chunk, at), row, dtype, at);
+      for (int at = 0; at < kChunk; at += classes_of_piece(dtype)) put(at_place(r, place, at, student_bytes), row, dtype, at);
     }
+  }
+  // A chunk of row n, which lies to the grid as this one does; there after copies_wait().
+  NN_DEVICE void copy(int64_t n, int chunk, int place) const {
+    if (this->whole(chunk))
+      each_piece(n, place, [&](uint4* to, const char* row, Dtype dtype, int at) {
+        copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
+      });
+    else
+      each_piece(n, place, [&](uint4* to, const char* row, Dtype dtype, int at) {
+        *to = piece_by_classes(row, dtype, this->grid, chunk, at);
+      });
+  }
+
+  NN_DEVICE void load_from(int place, typename Base::Held& held, int at, float (&x)[kK + 1][kElements]) const {
+    const int stride = int(forgotten(student_bytes));
+    NN_UNROLL
+    for (int r = 0; r <= kK; ++r)
+      if (this->present(r) && begins_piece(this->dtype(r), at)) held.piece[r] = *at_place(r, place, at, stride);
+    this->unpack(held, at, x);
+  }
+};
+
+inline int64_t bytes_of_chunk(const Call& p) {
+  return kChunk * (p.K * size_of(p.student[0].dtype) + (p.teacher.data ? size_of(p.teacher.dtype) : 0));
+}
+
+// Chunks that a thread asks for before it needs them: what the smallest shared memory of any GPU has room for.
+constexpr int ahead_of(int K, bool bfloat16) { return (bfloat16 ? 4 : 2) / (K > 4 ? 2 : 1); }
+inline int64_t ahead_bytes(const Call& p, int ahead, int threads) { return ahead * threads * bytes_of_chunk(p); }
+
+// Rows in global memory, read by every sweep.
+template <int kK, bool kBfloat16>
+struct GlobalRows : StagedRows<kK, kBfloat16> {
+  using Base = StagedRows<kK, kBfloat16>;
+  using Base::kElements;
+  static constexpr int kAhead = ahead_of(kK, kBfloat16);
+  int place;  // of the chunk that is worked on
+
+  NN_DEVICE GlobalRows(const Call& p, int64_t n, int part, int parts, char* memory) : Base(p, n, part, parts, memory) {
+    this->set_places(kAhead * int(blockDim.x));
+  }
+
+  template <class Body>
+  NN_DEVICE void each(bool backwards, Body body) {
+    const int count = this->turns.count(), step = int(blockDim.x);
+    const auto ask = [&](int i) {  // for the thread's chunk i, into the place of the one that is done with
+      if (i < count) this->copy(this->n, this->turns.chunk(backwards, i, count), place);
+      copies_commit();
+      place = place + step < kAhead * step ? place + step : int(threadIdx.x);
+    };
+    place = int(threadIdx.x);
+    NN_NO_UNROLL
+    for (int i = 0; i < kAhead; ++i) ask(i);
+    NN_NO_UNROLL
+    for (int i = 0; i < count; ++i) {
+      copies_wait_but<kAhead - 1>();
+      body(this->turns.chunk(backwards, i, count));
+      ask(i + kAhead);
+    }
+  }
+
+  NN_DEVICE void load(typename Base::Held& held, int, int at, float (&x)[kK + 1][kElements]) const {
+    this->load_from(place, held, at, x);
+  }
+};
+
+// Bytes of shared memory for the part of each row that one block of `parts` keeps.
+inline int64_t stage_bytes(const Call& p, int parts) {
+  const int64_t chunks = (p.C + 2 * kChunk - 2) / kChunk;
+  return (chunks + parts - 1) / parts * bytes_of_chunk(p);
+}
+
+// Rows that are read once, and stay until the next one comes.
+template <int kK, bool kBfloat16>
+struct SharedRows : StagedRows<kK, kBfloat16> {
+  using Base = StagedRows<kK, kBfloat16>;
+  using Base::kElements;
+  static constexpr bool kStaged = true;
+  int64_t next;  // the row for which this one may make room, chunk by chunk; -1: none
+
+  NN_DEVICE SharedRows(const Call& p, int64_t n, int64_t next, int part, int parts, char* memory)
+      : Base(p, n, part, parts, memory), next(-1) {
+    this->set_places(this->turns.end - this->turns.begin);
+    if (next < p.N && this->grid.same(grid_of(p, next))) this->next = next;
   }
 
   // Every thread stages the chunks that it will read, so it waits for its own copies alone: arrive().
   NN_DEVICE void stage() const {
-    this->each(false, [&](int chunk) {
-      const bool whole = this->grid.vectors && this->grid.whole(chunk);
-      each_piece(this->n, chunk, [&](uint4* to, const char* row, Dtype dtype, int at) {
-        if (whole) copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
-        else *to = piece_by_classes(row, dtype, this->grid, chunk, at);
-      });
-    });
+    this->each(false, [&](int chunk) { this->copy(this->n, chunk, chunk - this->turns.begin); });
   }
   NN_DEVICE void arrive() const { copies_wait(); }
 
   // Of the last sweep: the chunk is done with, the same of the next row may come. Once for every chunk, or for none.
   NN_DEVICE void make_room(int chunk) {
     if (next < 0) return;
-    each_piece(forgotten(next), chunk, [&](uint4* to, const char* row, Dtype dtype, int at) {
-      copy_async(to, piece_at(row, dtype, this->grid, chunk, at));
-    });
+    this->copy(forgotten(next), chunk, chunk - this->turns.begin);
     this->next_is_staged = true;
   }
   // The last sweep was not the last: this row once more.
@@ -180,11 +232,7 @@ struct SharedRows : BlockRows<kK, kBfloat16> {
   }
 
   NN_DEVICE void load(typename Base::Held& held, int chunk, int at, float (&x)[kK + 1][kElements]) const {
-    const int stride = int(forgotten(student_bytes));
-    NN_UNROLL
-    for (int r = 0; r <= kK; ++r)
-      if (this->present(r) && begins_piece(this->dtype(r), at)) held.piece[r] = *place(r, chunk, at, stride);
-    this->unpack(held, at, x);
+    this->load_from(chunk - this->turns.begin, held, at, x);
   }
 };
 

@@ -60,7 +60,8 @@ struct Fiber {
   dim3 thread, block;
   int rank;  // of the block in its cluster
   bool done = false;
-  std::vector<std::pair<void*, const void*>> copies;  // asked for, not waited for
+  // asked for, not waited for, by groups; the last is not committed yet
+  std::vector<std::vector<std::pair<void*, const void*>>> copies{1};
 };
 
 struct Machine {
@@ -249,11 +250,20 @@ inline void store_once(uint4* at, uint4 value) { on_grid(at), *at = value; }
 inline void copy_async(void* shared, const void* global) {
   on_grid(shared), on_grid(global);
   std::memset(shared, 0xff, 16);
-  emulation::self().copies.emplace_back(shared, global);
+  emulation::self().copies.back().emplace_back(shared, global);
+}
+inline void copies_commit() { emulation::self().copies.emplace_back(); }
+template <int kFew>
+void copies_wait_but() {
+  auto& groups = emulation::self().copies;
+  while (groups.size() > kFew + 1) {
+    for (const auto& [to, from] : groups.front()) std::memcpy(to, from, 16);
+    groups.erase(groups.begin());
+  }
 }
 inline void copies_wait() {
-  for (const auto& [to, from] : emulation::self().copies) std::memcpy(to, from, 16);
-  emulation::self().copies.clear();
+  copies_commit();
+  copies_wait_but<0>();
 }
 inline char* shared_memory() { return emulation::my_block().shared; }
 

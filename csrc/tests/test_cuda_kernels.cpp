@@ -49,7 +49,8 @@ static void launch(const Call& p, const Plan& plan) {
       };
       emulation::launch(unsigned(plan.blocks), kThreads, 1, sizeof(cuda::SmallShared<kK>), kernel);
     } else if (plan.regime == Regime::kSweep) {
-      emulation::launch(unsigned(plan.blocks), kThreads, 1, fixed, [&] { cuda::distill_sweep_kernel<kK, kKl, kExact>(p); });
+      emulation::launch(unsigned(plan.blocks), kThreads, 1, size_t(cuda::sweep_bytes<kK, kKl, kExact>(p, int(kThreads))),
+                        [&] { cuda::distill_sweep_kernel<kK, kKl, kExact>(p); });
     } else if (plan.regime == Regime::kChip) {
       emulation::launch(unsigned(plan.blocks), kThreads, 1, fixed + size_t(cuda::stage_bytes(p, 1)),
                         [&] { cuda::distill_chip_kernel<kK, kKl, kExact, false>(p); });
