@@ -95,6 +95,7 @@ part linear 60 bash -c 'bench --linear'
 part tests 70 "${pytest[@]}" "${workers[@]}" tests/gpu
 part step 90 bash -c step
 part compiled 60 bash -c 'bench --shapes 4x8192x128256,4x1024x100'
+part tune 60 bash -c '"$python" -m nanonet.benchmarks.tune_linear --seconds 50 >>"$OUT/gpu.jsonl"'
 part memcheck 50 "${bare[@]}" "${sanitizer[@]}" --tool memcheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
 part racecheck 50 "${bare[@]}" "${sanitizer[@]}" --tool racecheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
 part kernels 90 "${pytest[@]}" "${workers[@]}" tests/kernels --ignore tests/kernels/test_compile.py

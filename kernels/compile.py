@@ -28,7 +28,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from nanonet.kernels import cohort_linear, distill
+from nanonet.kernels import cohort_linear, distill, launch
 from nanonet.reference import JS, KL, MSE, REVERSE_KL
 
 ARCHITECTURES = (80, 90, 100)
@@ -70,8 +70,8 @@ def linear(K: int, M: int, D: int, F: int, R: int, dtype: torch.dtype, shared_x=
     weight = tensor(F, D, dtype=dtype) if shared_w else tensor(K, F, D, dtype=dtype)
     a, b = tensor(K, R, D, dtype=dtype), tensor(K, F, R, dtype=dtype)
     lora = (a, b, tensor(K, dtype=dtype), torch.empty((), dtype=torch.int64, device="meta"), dropout)
-    y = cohort_linear.cohort_linear_fwd(x, weight, tensor(K, F, dtype=dtype), *lora)
-    cohort_linear.cohort_linear_bwd(y, x, weight, *lora, shared_x, [True, False, True, True, True])
+    y, low = cohort_linear.cohort_linear_fwd(x, weight, tensor(K, F, dtype=dtype), *lora)
+    cohort_linear.cohort_linear_bwd(y, x, low, weight, *lora, shared_x, [True, False, True, True, True])
 
 
 CASES: dict[str, Callable[[], object]] = {
@@ -96,12 +96,15 @@ CASES: dict[str, Callable[[], object]] = {
     "terms N=1024 C=100 K=4 bf16": partial(terms, 4, 1024, 100, BF16),
     "terms N=8192 C=128256 K=4 bf16": partial(terms, 4, 8192, 128256, BF16),
     "terms N=8192 C=32000 K=4 fp32 js": partial(terms, 4, 8192, 32000, FP32, JS),
-    # a large layer, encoder layers, the first layer of a cohort (shared input), exact float32
+    # a large layer, encoder layers, the first layer of a cohort (shared input), rows at 16 bytes and not at 32, ragged
+    # ones, exact float32
     "linear M=8192 D=F=4096 R=16 K=1 bf16": partial(linear, 1, 8192, 4096, 4096, 16, BF16, shared_w=True, dropout=0.0),
-    "linear M=2048 D=F=768 R=8 K=4 bf16": partial(linear, 4, 2048, 768, 768, 8, BF16),
+    "linear M=2048 D=F=768 R=8 K=4 bf16": partial(linear, 4, 2048, 768, 768, 8, BF16, dropout=0.0),
+    "linear M=2048 D=3072 F=768 R=64 K=4 bf16 dropout": partial(linear, 4, 2048, 3072, 768, 64, BF16),
     "linear M=2048 D=768 F=3072 R=64 K=4 fp16 shared x and W": partial(
         linear, 4, 2048, 768, 3072, 64, FP16, True, True
     ),
+    "linear M=2048 D=F=776 R=24 K=4 bf16": partial(linear, 4, 2048, 776, 776, 24, BF16, dropout=0.0),
     "linear M=100 D=770 F=33 R=5 K=3 bf16 shared x": partial(linear, 3, 100, 770, 33, 5, BF16, True),
     "linear M=2048 D=F=768 R=8 K=2 fp32": partial(linear, 2, 2048, 768, 768, 8, FP32),
     "scale bf16": lambda: distill.distill_scale(tensor(1 << 20, dtype=BF16), tensor()),
@@ -109,19 +112,19 @@ CASES: dict[str, Callable[[], object]] = {
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[JITFunction, tuple, dict[str, Any]]]]:
-    """The launches made in this context, none of which runs."""
+def recorded(architecture: int) -> Iterator[list[tuple[JITFunction, tuple, dict[str, Any]]]]:
+    """The launches made in this context as for a GPU of this architecture, none of which runs."""
     launches: list[tuple[JITFunction, tuple, dict[str, Any]]] = []
-    run = JITFunction.run
+    run, before = JITFunction.run, launch.compiled_for
 
     def record(self, *args, grid, warmup, **kwargs):
         launches.append((self, args, kwargs))
 
-    JITFunction.run = record
+    JITFunction.run, launch.compiled_for = record, architecture
     try:
         yield launches
     finally:
-        JITFunction.run = run
+        JITFunction.run, launch.compiled_for = run, before
 
 
 def compiled(kernel: JITFunction, args: tuple, kwargs: dict[str, Any], architecture: int):
@@ -150,15 +153,15 @@ def table(part: str = "") -> dict[str, dict[str, dict[str, int]]]:
     for name, case in CASES.items():
         if part not in name:
             continue
-        with recorded() as launches:
-            case()
-        seen: Counter[str] = Counter()
-        for kernel, args, kwargs in launches:
-            seen[kernel.__name__] += 1
-            row = rows[f"{name}: {kernel.__name__} {seen[kernel.__name__]}"] = {}
-            for architecture in ARCHITECTURES:
+        for architecture in ARCHITECTURES:
+            with recorded(architecture) as launches:
+                case()
+            seen: Counter[str] = Counter()
+            for kernel, args, kwargs in launches:
+                seen[kernel.__name__] += 1
                 binary = compiled(kernel, args, kwargs, architecture)
                 used = resources(Path(binary.metadata_group[f"{kernel.__name__}.cubin"]))
+                row = rows.setdefault(f"{name}: {kernel.__name__} {seen[kernel.__name__]}", {})
                 row[f"sm_{architecture}"] = {
                     "registers": used["REG"],
                     "shared": binary.metadata.shared,

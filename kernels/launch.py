@@ -1,4 +1,4 @@
-"""What launchers need: sizes, and what they ask of a device."""
+"""What launchers need: sizes, what they ask of a device, and descriptors of tensors for its copy engine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 def cdiv(a: int, b: int) -> int:
@@ -24,6 +25,33 @@ def multiprocessors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 132 if device.type == "meta" else 2
+
+
+compiled_for = 90  # the architecture that the meta device stands for, and the interpreter's
+
+
+def architecture(device: torch.device) -> int:
+    """Of the device: 90 for sm_90."""
+    return _capability(device) if device.type == "cuda" else compiled_for
+
+
+@lru_cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def describable(t: Tensor) -> bool:
+    """Whether t ((K,)rows,columns) can be described to the copy engine: 16-bit numbers, rows that begin at 16 bytes."""
+    rows = all(stride * t.element_size() % 16 == 0 for stride in t.stride()[:-1]) and t.data_ptr() % 16 == 0
+    return t.element_size() == 2 and t.stride(-1) == 1 and t.stride(-2) >= t.shape[-1] and rows
+
+
+def described(t: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """Its descriptor, in blocks (1,rows,columns): (1,...) where the students share t."""
+    K = 1 if t.dim() == 2 or t.stride(0) == 0 else t.shape[0]
+    stride = t.stride(-2) * t.shape[-2] if K == 1 else t.stride(0)
+    return TensorDescriptor(t, [K, *t.shape[-2:]], [stride, t.stride(-2), 1], [1, rows, columns])
 
 
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}

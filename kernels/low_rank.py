@@ -1,7 +1,13 @@
-"""The low-rank products of a cohort's linear layer, scale_k dropout(x_k) A_k^T and its like, and their gradients.
+"""The low-rank products of a cohort's linear layer and their gradients: one pass over x forward, one over dy and one
+over x backward.
 
-A gradient is a sum over the rows of x: slices of rows go into a buffer that torch adds up in their order, so there
-are no atomics. The mask of the dropout is reference.dropout_scale, hashed again wherever it is needed.
+    low_k  = scale_k dropout(x_k) A_k^T                                    low_rank
+    dlow_k = scale_k dy_k B_k, dB_k = dy_k^T low_k, dbias_k = sum dy_k     low_rank_bwd
+    dA_k   = dlow_k^T dropout(x_k)                                         low_rank_grad
+
+A sum over rows is one of slices of rows, and dlow one of ranges of columns: the parts go into buffers that are added
+up in their order, so there are no atomics. The mask of the dropout is reference.dropout_scale, hashed again wherever
+it is needed.
 """
 
 from __future__ import annotations
@@ -41,7 +47,6 @@ def low_rank_kernel(
     low,  # (K,M,R)
     M,
     D,
-    R,
     stride_xk,
     stride_xm,
     stride_xd,
@@ -50,6 +55,7 @@ def low_rank_kernel(
     stride_ad,
     threshold,
     factor,  # of a kept element
+    R: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -79,23 +85,72 @@ def low_rank_kernel(
 
 
 @triton.jit
+def low_rank_bwd_kernel(
+    dy,  # (K,M,F)
+    b,  # (K,F,R)
+    low,  # (K,M,R), or None with db
+    scale,  # (K,) or None
+    dlow,  # (ranges,K,M,R) float32 or None
+    db,  # (slices,K,F,R) float32
+    dbias,  # (slices,K,F) float32 or None
+    M,
+    F,
+    stride_yk,
+    stride_ym,
+    stride_yf,
+    rows,  # of a slice, a multiple of BLOCK_M
+    R: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    tiles_r = tl.cdiv(R, BLOCK_R)
+    k, K = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    part = tl.program_id(1) // tiles_r
+    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    r = (tl.program_id(1) % tiles_r) * BLOCK_R + tl.arange(0, BLOCK_R)
+    f64 = f.to(tl.int64)
+    columns = (f < F)[:, None] & (r < R)[None, :]
+    factor = 1.0 if scale is None else tl.load(scale + k).to(tl.float32)
+    b_tile = tl.load(b + (k * F + f64[:, None]) * R + r[None, :], mask=columns, other=0.0)
+    acc = tl.zeros((BLOCK_F, BLOCK_R), tl.float32)
+    total = tl.zeros((BLOCK_F,), tl.float32)
+    end = min(part * rows + rows, M)
+    for start in range(part * rows, end, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        m64, inside = m.to(tl.int64), (m < end)[:, None] & (r < R)[None, :]
+        dy_at = dy + k * stride_yk + m64[:, None] * stride_ym + f64[None, :] * stride_yf
+        dy_tile = tl.load(dy_at, mask=(m < end)[:, None] & (f < F)[None, :], other=0.0)
+        if low is not None:
+            low_tile = tl.load(low + (k * M + m64[:, None]) * R + r[None, :], mask=inside, other=0.0)
+            acc = tl.dot(dy_tile.T, low_tile, acc, input_precision=PRECISION)
+        if dlow is not None:
+            at = dlow + ((tl.program_id(0) * K + k) * M + m64[:, None]) * R + r[None, :]
+            tl.store(at, tl.dot(dy_tile, b_tile, input_precision=PRECISION) * factor, mask=inside)
+        if dbias is not None:
+            total += tl.sum(dy_tile.to(tl.float32), 0)
+    if low is not None:
+        tl.store(db + ((part * K + k) * F + f64[:, None]) * R + r[None, :], acc, mask=columns)
+    if dbias is not None:
+        tl.store(dbias + (part * K + k) * F + f64, total, mask=f < F)
+
+
+@triton.jit
 def low_rank_grad_kernel(
     x,  # (K,M,D), or (M,D) with stride_xk 0
     low,  # (K,M,R)
     seed,  # () int64, or None: no dropout on x
-    da,  # (slices,K,R,D) float32, in the order that the strides say
-    dbias,  # (slices,K,D) float32 or None: the sum of x
+    da,  # (slices,K,R,D) float32
     M,
     D,
-    R,
     stride_xk,
     stride_xm,
     stride_xd,
-    stride_r,
-    stride_d,
     threshold,
     factor,
     rows,  # of a slice, a multiple of BLOCK_M
+    R: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -109,7 +164,6 @@ def low_rank_grad_kernel(
     k64 = k.to(tl.int64)
     x_columns = x + k64 * stride_xk + d.to(tl.int64)[:, None] * stride_xd
     acc = tl.zeros((BLOCK_D, BLOCK_R), tl.float32)
-    total = tl.zeros((BLOCK_D,), tl.float32)
     end = min(part * rows + rows, M)
     for start in range(part * rows, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
@@ -118,51 +172,105 @@ def low_rank_grad_kernel(
         x_tile = tl.load(x_at, mask=(d < D)[:, None] & (m < end)[None, :], other=0.0)
         low_at = low + (k64 * M + m64[:, None]) * R + r[None, :]
         low_tile = tl.load(low_at, mask=(m < end)[:, None] & (r < R)[None, :], other=0.0)
-        if dbias is not None:
-            total += tl.sum(x_tile.to(tl.float32), 1)
         if seed is not None:
             scaled = (x_tile.to(tl.float32) * factor).to(x_tile.dtype)
             x_tile = tl.where(kept(seed, k, m[None, :], d[:, None], M, D, threshold), scaled, 0.0)
         acc = tl.dot(x_tile, low_tile, acc, input_precision=PRECISION)
-    row = (part * tl.num_programs(2) + k).to(tl.int64) * D
-    at = da + row * R + r.to(tl.int64)[None, :] * stride_r + d[:, None] * stride_d
-    tl.store(at, acc, mask=(d < D)[:, None] & (r < R)[None, :])
-    if dbias is not None:
-        tl.store(dbias + row + d, total, mask=d < D)
+    row = ((part * tl.num_programs(2) + k64) * R + r[None, :]) * D
+    tl.store(da + row + d[:, None], acc, mask=(d < D)[:, None] & (r < R)[None, :])
+
+
+@triton.jit
+def add_up_kernel(
+    parts,  # (count,size) float32
+    out,  # (size,)
+    count,
+    size,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, PARTS):
+        part = start + tl.arange(0, PARTS)
+        part_at = parts + part.to(tl.int64)[:, None] * size + at[None, :]
+        total += tl.sum(tl.load(part_at, mask=(part < count)[:, None] & (at < size)[None, :], other=0.0), 0)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=at < size)
 
 
 def low_rank(x: Tensor, a: Tensor, scale: Tensor | None, seed: Tensor | None, dropout: float, K: int) -> Tensor:
-    """scale_k dropout(x_k) a_k^T: (K,M,R)."""
+    """low (K,M,R)."""
     (M, D), R = x.shape[-2:], a.shape[1]
     low, scale = x.new_empty(K, M, R), None if scale is None else scale.contiguous()
     blocks = dict(BLOCK_M=64, BLOCK_D=128 if aligned(x, a) else 32, BLOCK_R=rank_block(R))
     low_rank_kernel[(cdiv(M, 64), cdiv(R, blocks["BLOCK_R"]), K)](
-        x, a, scale, seed if dropout else None, low, M, D, R,
+        x, a, scale, seed if dropout else None, low, M, D,
         0 if x.dim() == 2 else x.stride(0), x.stride(-2), x.stride(-1), *a.stride(), *hash_threshold(dropout, x.dtype),
-        PRECISION=precision(x), **blocks, num_warps=4, num_stages=3,
+        R=R, PRECISION=precision(x), **blocks, num_warps=4, num_stages=3 if dropout else 4,
     )  # fmt: skip
     return low
 
 
-def low_rank_grad(
-    x: Tensor, low: Tensor, seed: Tensor | None, dropout: float, K: int, transposed: bool, with_sum: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """low_k^T dropout(x_k): (K,R,D), or `transposed` (K,D,R); and the sum of x over its rows (K,D); float32."""
-    (M, D), R = x.shape[-2:], low.shape[-1]
+def low_rank_bwd(
+    dy: Tensor, b: Tensor, low: Tensor | None, scale: Tensor | None, with_dlow: bool, with_sum: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dlow (K,M,R), db (K,F,R) where low is given, and the sum of dy over its rows (K,F), in dy's dtype."""
+    (K, M, F), R = dy.shape, b.shape[-1]
+    narrow, dlow = not aligned(dy, dy) or R > 32, None
+    if with_dlow and R > 32:  # its sums for each range of columns would take as much memory as dy
+        dlow, with_dlow = low_rank(dy, b.mT, scale, None, 0.0, K), False
+        if low is None and not with_sum:
+            return dlow, None, None
+    blocks = dict(BLOCK_M=64 if dy.element_size() == 2 else 32, BLOCK_F=128 if narrow else 256, BLOCK_R=rank_block(R))
+    ranges, ranks = cdiv(F, blocks["BLOCK_F"]), cdiv(R, blocks["BLOCK_R"])
+    rows, slices = sliced(M, blocks["BLOCK_M"], ranges * ranks * K, 2 * multiprocessors(dy.device))
+
+    def parts(wanted: bool, *shape: int) -> Tensor | None:
+        return torch.empty(*shape, dtype=torch.float32, device=dy.device) if wanted else None
+
+    buffers = (
+        parts(with_dlow, ranges, K, M, R),
+        parts(low is not None, slices, K, F, R),
+        parts(with_sum, slices, K, F),
+    )
+    low_rank_bwd_kernel[(ranges, ranks * slices, K)](
+        dy, b.contiguous(), low, None if scale is None else scale.contiguous(), *buffers, M, F, *dy.stride(), rows,
+        R=R, PRECISION=precision(dy), **blocks, num_warps=8, num_stages=3,
+    )  # fmt: skip
+    found, db, dbias = (None if part is None else add_up(part, dy.dtype) for part in buffers)
+    return found if dlow is None else dlow, db, dbias
+
+
+def low_rank_grad(x: Tensor, dlow: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
+    """da (K,R,D) in x's dtype."""
+    (K, M, R), D = dlow.shape, x.shape[-1]
     blocks = dict(BLOCK_M=64 if x.element_size() == 2 else 32, BLOCK_D=64, BLOCK_R=rank_block(R))
     columns, ranks = cdiv(D, blocks["BLOCK_D"]), cdiv(R, blocks["BLOCK_R"])
-    wanted = cdiv(2 * multiprocessors(x.device), columns * ranks * K)  # two programs a multiprocessor
-    rows = cdiv(cdiv(M, wanted), blocks["BLOCK_M"]) * blocks["BLOCK_M"]
-    slices = cdiv(M, rows)
-    parts = torch.empty(slices, K, *((D, R) if transposed else (R, D)), dtype=torch.float32, device=x.device)
-    sums = torch.empty(slices, K, D, dtype=torch.float32, device=x.device) if with_sum else None
+    # tiles of 8 KiB: it takes four programs a multiprocessor to have enough bytes under way
+    rows, slices = sliced(M, blocks["BLOCK_M"], columns * ranks * K, 4 * multiprocessors(x.device))
+    parts = torch.empty(slices, K, R, D, dtype=torch.float32, device=x.device)
     low_rank_grad_kernel[(columns, ranks * slices, K)](
-        x, low, seed if dropout else None, parts, sums, M, D, R,
-        0 if x.dim() == 2 else x.stride(0), x.stride(-2), x.stride(-1),
-        *((1, R) if transposed else (D, 1)), *hash_threshold(dropout, x.dtype), rows,
-        PRECISION=precision(x), **blocks, num_warps=4, num_stages=3,
+        x, dlow, seed if dropout else None, parts, M, D,
+        0 if x.dim() == 2 else x.stride(0), x.stride(-2), x.stride(-1), *hash_threshold(dropout, x.dtype), rows,
+        R=R, PRECISION=precision(x), **blocks, num_warps=4, num_stages=3,
     )  # fmt: skip
-    return parts.sum(0), None if sums is None else sums.sum(0)
+    return add_up(parts, x.dtype)
+
+
+def add_up(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Their sum over the first dimension."""
+    out = torch.empty(*parts.shape[1:], dtype=dtype, device=parts.device)
+    add_up_kernel[(cdiv(out.numel(), 256),)](
+        parts, out, parts.shape[0], out.numel(), BLOCK=256, PARTS=16, num_warps=4
+    )  # fmt: skip
+    return out
+
+
+def sliced(M: int, block: int, programs: int, wanted: int) -> tuple[int, int]:
+    """Rows of a slice, a multiple of `block`, and slices, for as many programs as wanted if each slice takes some."""
+    wanted = cdiv(wanted, programs)
+    rows = cdiv(cdiv(M, wanted), block) * block
+    return rows, cdiv(M, rows)
 
 
 def aligned(x: Tensor, weight: Tensor) -> bool:

@@ -197,8 +197,8 @@ def cohort_linear(
     scale: Tensor | None = None,
     seed: Tensor | None = None,
     dropout: float = 0.0,
-) -> Tensor:
-    """y_k = x_k W_k^T + b_k + scale_k dropout(x_k) A_k^T B_k^T: (K,M,F)."""
+) -> tuple[Tensor, Tensor]:
+    """y_k = x_k W_k^T + b_k + low_k B_k^T: (K,M,F); low_k = scale_k dropout(x_k) A_k^T: (K,M,R), (0,) without A."""
     if x.dim() == 2 and weight.dim() == 2:  # one base product for all students
         y = torch.nn.functional.linear(x, weight)[None]
         y = y if bias is None else y + bias[:, None]
@@ -206,17 +206,19 @@ def cohort_linear(
         K = x.shape[0] if x.dim() == 3 else weight.shape[0]
         rows, columns = x.expand(K, -1, -1), weight.mT.expand(K, -1, -1)
         y = rows @ columns if bias is None else torch.baddbmm(bias[:, None], rows, columns)
+    low = x.new_empty(0)
     if lora_a is not None and lora_b is not None:
         low = _dropped(x, lora_a.shape[0], seed, dropout) @ lora_a.mT
         low = low if scale is None else low * scale[:, None, None]
         # added where y lies: a new y costs more than the low-rank product
         y = y.baddbmm_(low, lora_b.mT) if len(y) == len(low) else torch.baddbmm(y, low, lora_b.mT)
-    return y.contiguous()
+    return y.contiguous(), low.contiguous()
 
 
 def cohort_linear_backward(
     dy: Tensor,
     x: Tensor | None,
+    low: Tensor | None,
     weight: Tensor,
     lora_a: Tensor | None,
     lora_b: Tensor | None,
@@ -226,8 +228,8 @@ def cohort_linear_backward(
     shared_x: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias, lora_a, lora_b; an empty tensor where `needs` is False. x may be None where
-    only dx and dbias are wanted."""
+    """Gradients of x, weight, bias, lora_a, lora_b; an empty tensor where `needs` is False. x serves those of weight
+    and lora_a only, low (K,M,R) that of lora_b: None where these are not wanted."""
     dx, dweight, dbias, da, db = (dy.new_empty(0) for _ in range(5))
     once = shared_x and weight.dim() == 2  # what all students share is summed before it is multiplied
     if needs[0]:
@@ -245,12 +247,12 @@ def cohort_linear_backward(
             dlow = (dy @ lora_b) * factor
         if needs[0]:
             if once or (seed is not None and dropout > 0):
-                low = _dropped(dlow @ lora_a, len(dlow), seed, dropout)
-                dx = dx + (low.sum(0, keepdim=True) if once else low)
+                part = _dropped(dlow @ lora_a, len(dlow), seed, dropout)
+                dx = dx + (part.sum(0, keepdim=True) if once else part)
             else:
                 dx.baddbmm_(dlow, lora_a)
-        if x is not None and (needs[3] or needs[4]):
-            dropped = _dropped(x, lora_a.shape[0], seed, dropout)
-            da = dlow.mT @ dropped if needs[3] else da
-            db = dy.mT @ (dropped @ lora_a.mT) * factor if needs[4] else db
+        if needs[3] and x is not None:
+            da = dlow.mT @ _dropped(x, len(dlow), seed, dropout)
+        if needs[4] and low is not None:
+            db = dy.mT @ low
     return dx.sum(0) if shared_x and needs[0] else dx, dweight, dbias, da, db

@@ -1,5 +1,5 @@
 """The Triton kernels, on CUDA devices: float32, bfloat16 and float16. float64 and empty tensors are the reference's,
-and so are linear layers that take the GPU less time than the host takes to launch seven kernels of Triton's."""
+and so are linear layers that take the GPU less time than the host takes to launch nine kernels of Triton's."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nanonet import eager, reference
 NO_DEVICE = "torch finds no CUDA device"
 NOT_INSTALLED = "triton is not installed (pip install 'nanonet[triton]'): the reference serves CUDA"
 # Operations of the base product up to which torch's own calls serve a linear layer, unless they would have to make the
-# mask of a dropout. By hand: on the host, forward and backward of a LoRA layer take 330 us by our kernels and 117 by
-# baddbmm (tiny tensors, without the driver); so many operations take a GPU of 600 TFLOP/s 107 us, twice that with the
-# gradient of x. To be measured on a GPU.
+# mask of a dropout. By hand: on the host, forward and backward of a LoRA layer take 117 us by baddbmm and some 370 by
+# our kernels (tiny tensors, without the driver; an estimate from 330 for seven launches); so many operations take a GPU
+# of 600 TFLOP/s 107 us, twice that with the gradient of x. To be measured on a GPU.
 HOST_BOUND = 64e9
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
 
@@ -53,10 +53,10 @@ def implementations() -> dict[str, Callable[..., Any]]:
             return reference.cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
         return linear.cohort_linear_fwd(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
 
-    def cohort_linear_backward(dy, x, weight, lora_a, lora_b, scale, seed, dropout, *options):
+    def cohort_linear_backward(dy, x, low, weight, lora_a, lora_b, scale, seed, dropout, *options):
         plain = _plain(dy, weight, lora_a, dropout if seed is not None else 0)
         backward = reference.cohort_linear_backward if plain else linear.cohort_linear_bwd
-        gradients = backward(dy, x, weight, lora_a, lora_b, scale, seed, dropout, *options)
+        gradients = backward(dy, x, low, weight, lora_a, lora_b, scale, seed, dropout, *options)
         return tuple(gradient.contiguous() for gradient in gradients)
 
     kernels = {

@@ -42,12 +42,15 @@ def cohort_linear(
             that requires grad.
         RuntimeError: on a second derivative, which is not implemented.
 
+    Kept for the backward, beside the parameters: x where W or A is trained, low = scale_k dropout(x_k) A_k^T (K,M,R)
+    where B is.
+
     Error: at most twice that of torch's own matmuls in the same dtype, both against float64
     (tests/ops/test_cohort_linear.py). Source: Hu et al. 2021 (arXiv 2106.09685), eq. 3, for A and B.
     """
     x, weight, bias, lora_a, lora_b, scale = _autocast(x, weight, bias, lora_a, lora_b, scale)
     _check(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
-    return torch.ops.nanonet.cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
+    return torch.ops.nanonet.cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout)[0]
 
 
 def _autocast(x: Tensor, *others: Tensor | None) -> list:
@@ -111,9 +114,9 @@ def _shape(value: object) -> tuple | str:
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
 _SCHEMAS = (
     "cohort_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, Tensor? scale,"
-    " Tensor? seed, float dropout) -> Tensor",
-    "cohort_linear_backward(Tensor dy, Tensor? x, Tensor weight, Tensor? lora_a, Tensor? lora_b, Tensor? scale,"
-    " Tensor? seed, float dropout, bool shared_x, bool[] needs)"
+    " Tensor? seed, float dropout) -> (Tensor y, Tensor low)",
+    "cohort_linear_backward(Tensor dy, Tensor? x, Tensor? low, Tensor weight, Tensor? lora_a, Tensor? lora_b,"
+    " Tensor? scale, Tensor? seed, float dropout, bool shared_x, bool[] needs)"
     " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dlora_a, Tensor dlora_b)",
 )
 for _schema in _SCHEMAS:
@@ -121,10 +124,11 @@ for _schema in _SCHEMAS:
 
 
 def _fake(x, weight, bias, lora_a, lora_b, scale, seed, dropout):
-    return x.new_empty(_students(x, weight, bias, lora_a), x.shape[-2], weight.shape[-2])
+    K, M = _students(x, weight, bias, lora_a), x.shape[-2]
+    return x.new_empty(K, M, weight.shape[-2]), x.new_empty(0 if lora_a is None else (K, M, lora_a.shape[1]))
 
 
-def _backward_fake(dy, x, weight, lora_a, lora_b, scale, seed, dropout, shared_x, needs):
+def _backward_fake(dy, x, low, weight, lora_a, lora_b, scale, seed, dropout, shared_x, needs):
     K, M, F = dy.shape
     dx = (M, weight.shape[-1]) if shared_x else (K, M, weight.shape[-1])
     shapes = (dx, weight.shape, (K, F), *(None if t is None else t.shape for t in (lora_a, lora_b)))
@@ -135,18 +139,23 @@ class _CohortLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_a, lora_b, scale, seed, dropout):
         with torch._C._AutoDispatchBelowAutograd():
-            y = torch.ops.nanonet.cohort_linear.default(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
-        # x serves the gradients of W, A and B only: where none is wanted it is not kept alive
-        keep_x = any(ctx.needs_input_grad[i] for i in (1, 3, 4))
-        ctx.save_for_backward(x if keep_x else None, weight, lora_a, lora_b, scale, seed)
+            y, low = torch.ops.nanonet.cohort_linear.default(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
+        # x serves the gradients of W and A only, low that of B: where none is wanted they are not kept alive
+        _, need_w, _, need_a, need_b = ctx.needs_input_grad[:5]
+        kept = x if need_w or need_a else None, low if need_b else None
+        ctx.save_for_backward(*kept, weight, lora_a, lora_b, scale, seed)
+        ctx.mark_non_differentiable(low)
+        ctx.set_materialize_grads(False)  # else zeros are made for the gradient of low
         ctx.shared_x = x.dim() == 2
         ctx.dropout = dropout
-        return y
+        return y, low
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy, _):
         if torch.is_grad_enabled():
             raise RuntimeError("cohort_linear has no second derivative: call backward without create_graph=True")
+        if dy is None:
+            return (None,) * 8
         needs = list(ctx.needs_input_grad[:5])
         gradients = torch.ops.nanonet.cohort_linear_backward(dy, *ctx.saved_tensors, ctx.dropout, ctx.shared_x, needs)
         return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None, None

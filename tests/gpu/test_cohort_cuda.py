@@ -35,14 +35,15 @@ def separate(x, weight, bias, lora_a, lora_b, scale):
     return y + scale[:, None, None] * (x @ lora_a.mT @ lora_b.mT)
 
 
-# by our kernels, which larger layers have, and by torch's own
+# by our kernels, which larger layers have, and by torch's own; in one tile a student, and in many of the largest
 @pytest.mark.parametrize("host_bound", [0, triton.HOST_BOUND])
+@pytest.mark.parametrize("M,D,F,R", [(70, 96, 48, 8), (2100, 200, 1200, 16)])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dtype", ATOL)
-def test_the_linear_layer_and_its_gradients(dtype, shared, host_bound, monkeypatch):
+def test_the_linear_layer_and_its_gradients(dtype, shared, M, D, F, R, host_bound, monkeypatch):
     monkeypatch.setattr(triton, "HOST_BOUND", host_bound)
-    arguments = draw(3, 70, 96, 48, 8, shared, dtype)
-    dy = torch.randn(3, 70, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype).cuda()
+    arguments = draw(3, M, D, F, R, shared, dtype)
+    dy = torch.randn(3, M, F, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype).cuda()
     leaves = [value.double().requires_grad_() for value in arguments.values()]
     y = separate(*leaves)
     wanted = [y.detach(), *torch.autograd.grad(y, leaves[:5], dy.double())]

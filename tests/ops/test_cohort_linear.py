@@ -114,9 +114,47 @@ def test_frozen_parts_get_no_gradient_and_keep_nothing_alive():
     arguments = draw(lora=False)
     x, bias = arguments["x"].requires_grad_(), arguments["bias"].requires_grad_()
     y = cohort_linear(x * 1, arguments["weight"], bias)
-    assert y.grad_fn.saved_tensors[0] is None  # x serves no gradient here
+    assert y.grad_fn.saved_tensors[0] is y.grad_fn.saved_tensors[1] is None  # x and low serve no gradient here
     y.sum().backward()
     assert arguments["weight"].grad is None and bias.grad.eq(5).all()
+
+
+# what serves no wanted gradient is not kept: x those of W and A, low that of B
+@pytest.mark.parametrize(
+    "trained,kept", [("bias", ()), ("lora_b", (1,)), ("lora_a", (0,)), ("weight", (0,)), ("x", ())]
+)
+def test_only_what_the_backward_reads_is_kept(trained, kept):
+    arguments = draw()
+    arguments[trained].requires_grad_()
+    y = cohort_linear(**arguments)
+    assert [i for i, saved in enumerate(y.grad_fn.saved_tensors[:2]) if saved is not None] == list(kept)
+    y.sum().backward()
+    assert arguments[trained].grad.shape == arguments[trained].shape
+
+
+def test_low_is_an_output_without_a_gradient():
+    arguments = {n: v.requires_grad_(n != "scale") for n, v in draw().items()}
+    y, low = torch.ops.nanonet.cohort_linear(*arguments.values(), None, 0.0)
+    assert y.requires_grad and not low.requires_grad
+    expected = arguments["scale"][:, None, None] * (arguments["x"] @ arguments["lora_a"].mT)
+    torch.testing.assert_close(low, expected.detach())
+    absent = torch.ops.nanonet.cohort_linear(*draw(lora=False).values(), None, 0.0)[1]
+    assert absent.shape == (0,)
+
+
+def test_no_gradient_of_y_is_none_of_the_arguments():
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y.sum()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return None
+
+    x = draw()["x"].requires_grad_()
+    Stop.apply(cohort_linear(**(draw() | dict(x=x)))).backward()
+    assert x.grad is None
 
 
 def test_gradcheck():
@@ -130,9 +168,9 @@ def test_opcheck(shared_x, shared_w):
     arguments = [v.requires_grad_(n != "scale") for n, v in draw(shared_x=shared_x, shared_w=shared_w).items()]
     opcheck(torch.ops.nanonet.cohort_linear, (*arguments, torch.tensor(3), 0.2))
     x, weight, bias, a, b, scale = (v.detach() for v in arguments)
-    dy = torch.randn(3, 5, 4, dtype=torch.float64)
+    dy, low = torch.randn(3, 5, 4, dtype=torch.float64), torch.randn(3, 5, 2, dtype=torch.float64)
     for needs in ([True] * 5, [True, False, True, False, False]):
-        opcheck(torch.ops.nanonet.cohort_linear_backward, (dy, x, weight, a, b, scale, None, 0.0, shared_x, needs))
+        opcheck(torch.ops.nanonet.cohort_linear_backward, (dy, x, low, weight, a, b, scale, None, 0.0, shared_x, needs))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
