@@ -8,6 +8,7 @@ liger          one call a student of Liger-Kernel's KL, where it and a GPU are t
 nanonet        distill_loss, then backward
 triton-op      our Triton kernels, where the compiled ones serve the GPU; and into a fresh buffer
 nanonet-op     the kernel alone, loss and gradient, into a reused buffer; fresh: into memory the system has just given
+terms-op       on a GPU: distill_terms and its backward, which read the logits twice; its floor is 3K+2 passes
 nanonet-graph  on a GPU and at small shapes: the op within a CUDA graph, the GPU's own time; memcpy-graph the copy
 sum            student.sum().backward(): the least that autograd costs
 """
@@ -154,6 +155,17 @@ def op_triton(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], A
     return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, True)
 
 
+def op_terms(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
+    upstream = torch.ones(3, *student.shape[:2], device=student.device)
+    forward, backward = torch.ops.nanonet.distill_terms.default, torch.ops.nanonet.distill_terms_backward.default
+
+    def run() -> Tensor:
+        _, stats = forward(student, teacher, label, 1.0, 0)
+        return backward(upstream, student, teacher, label, stats, 1.0, 0)
+
+    return run
+
+
 def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, float]:
     """Largest error of the gradient, ours and the reference's in the same dtype, against float64."""
     N = student.shape[1]
@@ -218,7 +230,7 @@ def timed(
         for name, values in graphs.items():
             yield f"{name.removesuffix('-op')}-graph", values, graphs.get("memcpy"), None
     reused.clear()  # with their buffers: there is no more room
-    alone = {"nanonet-op-fresh": op_fresh(*inputs), "triton-op": op_triton(*inputs)}
+    alone = {"nanonet-op-fresh": op_fresh(*inputs), "triton-op": op_triton(*inputs), "terms-op": op_terms(*inputs)}
     for name, values in each_ms({**runs, **alone}, clock, {*runs, *alone} - {"nanonet"}):
         yield name, values, copy, round(peak_mb(runs[name], device), 3) if name in runs else None
 
@@ -241,8 +253,11 @@ def records(
             if not error <= 2 * own + ATOL[dtype] / N:
                 wrong.append(f"distill_loss is wrong by {error:.3g} (torch: {own:.3g}) at {(K, N, C)}: not timed")
                 continue
-            floor = (2 * K + 1) * N * C * dtype.itemsize
+            one_pass = N * C * dtype.itemsize
+            floor = (2 * K + 1) * one_pass
             for name, values, copy, peak in timed(inputs, floor, compiled, device):
+                own_floor = (3 * K + 2) * one_pass if name == "terms-op" else floor
+                share = None if copy is None else float(np.median(copy) * own_floor / floor / np.median(values))
                 yield record(
                     "distill_loss",
                     {"K": K, "N": N, "C": C},
@@ -250,8 +265,8 @@ def records(
                     device,
                     name,
                     values,
-                    bytes_floor=floor,
-                    floor_fraction=None if copy is None else float(np.median(copy) / np.median(values)),
+                    bytes_floor=own_floor,
+                    floor_fraction=share,
                     peak_mem_mb=peak,
                     error=error if name.startswith("nanonet") else None,
                     reference_error=own,

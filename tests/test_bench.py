@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanonet import distill_loss
+from nanonet import distill_loss, distill_terms
 from nanonet.benchmarks import bench_distill, bench_linear, bench_step, measure
 from nanonet.cli import main
 from nanonet.config import Tuning
@@ -151,6 +151,13 @@ def test_memory_beyond_inputs_and_gradient_is_of_the_order_of_the_rows():
     plain = measure.peak_mb(bench_distill.with_backward(bench_distill.naive, *inputs))
     # a row of scratch a thread and the allocator's own: far from one more (N,C) tensor of 15 MB
     assert ours < gradient_mb + 5 and plain > 2 * gradient_mb
+
+
+def test_the_op_of_terms_is_the_gradient_of_their_sum():
+    student, teacher, label = bench_distill.setup(3, 8, 12, torch.float32)
+    leaf = student.requires_grad_()
+    distill_terms(leaf, teacher, label).sum().backward()
+    torch.testing.assert_close(bench_distill.op_terms(student.detach(), teacher, label)(), leaf.grad)
 
 
 @pytest.mark.benchmark(warmup=True, max_time=0.2)
