@@ -68,12 +68,13 @@ install() {
   "$python" -c 'import nanonet; from nanonet.backends import cuda; print(cuda.build_info())' && return "$built"
 }
 bench() { "$python" -m nanonet bench --device cuda --dtypes bfloat16 --json "$@" >>"$OUT/gpu.jsonl"; }
+tune() { "$python" -m "nanonet.benchmarks.tune_$1" --seconds "$2" >>"$OUT/gpu.jsonl"; } # its table of the fastest goes to the log
 # Whole training steps; of an encoder with random weights, which need not be fetched.
 step() {
   "$python" benchmarks/blank_encoder.py "$work/encoder" &&
     bench --step --teacher "$work/encoder" --students 4,1 --tunings bias,lora --batch 32 --no-memory
 }
-export -f machine install bench step
+export -f machine install bench tune step
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export python arch work NANONET_COMMIT
@@ -93,11 +94,12 @@ part install 180 bash -c install
 part loss 70 bash -c 'bench --eager-only'
 part linear 60 bash -c 'bench --linear'
 part tests 70 "${pytest[@]}" "${workers[@]}" tests/gpu
-part step 90 bash -c step
 part compiled 60 bash -c 'bench --shapes 4x8192x128256,4x1024x100'
-part tune 60 bash -c '"$python" -m nanonet.benchmarks.tune_linear --seconds 50 >>"$OUT/gpu.jsonl"'
 part memcheck 50 "${bare[@]}" "${sanitizer[@]}" --tool memcheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
+part tune-loss 40 bash -c 'tune distill 30'
+part tune-linear 60 bash -c 'tune linear 50'
 part racecheck 50 "${bare[@]}" "${sanitizer[@]}" --tool racecheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
+part step 90 bash -c step
 part kernels 90 "${pytest[@]}" "${workers[@]}" tests/kernels --ignore tests/kernels/test_compile.py
 
 table() {

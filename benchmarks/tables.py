@@ -8,6 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from nanonet.benchmarks import gpu_table
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -126,4 +128,6 @@ def put(path: Path, tables: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     both = loss("float32") + "\n\n" + loss("bfloat16")
-    put(DOCUMENT, {"loss": both, "linear": linear(), "step": step(), "inference": inference()})
+    put(
+        DOCUMENT, {"loss": both, "linear": linear(), "step": step(), "inference": inference(), "gpu": gpu_table.table()}
+    )

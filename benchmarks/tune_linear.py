@@ -8,9 +8,7 @@ One launch with bias and LoRA part, in a CUDA graph, beside torch's product alon
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from nanonet.benchmarks.bench_linear import GPU_SHAPES, setup
 from nanonet.benchmarks.measure import graph_ms, record
+from nanonet.benchmarks.tune import differs, left_out, main
 from nanonet.kernels.launch import architecture
 from nanonet.kernels.tiles import mapping, tile
 
@@ -74,11 +73,6 @@ def title(reading: str, blocks: dict[str, Any]) -> str:
     return f"{sizes} {blocks['num_warps']} warps {blocks['num_stages']} stages {kind}"
 
 
-def differs(y: Tensor, wanted: Tensor) -> bool:
-    """By more than the last bits of their dtype, in which sums of another order may differ."""
-    return not (y - wanted).abs().max() <= 4 * torch.finfo(y.dtype).eps * wanted.abs().max()
-
-
 def clocked(run: Callable[[], None]):
     return graph_ms({"": run}, calls=10)[""]
 
@@ -109,36 +103,10 @@ def records(seconds: float) -> Iterator[dict[str, Any]]:
                     raise ArithmeticError("its result is wrong")
                 times = clocked(partial(product, given, y, reading, blocks))
             except Exception as error:  # too much shared memory, say, or a compiler that refuses
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                print(f"{name}, {phase}: left out ({type(error).__name__}: {reason:.200})", file=sys.stderr)
+                left_out(f"{name}, {phase}", error)
             else:
                 yield own(name, times, phase=phase)
 
 
-def best(found: list[dict[str, Any]]) -> str:
-    """A table of every shape and phase: the fastest five, and how many times as long as torch's product they take."""
-    lines = []
-    for shape, phase in dict.fromkeys((str(r["shape"]), r["phase"]) for r in found):
-        times = {r["implementation"]: r["p50_ms"] for r in found if (str(r["shape"]), r["phase"]) == (shape, phase)}
-        plain = times.pop("torch")
-        lines.append(f"{phase} {shape}: torch {plain:.4g} ms")
-        ours = sorted(times.items(), key=lambda item: item[1])[:5]
-        lines += [f"  {time_ms / plain:.3f}  {time_ms:.4g} ms  {name}" for name, time_ms in ours]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the base product of the linear layer in other tiles.")
-    parser.add_argument("--seconds", type=float, default=50, help="no candidate begins after so many")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("torch finds no GPU here")
-    found = []
-    for line in records(options.seconds):
-        found.append(line)
-        print(json.dumps(line), flush=True)
-    print(best(found), file=sys.stderr)
-
-
 if __name__ == "__main__":
-    main()
+    main(records, "torch", "Time the base product of the linear layer in other tiles.")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nanonet import distill_loss, distill_terms
-from nanonet.benchmarks import bench_distill, bench_linear, bench_step, measure
+from nanonet.benchmarks import bench_distill, bench_linear, bench_step, gpu_table, measure
 from nanonet.cli import main
 from nanonet.config import Tuning
 
@@ -141,6 +141,23 @@ def test_bad_flags(flags, capsys, tmp_path, monkeypatch):
     (tmp_path / "there.png").touch()
     assert main(["bench", *flags]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_table_of_the_gpu_has_what_was_measured_and_else_nothing(tmp_path):
+    file = tmp_path / "gpu.jsonl"
+    empty = gpu_table.table(file).splitlines()
+    assert len(empty) > 10 and all(line.endswith("|  |") for line in empty[2:])
+    sizes = lambda names, shape: dict(zip(names, shape, strict=True))  # noqa: E731
+    own = dict(dtype="bfloat16", device="a GPU", commit="abc", versions={}, op="distill_loss", floor_fraction=0.5)
+    lines = [own | dict(shape=sizes("KNC", gpu_table.LARGE), implementation="nanonet-op", p50_ms=4.0)]
+    times = {"nanonet-graph": 0.004, "nanonet": 0.03, "sum": 0.02, "naive": 0.6}
+    lines += [own | dict(shape=sizes("KNC", gpu_table.TINY), implementation=n, p50_ms=t) for n, t in times.items()]
+    layer = own | dict(op="cohort_linear", shape=sizes("KMDFR", gpu_table.LAYER), weight="shared", tuning="lora")
+    times = {"nanonet-graph": 1.1, "peft-graph": 1.3, "gemm-graph": 1.0}
+    lines += [layer | dict(phase="forward", implementation=n, p50_ms=t) for n, t in times.items()]
+    file.write_text("\n".join(map(json.dumps, lines)) + '\n{"cut off')
+    cells = [line.split(" | ")[-1].removesuffix(" |").strip("| ") for line in gpu_table.table(file).splitlines()[2:12]]
+    assert [cell for cell in cells if cell] == ["50% (4 ms)", "4 us; 1.50x; 20x", "1.100x (PEFT 1.30x)"]
 
 
 def test_memory_beyond_inputs_and_gradient_is_of_the_order_of_the_rows():

@@ -56,6 +56,12 @@ struct Device {
 
 enum class Regime { kSmall, kChip, kCluster, kSweep };
 
+// A kernel that is asked for instead of what the table names, for measurements.
+struct Wish {
+  Regime regime;
+  int cluster;
+};
+
 struct Plan {
   Regime regime;
   int values, width;  // small: classes a lane, lanes a row

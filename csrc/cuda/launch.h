@@ -22,6 +22,7 @@ struct Launch {
 
 bool has_code_for_current_device();
 Plan plan_for(const Call& call, const Device& device);
+void wish_for(const Wish* wish);  // of every plan from here on; null: the table's
 void launch_small(const Launch& launch);
 void launch_chip(const Launch& launch);
 void launch_cluster(const Launch& launch);

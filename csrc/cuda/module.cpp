@@ -1,8 +1,13 @@
 // nanonet._C_cuda: importing it registers the CUDA kernels (register.cpp).
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <optional>
 #include <sstream>
+#include <stdexcept>
+
+#include "launch.h"
 
 #define NN_STRING_(x) #x
 #define NN_STRING(x) NN_STRING_(x)
@@ -17,7 +22,19 @@ static pybind11::dict build_info() {
   return info;
 }
 
+static void use_kernel(std::optional<std::string> name, int cluster) {
+  using nanonet::cuda::Regime;
+  if (!name) return nanonet::cuda::wish_for(nullptr);
+  const bool sweep = *name == "sweep", chip = *name == "chip" && cluster == 1, many = *name == "cluster" && cluster > 1;
+  if (!sweep && !chip && !many) throw std::invalid_argument("expected chip, sweep, or cluster of 2, 4, 8 or 16 blocks");
+  const nanonet::cuda::Wish wish{sweep ? Regime::kSweep : chip ? Regime::kChip : Regime::kCluster, cluster};
+  nanonet::cuda::wish_for(&wish);
+}
+
 PYBIND11_MODULE(_C_cuda, module) {
   module.doc() = "The compiled CUDA kernels of nanonet.";
   module.def("build_info", &build_info, "CUDA architectures compiled in, and the toolkit's version (13000: 13.0).");
+  module.def("use_kernel", &use_kernel, pybind11::arg("name"), pybind11::arg("cluster") = 1,
+             "For measurements: every loss by the kernel `chip`, `cluster` (of so many blocks) or `sweep`; None: as the "
+             "table of plan.cuh says. A loss whose rows it has no room for raises.");
 }

@@ -1,6 +1,8 @@
 // Which kernel serves which shape on which device: the one table. Host code, no CUDA.
 #pragma once
 
+#include <stdexcept>
+
 #include "kernels.cuh"
 
 namespace nanonet::cuda {
@@ -48,8 +50,9 @@ int64_t sweep_bytes(const Call& p, int threads = threads_of(kK, kKl, kBfloat16))
 //   in a whole processor's memory             on chip, one block a processor
 //   longer, and every backward from saved statistics, which reads once anyway     sweep
 // Not yet measured: the limits follow from registers and shared memory alone.
-inline Plan plan_of(const Call& p, const Device& device) {
-  if (const int values = values_of(p.K, p.C)) {
+inline Plan plan_of(const Call& p, const Device& device, const Wish* wish = nullptr) {
+  const int values = wish && !p.from_stats ? 0 : values_of(p.K, p.C);
+  if (values) {
     int width = kMinWidth;
     while (width * values < p.C) width *= 2;
     const int64_t groups = kSmallThreads / width, blocks = (p.N + groups - 1) / groups;
@@ -64,20 +67,28 @@ inline Plan plan_of(const Call& p, const Device& device) {
     const int64_t wanted = p.N < 1 ? 1 : p.N < teams ? p.N : teams < 1 ? 1 : teams;
     return Plan{regime, 0, 0, cluster, int(wanted) * cluster};
   };
+  const auto on_chip = [&](int cluster) {
+    return with(cluster == 1 ? Regime::kChip : Regime::kCluster, cluster, chip_bytes(p, cluster));
+  };
   const auto sweep = [&] {
     int64_t bytes = 0;
     with_kernel(p, all_bfloat16(p), [&]<int kK, bool kKl, bool kBfloat16>() { bytes = sweep_bytes<kK, kKl, kBfloat16>(p); });
     return with(Regime::kSweep, 1, bytes);
   };
-  if (p.from_stats) return sweep();
+  if (p.from_stats || (wish && wish->regime == Regime::kSweep)) return sweep();
+  const int largest = device.major >= 9 ? kMaxCluster : 1;
+  if (wish) {
+    if (wish->cluster > largest || chip_bytes(p, wish->cluster) > device.shared_of_block)
+      throw std::runtime_error("nanonet: the kernel that was asked for has no room for such rows on this GPU");
+    return on_chip(wish->cluster);
+  }
   const int64_t half = device.shared_of_processor / 2 - kReserved;
   const int64_t roomy = resident_blocks > 1 && half < device.shared_of_block ? half : device.shared_of_block;
-  if (chip_bytes(p, 1) <= roomy) return with(Regime::kChip, 1, chip_bytes(p, 1));
+  if (chip_bytes(p, 1) <= roomy) return on_chip(1);
   for (const int64_t limit : {roomy, device.shared_of_block})
-    for (int cluster = 2; device.major >= 9 && cluster <= kMaxCluster; cluster *= 2)
-      if (chip_bytes(p, cluster) <= limit) return with(Regime::kCluster, cluster, chip_bytes(p, cluster));
-  if (chip_bytes(p, 1) <= device.shared_of_block) return with(Regime::kChip, 1, chip_bytes(p, 1));
-  return sweep();
+    for (int cluster = 2; cluster <= largest; cluster *= 2)
+      if (chip_bytes(p, cluster) <= limit) return on_chip(cluster);
+  return chip_bytes(p, 1) <= device.shared_of_block ? on_chip(1) : sweep();
 }
 
 }  // namespace nanonet::cuda

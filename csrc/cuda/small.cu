@@ -1,4 +1,6 @@
 // Rows in registers; what goes over rows or elements alone; the plan.
+#include <optional>
+
 #include "launch.cuh"
 
 namespace nanonet::cuda {
@@ -18,7 +20,10 @@ bool has_code_for_current_device() {
   return status == cudaSuccess;
 }
 
-Plan plan_for(const Call& call, const Device& device) { return plan_of(call, device); }
+static std::optional<Wish> wished;
+
+void wish_for(const Wish* wish) { wished = wish ? std::optional(*wish) : std::nullopt; }
+Plan plan_for(const Call& call, const Device& device) { return plan_of(call, device, wished ? &*wished : nullptr); }
 
 void launch_small(const Launch& l) {
   with_kernel(l.call, true, [&]<int kK, bool kKl, bool>() {

@@ -321,6 +321,33 @@ static void test_sweeps() {
   }
 }
 
+// Where the students are 1e-3 apart their divergence is 1e-6: uncentred, float32 loses a third of it.
+static void test_near_agreement() {
+  constexpr size_t K = 4, C = 1000;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  std::vector<float> logits(K * C), base(C);
+  for (float& x : base) x = normal(random);
+  for (size_t i = 0; i < K * C; ++i) logits[i] = base[i % C] + 1e-3f * normal(random);
+  float terms[3 * K], stats[(K + 1) * kStats];
+  std::vector<Values> rows(K, Values(C));
+  for (size_t i = 0; i < K * C; ++i) rows[i / C][i % C] = logits[i];
+  Call p{};
+  p.N = 1, p.K = K, p.C = C, p.temperature = 1, p.terms = terms, p.stats = stats;
+  for (size_t k = 0; k < K; ++k)
+    p.student[k] = {reinterpret_cast<char*>(&logits[k * C]), int64_t(C * 4), Dtype::kFloat32};
+  for (const Plan& plan : {Plan{Regime::kChip, 0, 0, 1, 1}, {Regime::kCluster, 0, 0, 2, 2}, {Regime::kSweep, 0, 0, 1, 1}}) {
+    launch(p, plan);
+    Real found = 0, truth = 0;
+    const Real none[3] = {};
+    for (size_t k = 0; k < K; ++k) {
+      found += terms[2 * K + k];
+      truth += definition(rows, nullptr, kUnlabelled, k, 1, kKl, none).peers;
+    }
+    CHECK(std::fabs(double(found / truth - 1)) < 0.03, "kernel %d: %Lg, not %Lg", int(plan.regime), found, truth);
+  }
+}
+
 // Which kernel the table names, on an H200 and on a card without clusters.
 static void test_plan() {
   const cuda::Device h200 = {132, 9, 227 << 10, 228 << 10}, a100 = {108, 8, 163 << 10, 164 << 10};
@@ -337,6 +364,22 @@ static void test_plan() {
   CHECK(plan(h200, 4, 128256).cluster == 16 && plan(h200, 4, 262144).cluster == 16, "large vocabularies");
   CHECK(plan(h200, 4, 128256, true).regime == Regime::kSweep, "backward");
   CHECK(plan(h200, 8, 1 << 20).regime == Regime::kSweep, "no cluster holds a million classes");
+  const auto wished = [&](Regime regime, int cluster, int C) {
+    Call p{};
+    p.N = 8192, p.K = 4, p.C = C;
+    for (Rows& rows : p.student) rows.dtype = Dtype::kBfloat16;
+    const cuda::Wish wish{regime, cluster};
+    return cuda::plan_of(p, h200, &wish);
+  };
+  CHECK(wished(Regime::kSweep, 1, 100).regime == Regime::kSweep, "a wish");
+  CHECK(wished(Regime::kCluster, 8, 32000).cluster == 8, "a wish for a cluster");
+  bool refused = false;
+  try {
+    wished(Regime::kChip, 1, 128256);
+  } catch (const std::runtime_error&) {
+    refused = true;
+  }
+  CHECK(refused, "a wish for too little room");
   CHECK(plan(a100, 4, 15000).regime == Regime::kChip && plan(a100, 4, 32000).regime == Regime::kSweep, "sm_80");
 }
 
@@ -346,6 +389,7 @@ int main() {
   test_scale();
   test_count();
   test_sweeps();
+  test_near_agreement();
   const Dtype types[] = {Dtype::kBfloat16, Dtype::kFloat32, Dtype::kFloat16};
   int turn = 0;  // options that need not be crossed with everything take turns
   const auto run = [&](Regime regime, int K, int C, int cluster, int64_t kind, int64_t N) {
