@@ -96,8 +96,8 @@ part linear 60 bash -c 'bench --linear'
 part tests 70 "${pytest[@]}" "${workers[@]}" tests/gpu
 part compiled 60 bash -c 'bench --shapes 4x8192x128256,4x1024x100'
 part memcheck 50 "${bare[@]}" "${sanitizer[@]}" --tool memcheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
-part tune-loss 40 bash -c 'tune distill 30'
-part tune-linear 60 bash -c 'tune linear 50'
+part tune-loss 40 bash -c 'tune distill 28'
+part tune-linear 60 bash -c 'tune linear 45'
 part racecheck 50 "${bare[@]}" "${sanitizer[@]}" --tool racecheck "${pytest[@]}" --confcutdir tests/gpu tests/gpu -k "$small"
 part step 90 bash -c step
 part kernels 90 "${pytest[@]}" "${workers[@]}" tests/kernels --ignore tests/kernels/test_compile.py

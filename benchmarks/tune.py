@@ -41,7 +41,9 @@ def main(records: Callable[[float], Iterator[dict[str, Any]]], plain: str, descr
     if not torch.cuda.is_available():
         parser.error("torch finds no GPU here")
     found = []
-    for line in records(options.seconds):
-        found.append(line)
-        print(json.dumps(line), flush=True)
-    print(best(found, plain), file=sys.stderr)
+    try:
+        for line in records(options.seconds):
+            found.append(line)
+            print(json.dumps(line), flush=True)
+    finally:  # also where it is stopped
+        print(best(found, plain), file=sys.stderr)

@@ -212,7 +212,7 @@ def launch_product(x, weight, bias, low, b, seed, dropout, y, mapped, blocks, K,
         0 if weight.dim() == 2 else weight.stride(0), weight.stride(-2), weight.stride(-1),
         *((0, 0, 0) if b is None else b.stride()), *hash_threshold(dropout, x.dtype),
         MAPPED=mapped, R=R, BASES=K if summed and weight.dim() == 3 else 1, STUDENTS=K if shared else 1, SUM=summed,
-        PRECISION=precision(x), BLOCK_R=rank_block(R), GROUP=8, **blocks,
+        PRECISION=precision(x), BLOCK_R=rank_block(R, x), GROUP=8, **blocks,
     )  # fmt: skip
 
 

@@ -107,6 +107,7 @@ CASES: dict[str, Callable[[], object]] = {
     "linear M=2048 D=F=776 R=24 K=4 bf16": partial(linear, 4, 2048, 776, 776, 24, BF16, dropout=0.0),
     "linear M=100 D=770 F=33 R=5 K=3 bf16 shared x": partial(linear, 3, 100, 770, 33, 5, BF16, True),
     "linear M=2048 D=F=768 R=8 K=2 fp32": partial(linear, 2, 2048, 768, 768, 8, FP32),
+    "linear M=2048 D=F=768 R=64 K=2 fp32": partial(linear, 2, 2048, 768, 768, 64, FP32),
     "scale bf16": lambda: distill.distill_scale(tensor(1 << 20, dtype=BF16), tensor()),
 }
 

@@ -9,15 +9,19 @@ gradient in one launch; without, the terms and row statistics.
 import triton
 import triton.language as tl
 
+from nanonet.kernels.distill_hot import hot_sweep
 from nanonet.kernels.reduction import UNLABELLED, cross_entropy, finish, shares, store_row, store_stats, totals
 from nanonet.kernels.rowwise import (
     INF,
     JS,
+    KL,
+    LN2,
     REVERSE_KL,
     cohort,
     gradient,
     load_rows,
     merge,
+    natural,
     peers_of,
     running,
     running_sum,
@@ -26,6 +30,23 @@ from nanonet.kernels.rowwise import (
     teacher_of,
     weigh,
 )
+
+
+@triton.jit
+def statistics(rows, maxima, soft_sums, plain_sums, inv_tau, COUNT: tl.constexpr, PLAIN: tl.constexpr):
+    """The lanes' maxima and sums after one tile more of every row."""
+    new_maxima = ()
+    new_soft = ()
+    new_plain = ()
+    for k in tl.static_range(COUNT):
+        top, base = running(maxima[k], rows[k])
+        new_maxima = new_maxima + (top,)
+        new_soft = new_soft + (running_sum(soft_sums[k], maxima[k], base, rows[k], inv_tau),)
+        if PLAIN:
+            new_plain = new_plain + (running_sum(plain_sums[k], maxima[k], base, rows[k], 1.0),)
+        else:
+            new_plain = new_plain + (plain_sums[k],)
+    return new_maxima, new_soft, new_plain
 
 
 @triton.jit
@@ -69,6 +90,7 @@ def distill_tiles_kernel(
     TILE: tl.constexpr = LANES * WIDTH
     PLAIN: tl.constexpr = not UNIT and (label is not None or weights is None)
     EXPECT: tl.constexpr = HAS_TEACHER and (DIVERGENCE == REVERSE_KL or DIVERGENCE == JS)
+    CARE: tl.constexpr = max(WIDTH // 4, 1) if DIVERGENCE == KL else WIDTH
     tile = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     slot = tl.arange(0, SLOTS)
     sums = tl.zeros((SLOTS,), tl.float32)
@@ -93,23 +115,14 @@ def distill_tiles_kernel(
             maxima = maxima + (tl.full((LANES,), -INF, tl.float32),)
             soft_sums = soft_sums + (tl.zeros((LANES,), tl.float32),)
             plain_sums = plain_sums + (tl.zeros((LANES,), tl.float32),)
-        for start in tl.range(0, C, TILE, num_stages=STAGES):
+        whole = C // TILE * TILE
+        for start in tl.range(0, whole, TILE, num_stages=STAGES):
+            rows = load_rows(student, teacher, n, start + tile, None, stride_k, stride_n, stride_t, K)
+            maxima, soft_sums, plain_sums = statistics(rows, maxima, soft_sums, plain_sums, inv_tau, COUNT, PLAIN)
+        for start in tl.range(whole, C, TILE, num_stages=1):
             c = start + tile
             rows = load_rows(student, teacher, n, c, c < C, stride_k, stride_n, stride_t, K)
-            new_maxima = ()
-            new_soft = ()
-            new_plain = ()
-            for k in tl.static_range(COUNT):
-                top, base = running(maxima[k], rows[k])
-                new_maxima = new_maxima + (top,)
-                new_soft = new_soft + (running_sum(soft_sums[k], maxima[k], base, rows[k], inv_tau),)
-                if PLAIN:
-                    new_plain = new_plain + (running_sum(plain_sums[k], maxima[k], base, rows[k], 1.0),)
-                else:
-                    new_plain = new_plain + (plain_sums[k],)
-            maxima = new_maxima
-            soft_sums = new_soft
-            plain_sums = new_plain
+            maxima, soft_sums, plain_sums = statistics(rows, maxima, soft_sums, plain_sums, inv_tau, COUNT, PLAIN)
         tops = ()
         softs = ()
         plains = ()
@@ -129,7 +142,7 @@ def distill_tiles_kernel(
             for start in tl.range(0, C, TILE, num_stages=STAGES):
                 c = start + tile
                 rows = load_rows(student, teacher, n, c, c < C, stride_k, stride_n, stride_t, K)
-                ls, qs = soften(rows, tops, softs, inv_tau, COUNT)
+                ls, qs = soften(rows, tops, natural(softs, COUNT), inv_tau, COUNT)
                 new = ()
                 for k in tl.static_range(K):
                     new = new + (expectations[k] + tl.sum(weigh(qs[k], surprise(ls[K], ls[k], DIVERGENCE)), 1),)
@@ -147,57 +160,96 @@ def distill_tiles_kernel(
         soft_shares = ()
         for k in tl.static_range(K):
             if weights is not None:
-                of_k = tl.full((), k, tl.int64) * stride_rk
-                hard_share, soft_share = shares(row_weight, n, present, counted, hard[k], soft[k], of_k, stride_rn)
+                if k == 0 or PER_STUDENT or denominators is not None:  # else that of student 0
+                    of_k = tl.full((), k, tl.int64) * stride_rk
+                    hard_share, soft_share = shares(row_weight, n, present, counted, hard[k], soft[k], of_k, stride_rn)
                 hard_shares = hard_shares + (hard_share,)
                 soft_shares = soft_shares + (soft_share,)
 
+        a_ce = ()  # upstream gradients, with the constants of the slopes
+        a_teacher = ()
+        a_peers = ()
+        for k in tl.static_range(K):
+            if dstudent is not None:
+                a_ce = a_ce + (w_ce * hard_shares[k],)
+                a_teacher = a_teacher + (w_teacher * soft_shares[k] * slope_scale,)
+                a_peers = a_peers + (w_peers * soft_shares[k] * (slope_scale / (K - 1 if K > 1 else 1)),)
+            else:
+                a_ce = a_ce + (0.0,)
+                a_teacher = a_teacher + (0.0,)
+                a_peers = a_peers + (0.0,)
+
         # last sweep, backwards: the terms and the gradient
-        teacher_sums = lanes
-        peers_sums = lanes
-        tiles = tl.cdiv(C, TILE)
-        for i in tl.range(0, tiles, num_stages=STAGES):
-            c = (tiles - 1 - i) * TILE + tile
-            inside = c < C
-            rows = load_rows(student, teacher, n, c, inside, stride_k, stride_n, stride_t, K)
-            ls, qs = soften(rows, tops, softs, inv_tau, COUNT)
-            centre, A, Q = cohort(rows, ls, qs, K, DIVERGENCE)
-            new_teacher = ()
-            new_peers = ()
-            for k in tl.static_range(K):
+        of_teacher = ()
+        of_peers = ()
+        for _ in tl.static_range(K):
+            of_teacher = of_teacher + (tl.full((), 0.0, tl.float32),)
+            of_peers = of_peers + (tl.full((), 0.0, tl.float32),)
+        careful = present
+        if DIVERGENCE == KL:
+            tame = valid | (y == UNLABELLED)
+            for r in tl.static_range(COUNT):
+                tame = tame & (tops[r] - tops[r] == 0) & (softs[r] - softs[r] == 0)
+            if tame:
+                of_teacher, of_peers = hot_sweep(
+                    student, teacher, dstudent, n, tl.where(valid, y, -1), N, C, stride_k, stride_n, stride_t,
+                    tops, softs, plains, inv_tau, a_ce, a_teacher, a_peers, tl.zeros((LANES,), tl.float32), tile,
+                    TILE, STAGES, K, COUNT, not UNIT and label is not None,
+                )  # fmt: skip
+                all_sums = 0.0
+                for k in tl.static_range(K):
+                    all_sums += of_teacher[k] + of_peers[k]
+                careful = all_sums - all_sums != 0
+        if careful:
+            teacher_sums = lanes
+            peers_sums = lanes
+            tiles = tl.cdiv(C, LANES * CARE)
+            for i in tl.range(0, tiles, num_stages=1 if DIVERGENCE == KL else STAGES):
+                c = (tiles - 1 - i) * (LANES * CARE) + tl.arange(0, LANES)[:, None] * CARE + tl.arange(0, CARE)[None, :]
+                inside = c < C
+                rows = load_rows(student, teacher, n, c, inside, stride_k, stride_n, stride_t, K)
+                ls, qs = soften(rows, tops, natural(softs, COUNT), inv_tau, COUNT)
+                centre, A, Q = cohort(rows, ls, qs, K, DIVERGENCE)
+                new_teacher = ()
+                new_peers = ()
+                for k in tl.static_range(K):
+                    if HAS_TEACHER:
+                        per_class = teacher_of(rows[k], rows[K], ls[k], ls[K], qs[k], qs[K], DIVERGENCE)
+                        new_teacher = new_teacher + (teacher_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
+                    if K > 1:
+                        per_class = peers_of(rows[k], ls[k], qs[k], centre, A, Q, K, DIVERGENCE)
+                        new_peers = new_peers + (peers_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
+                    if dstudent is not None:
+                        ds = gradient(
+                            k, rows, ls, qs, centre, Q, c == y, tops[k], plains[k] * LN2, expected[k],
+                            tl.where((a_ce[k] == 0) | valid, a_ce[k], float("nan")), a_teacher[k], a_peers[k],
+                            K, label is not None, HAS_TEACHER, UNIT, DIVERGENCE,
+                        )  # fmt: skip
+                        at = dstudent + (tl.full((), k, tl.int64) * N + n) * C + c
+                        tl.store(at, ds.to(dstudent.dtype.element_ty), mask=inside)
                 if HAS_TEACHER:
-                    per_class = teacher_of(rows[k], rows[K], ls[k], ls[K], qs[k], qs[K], DIVERGENCE)
-                    new_teacher = new_teacher + (teacher_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
+                    teacher_sums = new_teacher
                 if K > 1:
-                    per_class = peers_of(rows[k], ls[k], qs[k], centre, A, Q, K, DIVERGENCE)
-                    new_peers = new_peers + (peers_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
-                if dstudent is not None:
-                    a_ce = w_ce * hard_shares[k]
-                    ds = gradient(
-                        k, rows, ls, qs, centre, Q, c == y, tops[k], plains[k], expected[k],
-                        tl.where((a_ce == 0) | valid, a_ce, float("nan")),
-                        w_teacher * soft_shares[k] * slope_scale,
-                        w_peers * soft_shares[k] * (slope_scale / (K - 1 if K > 1 else 1)),
-                        K, label is not None, HAS_TEACHER, UNIT, DIVERGENCE,
-                    )  # fmt: skip
-                    at = dstudent + (tl.full((), k, tl.int64) * N + n) * C + c
-                    tl.store(at, ds.to(dstudent.dtype.element_ty), mask=inside)
-            if HAS_TEACHER:
-                teacher_sums = new_teacher
-            if K > 1:
-                peers_sums = new_peers
+                    peers_sums = new_peers
+            summed_teacher = ()
+            summed_peers = ()
+            for k in tl.static_range(K):
+                summed_teacher = summed_teacher + (tl.sum(teacher_sums[k], 0),)
+                summed_peers = summed_peers + (tl.sum(peers_sums[k], 0),)
+            of_teacher = summed_teacher
+            of_peers = summed_peers
 
         for k in tl.static_range(K):
             ce = 0.0
             if label is not None:
                 row = student + tl.full((), k, tl.int64) * stride_k + n * stride_n
-                ce = cross_entropy(row, y, counted, valid, tops[k], plains[k])
-            teacher_term = tl.sum(teacher_sums[k], 0) * term_scale
-            peers_term = tl.sum(peers_sums[k], 0) * (term_scale / (K - 1 if K > 1 else 1))
+                ce = cross_entropy(row, y, counted, valid, tops[k], plains[k] * LN2)
+            teacher_term = of_teacher[k] * term_scale
+            peers_term = of_peers[k] * (term_scale / (K - 1 if K > 1 else 1))
             if weights is None:
                 store_row(
                     terms, stats, n, present, k, ce, teacher_term, peers_term,
-                    tops[k], softs[k], plains[k], expected[k], N, K,
+                    tops[k], softs[k] * LN2, plains[k] * LN2, expected[k], N, K,
                 )  # fmt: skip
             else:
                 sums += tl.where(slot == k, weigh(hard_shares[k], ce), 0.0)
@@ -206,7 +258,7 @@ def distill_tiles_kernel(
         if weights is None:
             rest = stats + (tl.full((), K, tl.int64) * N + n) * 4
             if HAS_TEACHER:
-                store_stats(rest, present, tops[K], softs[K], plains[K], 0.0)
+                store_stats(rest, present, tops[K], softs[K] * LN2, plains[K] * LN2, 0.0)
             else:
                 store_stats(rest, present, 0.0, 0.0, 0.0, 0.0)
         block += tl.num_programs(0)

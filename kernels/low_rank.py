@@ -202,7 +202,7 @@ def low_rank(x: Tensor, a: Tensor, scale: Tensor | None, seed: Tensor | None, dr
     """low (K,M,R)."""
     (M, D), R = x.shape[-2:], a.shape[1]
     low, scale = x.new_empty(K, M, R), None if scale is None else scale.contiguous()
-    blocks = dict(BLOCK_M=64, BLOCK_D=128 if aligned(x, a) else 32, BLOCK_R=rank_block(R))
+    blocks = dict(BLOCK_M=64, BLOCK_D=128 if aligned(x, a) else 32, BLOCK_R=rank_block(R, x))
     low_rank_kernel[(cdiv(M, 64), cdiv(R, blocks["BLOCK_R"]), K)](
         x, a, scale, seed if dropout else None, low, M, D,
         0 if x.dim() == 2 else x.stride(0), x.stride(-2), x.stride(-1), *a.stride(), *hash_threshold(dropout, x.dtype),
@@ -214,14 +214,18 @@ def low_rank(x: Tensor, a: Tensor, scale: Tensor | None, seed: Tensor | None, dr
 def low_rank_bwd(
     dy: Tensor, b: Tensor, low: Tensor | None, scale: Tensor | None, with_dlow: bool, with_sum: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dlow (K,M,R), db (K,F,R) where low is given, and the sum of dy over its rows (K,F), in dy's dtype."""
+    """dlow (K,M,R), db (K,F,R) where low is given, and the sum of dy over its rows (K,F), in dy's dtype; None for what
+    is not wanted, and for a sum that is not to be had by the way."""
     (K, M, F), R = dy.shape, b.shape[-1]
     narrow, dlow = not aligned(dy, dy) or R > 32, None
     if with_dlow and R > 32:  # its sums for each range of columns would take as much memory as dy
         dlow, with_dlow = low_rank(dy, b.mT, scale, None, 0.0, K), False
-        if low is None and not with_sum:
-            return dlow, None, None
-    blocks = dict(BLOCK_M=64 if dy.element_size() == 2 else 32, BLOCK_F=128 if narrow else 256, BLOCK_R=rank_block(R))
+    # beside the product for db alone Triton 3.6 and 3.7 keep a buffer too few of dy: the next rows come over those read
+    with_sum = with_sum and with_dlow
+    if low is None and not with_dlow:
+        return dlow, None, None
+    blocks = dict(BLOCK_M=64 if dy.element_size() == 2 else 32, BLOCK_F=128 if narrow else 256)
+    blocks |= dict(BLOCK_R=rank_block(R, dy))
     ranges, ranks = cdiv(F, blocks["BLOCK_F"]), cdiv(R, blocks["BLOCK_R"])
     rows, slices = sliced(M, blocks["BLOCK_M"], ranges * ranks * K, 2 * multiprocessors(dy.device))
 
@@ -235,7 +239,7 @@ def low_rank_bwd(
     )
     low_rank_bwd_kernel[(ranges, ranks * slices, K)](
         dy, b.contiguous(), low, None if scale is None else scale.contiguous(), *buffers, M, F, *dy.stride(), rows,
-        R=R, PRECISION=precision(dy), **blocks, num_warps=8, num_stages=3,
+        R=R, PRECISION="ieee", **blocks, num_warps=8, num_stages=3,  # bound by memory; the same fault with TF32
     )  # fmt: skip
     found, db, dbias = (None if part is None else add_up(part, dy.dtype) for part in buffers)
     return found if dlow is None else dlow, db, dbias
@@ -244,7 +248,7 @@ def low_rank_bwd(
 def low_rank_grad(x: Tensor, dlow: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
     """da (K,R,D) in x's dtype."""
     (K, M, R), D = dlow.shape, x.shape[-1]
-    blocks = dict(BLOCK_M=64 if x.element_size() == 2 else 32, BLOCK_D=64, BLOCK_R=rank_block(R))
+    blocks = dict(BLOCK_M=64 if x.element_size() == 2 else 32, BLOCK_D=64, BLOCK_R=rank_block(R, x))
     columns, ranks = cdiv(D, blocks["BLOCK_D"]), cdiv(R, blocks["BLOCK_R"])
     # tiles of 8 KiB: it takes four programs a multiprocessor to have enough bytes under way
     rows, slices = sliced(M, blocks["BLOCK_M"], columns * ranks * K, 4 * multiprocessors(x.device))
@@ -278,8 +282,8 @@ def aligned(x: Tensor, weight: Tensor) -> bool:
     return x.element_size() == 2 and x.shape[-1] % 16 == weight.stride(-2) * weight.stride(-1) % 16 == 0
 
 
-def rank_block(R: int) -> int:
-    return min(max(next_power_of_2(R), 16), 64)
+def rank_block(R: int, x: Tensor) -> int:
+    return min(max(next_power_of_2(R), 16), 64 if x.element_size() == 2 else 32)
 
 
 def precision(x: Tensor) -> str:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 INF = tl.constexpr(float("inf"))
 KL = tl.constexpr(0)
 REVERSE_KL = tl.constexpr(1)
@@ -35,14 +36,20 @@ def log_mixture(l_p, l_q):
 
 @triton.jit
 def load_rows(student, teacher, n, c, inside, stride_k, stride_n, stride_t, K: tl.constexpr):
-    """Classes c of row n of every student and of the teacher, float32; -inf outside."""
+    """Classes c of row n of every student and of the teacher, float32; -inf outside. inside None: all are."""
     rows = ()
     for k in tl.static_range(K):
         at = student + tl.full((), k, tl.int64) * stride_k + n * stride_n + c
-        rows = rows + (tl.load(at, mask=inside, other=-INF).to(tl.float32),)
+        rows = rows + (load_logits(at, inside),)
     if teacher is not None:
-        rows = rows + (tl.load(teacher + n * stride_t + c, mask=inside, other=-INF).to(tl.float32),)
+        rows = rows + (load_logits(teacher + n * stride_t + c, inside),)
     return rows
+
+
+@triton.jit
+def load_logits(at, inside):
+    x = tl.load(at) if inside is None else tl.load(at, mask=inside, other=-INF)
+    return x.to(tl.float32)
 
 
 @triton.jit
@@ -61,8 +68,17 @@ def running_sum(total, before, base, x, inv_tau):
 
 @triton.jit
 def merge(top, total, best, inv_tau):
-    """log sum exp((x - best) / tau) of a whole row, from its lanes. A row of -inf alone gives nan."""
-    return tl.log(tl.sum(total * tl.exp2((top - best) * (inv_tau * LOG2_E)), 0))
+    """log2 sum exp((x - best) / tau) of a whole row, from its lanes. A row of -inf alone gives nan."""
+    return tl.log2(tl.sum(total * tl.exp2((top - best) * (inv_tau * LOG2_E)), 0))
+
+
+@triton.jit
+def natural(logs, COUNT: tl.constexpr):
+    """Of logarithms to base 2."""
+    out = ()
+    for k in tl.static_range(COUNT):
+        out = out + (logs[k] * LN2,)
+    return out
 
 
 @triton.jit

@@ -37,7 +37,7 @@ def separate(x, weight, bias, lora_a, lora_b, scale):
 
 # by our kernels, which larger layers have, and by torch's own; in one tile a student, and in many of the largest
 @pytest.mark.parametrize("host_bound", [0, triton.HOST_BOUND])
-@pytest.mark.parametrize("M,D,F,R", [(70, 96, 48, 8), (2100, 200, 1200, 16)])
+@pytest.mark.parametrize("M,D,F,R", [(70, 96, 48, 8), (2100, 200, 1200, 16), (2100, 96, 1200, 64)])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dtype", ATOL)
 def test_the_linear_layer_and_its_gradients(dtype, shared, M, D, F, R, host_bound, monkeypatch):

@@ -84,7 +84,7 @@ def poisoned(monkeypatch):
         assert buffer[:64].eq(1234).all() and buffer[-64:].eq(1234).all()
 
 
-# how x and W are read: as on an sm_80, as on an sm_90, and by programs of many tiles each
+# how x and W are read: as on an sm_80, as on an sm_90, and by two programs of many tiles each
 @pytest.fixture(params=["pointers", "descriptors", "persistent"])
 def reading(request, monkeypatch):
     if torch.cuda.is_available() and request.param == "persistent" and torch.cuda.get_device_capability()[0] != 9:
@@ -93,6 +93,7 @@ def reading(request, monkeypatch):
     monkeypatch.setattr(tiles, "architecture", lambda device: architecture)
     if request.param == "persistent":
         monkeypatch.setitem(tiles.TILES, "descriptors, sm_90", ((0, tiles.tile(64, 32, 32, 4, 3, True)),))
+        monkeypatch.setattr(cohort_linear, "multiprocessors", lambda device: 2)
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
@@ -125,11 +126,11 @@ def surrounded(t):
     return buffer[..., 1:-1, 8:-8]
 
 
-# every way to share x and W; 72 and 200 are no multiples of a block, 70 rows are more than one
+# every way to share x and W; 80 and 208 are no multiples of a block, 140 rows are more than one
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("shared_x,shared_w", list(itertools.product([False, True], repeat=2)))
 def test_nothing_beside_x_and_w_is_read(shared_x, shared_w, dropout, reading, device):
-    x, weight, *others = draw(device, 2, 70, 72, 200, 9, shared_x=shared_x, shared_w=shared_w, dtype=torch.float16)
+    x, weight, *others = draw(device, 2, 140, 80, 208, 9, shared_x=shared_x, shared_w=shared_w, dtype=torch.float16)
     check([surrounded(x), surrounded(weight), *others], dropout)
 
 
