@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kSmallThreads, small_resident(kK, kV))
   if (p.loss) finish(p, shared.reduction, mine, int(blockIdx.x), int(gridDim.x));
 }
 
-// The rows of a block, or of a cluster. make_source(n, next, is_staged, part, parts): row n, which may lie in place already,
-// and after which comes row `next`.
+// The rows of a block, or of a cluster. make_source(n, next, is_staged, part, parts): row n, which may lie in place
+// already, and after which comes row `next`.
 template <int kK, bool kKl, bool kCluster, class MakeSource>
 NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource make_source) {
   Blocks<kK, kCluster> group(shared.exchange);

@@ -72,7 +72,8 @@ inline Plan plan_of(const Call& p, const Device& device, const Wish* wish = null
   };
   const auto sweep = [&] {
     int64_t bytes = 0;
-    with_kernel(p, all_bfloat16(p), [&]<int kK, bool kKl, bool kBfloat16>() { bytes = sweep_bytes<kK, kKl, kBfloat16>(p); });
+    with_kernel(p, all_bfloat16(p),
+                [&]<int kK, bool kKl, bool kBfloat16>() { bytes = sweep_bytes<kK, kKl, kBfloat16>(p); });
     return with(Regime::kSweep, 1, bytes);
   };
   if (p.from_stats || (wish && wish->regime == Regime::kSweep)) return sweep();

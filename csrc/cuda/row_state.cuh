@@ -2,8 +2,8 @@
 // softmax statistics, and whether they are fit for use.
 //
 // A Source holds the row: each() visits the thread's chunks; of a chunk's kClasses, load() gives kElements at a time, of
-// every student and of the teacher (index kK; 0 where there is none), and put() takes as many of a gradient. A Group (groups.cuh) is the threads
-// that share the row.
+// every student and of the teacher (index kK; 0 where there is none), and put() takes as many of a gradient. A Group
+// (groups.cuh) is the threads that share the row.
 #pragma once
 
 #include "groups.cuh"
@@ -81,8 +81,9 @@ struct RowState {
 
   // One sweep: a part's sums stand below the highest logit that it has seen, and no lower than where they begin.
   //
-  // Not careful, the exponent (x - top) c is x c - R in one operation, with R = top c rounded; what R is off by, all terms
-  // alike, is made good at the end. A row whose top is below kFloor, or so high that R is off by much, has no softmax then.
+  // Not careful, the exponent (x - top) c is x c - R in one operation, with R = top c rounded; what R is off by, all
+  // terms alike, is made good at the end. A row whose top is below kFloor, or so high that R is off by much, has no
+  // softmax then.
   template <bool kCareful>
   NN_DEVICE void statistics() {
     constexpr float kFloor = -0x1p20f;

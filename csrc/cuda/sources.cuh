@@ -107,7 +107,8 @@ struct StagedRows : BlockRows<kK, kBfloat16> {
   char* memory;
   int student_bytes;
 
-  NN_DEVICE StagedRows(const Call& p, int64_t n, int part, int parts, char* memory) : Base(p, n, part, parts), memory(memory) {}
+  NN_DEVICE StagedRows(const Call& p, int64_t n, int part, int parts, char* memory)
+      : Base(p, n, part, parts), memory(memory) {}
   NN_DEVICE void set_places(int places) { student_bytes = places * kChunk * int(size_of(this->dtype(0))); }
 
   NN_DEVICE uint4* at_place(int r, int place, int at, int student_bytes) const {
@@ -123,7 +124,8 @@ struct StagedRows : BlockRows<kK, kBfloat16> {
       if (!this->present(r)) continue;
       const Dtype dtype = this->dtype(r);
       const char* row = row_of(this->rows(r), n);
-      for (int at = 0; at < kChunk; at += classes_of_piece(dtype)) put(at_place(r, place, at, student_bytes), row, dtype, at);
+      for (int at = 0; at < kChunk; at += classes_of_piece(dtype))
+        put(at_place(r, place, at, student_bytes), row, dtype, at);
     }
   }
   // A chunk of row n, which lies to the grid as this one does; there after copies_wait().

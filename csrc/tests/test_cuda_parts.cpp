@@ -1,0 +1,149 @@
+// What the CUDA kernels consist of, in the emulation: the plan, the counts, the scaling, how often a row is gone over, and
+// what is left of a small divergence.
+#include <random>
+
+#include "check.h"
+#include "cuda_launch.h"
+#include "oracle.h"
+
+using namespace nanonet;
+
+static void test_scale() {
+  for (Dtype dtype : {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16})
+    for (size_t skew : {0, 1})
+      for (float factor : {1.0f, -0.5f}) {
+        constexpr size_t n = 531;
+        Array values(dtype, n);
+        for (size_t i = 0; i < n; ++i) values.set(i, double(i) / 8);
+        Output data(values.bytes.size(), skew * size_t(size_of(dtype)));
+        std::memcpy(data.data(), values.bytes.data(), values.bytes.size());
+        const cuda::Values scalar = {reinterpret_cast<const char*>(&factor), Dtype::kFloat32, {0, 0, 0}};
+        emulation::launch(2, 32, 1, 0, [&] { cuda::distill_scale_kernel(data.data(), dtype, n, scalar); });
+        Array got(dtype, n);
+        std::memcpy(got.bytes.data(), data.data(), got.bytes.size());
+        for (size_t i = 0; i < n; ++i)
+          CHECK(got.get(i) == values.get(i) * factor, "scale dtype %d element %d", int(dtype), int(i));
+        CHECK(data.intact(), "scale wrote outside");
+      }
+}
+
+static void test_count() {
+  constexpr int64_t N = 1000;
+  std::vector<int64_t> label(N);
+  std::vector<float> weight(2 * N);
+  double sums[2] = {}, labelled = 0;
+  for (int64_t n = 0; n < N; ++n) {
+    labelled += (label[size_t(n)] = n % 3 ? kUnlabelled : n) != kUnlabelled;
+    for (int64_t k = 0; k < 2; ++k) sums[k] += weight[size_t(k * N + n)] = float(n % (5 + k));
+  }
+  std::vector<double> partials(3 * 9);
+  double totals[4];
+  Call p{};
+  p.N = N, p.K = 2, p.label = label.data(), p.label_stride = 1, p.partials = partials.data();
+  p.row_weight = {reinterpret_cast<char*>(weight.data()), Dtype::kFloat32, {0, N, 1}};
+  emulation::launch(3, 64, 1, sizeof(cuda::Reduction<8>), [&] { cuda::distill_count_kernel<8>(p, totals); });
+  for (int k = 0; k < 2; ++k) {
+    CHECK(totals[k] == labelled, "%g labelled rows, not %g", totals[k], labelled);
+    CHECK(totals[2 + k] == sums[k], "sum of the weights %g, not %g", totals[2 + k], sums[k]);
+  }
+}
+
+const Plan kBlockKernels[] = {{Regime::kChip, 0, 0, 1, 1}, {Regime::kCluster, 0, 0, 2, 2}, {Regime::kSweep, 0, 0, 1, 1}};
+
+// Rows of which nothing is to be feared are gone over twice, not three times or four.
+static void test_sweeps() {
+  constexpr int64_t K = 2, N = 2, C = 16000;
+  std::vector<uint16_t> logits((K + 1) * N * C), gradient(K * N * C);
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = uint16_t(cuda::bfloat16_of(float(i % 37) / 4));
+  float weights[] = {1, 1, 1}, loss, means[3 * K];
+  double partials[4 * 3 * cuda::kMaxStudents];
+  const int64_t label[N] = {5, kUnlabelled};
+  Call p{};
+  p.N = N, p.K = K, p.C = C, p.temperature = 2, p.label = label, p.label_stride = 1;
+  const auto rows = [&](int64_t r) {
+    return Rows{reinterpret_cast<char*>(&logits[size_t(r * N * C)]), 2 * C, Dtype::kBfloat16};
+  };
+  for (int64_t k = 0; k < K; ++k) p.student[k] = rows(k);
+  p.teacher = rows(K);
+  p.weights = {reinterpret_cast<char*>(weights), Dtype::kFloat32, {1, 0, 0}};
+  p.dstudent = reinterpret_cast<char*>(gradient.data()), p.loss = &loss, p.means = means, p.partials = partials;
+  for (const Plan& plan : kBlockKernels) {
+    const int64_t before = emulation::exponentials;
+    launch(p, plan);
+    // two a class and row; nearly twice as many of the labelled row, as its temperature is not that of ce
+    const double each = double(emulation::exponentials - before) / double((K + 1) * N * C);
+    CHECK(each > 2 && each < 3.5, "kernel %d: %g exponentials a class", int(plan.regime), each);
+  }
+}
+
+// Where the students are 1e-3 apart their divergence is 1e-6: uncentred, float32 loses a third of it.
+static void test_near_agreement() {
+  constexpr size_t K = 4, C = 1000;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  std::vector<float> logits(K * C), base(C);
+  for (float& x : base) x = normal(random);
+  for (size_t i = 0; i < K * C; ++i) logits[i] = base[i % C] + 1e-3f * normal(random);
+  float terms[3 * K], stats[(K + 1) * kStats];
+  std::vector<Values> rows(K, Values(C));
+  for (size_t i = 0; i < K * C; ++i) rows[i / C][i % C] = logits[i];
+  Call p{};
+  p.N = 1, p.K = K, p.C = C, p.temperature = 1, p.terms = terms, p.stats = stats;
+  for (size_t k = 0; k < K; ++k)
+    p.student[k] = {reinterpret_cast<char*>(&logits[k * C]), int64_t(C * 4), Dtype::kFloat32};
+  for (const Plan& plan : kBlockKernels) {
+    launch(p, plan);
+    Real found = 0, truth = 0;
+    const Real none[3] = {};
+    for (size_t k = 0; k < K; ++k) {
+      found += terms[2 * K + k];
+      truth += definition(rows, nullptr, kUnlabelled, k, 1, kKl, none).peers;
+    }
+    CHECK(std::fabs(double(found / truth - 1)) < 0.03, "kernel %d: %Lg, not %Lg", int(plan.regime), found, truth);
+  }
+}
+
+// Which kernel the table names, on an H200 and on a card without clusters.
+static void test_plan() {
+  const cuda::Device h200 = {132, 9, 227 << 10, 228 << 10}, a100 = {108, 8, 163 << 10, 164 << 10};
+  const auto plan = [](const cuda::Device& device, int K, int C, bool backward = false) {
+    Call p{};
+    p.N = 8192, p.K = K, p.C = C, p.from_stats = backward;
+    for (Rows& rows : p.student) rows.dtype = Dtype::kBfloat16;
+    p.teacher = {"", 0, Dtype::kBfloat16};
+    return cuda::plan_of(p, device);
+  };
+  CHECK(plan(h200, 2, 4).width == 4 && plan(h200, 4, 100).width == 32, "lanes of a small row");
+  CHECK(plan(h200, 4, 1000).regime == Regime::kChip, "1000 classes");
+  CHECK(plan(h200, 4, 32000).regime == Regime::kCluster && plan(h200, 4, 32000).cluster == 4, "32000 classes");
+  CHECK(plan(h200, 4, 128256).cluster == 16 && plan(h200, 4, 262144).cluster == 16, "large vocabularies");
+  CHECK(plan(h200, 4, 128256, true).regime == Regime::kSweep, "backward");
+  CHECK(plan(h200, 8, 1 << 20).regime == Regime::kSweep, "no cluster holds a million classes");
+  const auto wished = [&](Regime regime, int cluster, int C) {
+    Call p{};
+    p.N = 8192, p.K = 4, p.C = C;
+    for (Rows& rows : p.student) rows.dtype = Dtype::kBfloat16;
+    const cuda::Wish wish{regime, cluster};
+    return cuda::plan_of(p, h200, &wish);
+  };
+  CHECK(wished(Regime::kSweep, 1, 100).regime == Regime::kSweep, "a wish");
+  CHECK(wished(Regime::kCluster, 8, 32000).cluster == 8, "a wish for a cluster");
+  bool refused = false;
+  try {
+    wished(Regime::kChip, 1, 128256);
+  } catch (const std::runtime_error&) {
+    refused = true;
+  }
+  CHECK(refused, "a wish for too little room");
+  CHECK(plan(a100, 4, 15000).regime == Regime::kChip && plan(a100, 4, 32000).regime == Regime::kSweep, "sm_80");
+}
+
+int main() {
+  test_plan();
+  test_scale();
+  test_count();
+  test_sweeps();
+  test_near_agreement();
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
