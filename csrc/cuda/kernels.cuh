@@ -76,11 +76,12 @@ NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource mak
   const bool sums = p.loss && group.rank() == 0 && i < 3 * kK;
   if (sums) shared.sum[i] = 0;
   set_shares(p, shared.reduction);
-  bool is_staged = false;
+  bool is_staged = false, calm = true;
   for (int64_t n = team; n < p.N; n += teams) {
     auto source = make_source(n, n + teams, is_staged, group.rank(), group.size());
+    source.calm = calm;
     run_row<kK, kKl>(p, shared.reduction, group, source, n, shared.counted);
-    is_staged = source.next_is_staged;
+    is_staged = source.next_is_staged, calm = source.calm;
     __syncthreads();
     if (!p.loss) continue;
     if (sums && i % kK < p.K) shared.sum[i] += shared.counted[i];

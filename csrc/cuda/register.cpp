@@ -59,22 +59,21 @@ Values values_of(const Tensor& tensor, std::initializer_list<int64_t> strides) {
   return values;
 }
 
+// Rows whose classes lie side by side, and that are fewer than 2^32 bytes apart.
 Tensor with_contiguous_rows(const Tensor& logits) {
-  return logits.stride(logits.dim() - 1) == 1 ? logits : torch::stable::contiguous(logits);
+  const int64_t classes = logits.dim() - 1, rows = classes - 1;
+  const bool near = logits.size(rows) < 2 || logits.stride(rows) * size_of(dtype_of(logits)) < (int64_t(1) << 32);
+  return logits.stride(classes) == 1 && near ? logits : torch::stable::contiguous(logits);
 }
 
 bool has_code(const Tensor& on) { return device_at(on.get_device_index()).has_code; }
 
-// Whether there are kernels for these logits: not for float64, nor for very many students, classes or rows, nor for rows
-// very far apart, nor on a GPU of an architecture that was not built for.
+// Whether there are kernels for these logits: not for float64, nor for very many students, classes or rows, nor on a GPU
+// of an architecture that was not built for.
 bool served(const Tensor& student, const Optional& teacher, int64_t divergence) {
-  constexpr int64_t kMany = int64_t(1) << 32;
-  const auto fits = [](const Tensor& logits) {
-    const Dtype dtype = dtype_of(logits);
-    const int64_t rows = logits.size(logits.dim() - 2), apart = logits.stride(logits.dim() - 2) * size_of(dtype);
-    return dtype != Dtype::kFloat64 && rows < kMany && apart < kMany;
-  };
-  return has_code(student) && fits(student) && (!teacher || fits(*teacher)) && student.size(2) < (int64_t(1) << 30) &&
+  const auto narrow = [](const Tensor& logits) { return dtype_of(logits) != Dtype::kFloat64; };
+  return has_code(student) && narrow(student) && (!teacher || narrow(*teacher)) &&
+         student.size(1) < (int64_t(1) << 32) && student.size(2) < (int64_t(1) << 30) &&
          student.size(0) <= (divergence == kKl ? kMaxStudents : kMaxStudentsOfAny);
 }
 

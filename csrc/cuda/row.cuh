@@ -99,8 +99,7 @@ struct Row : RowState<kK, kKl, Group, Source> {
         if (source.holds(chunk, y)) this->subtract_label(chunk, at, x);
         if (p.dstudent) source.put(held, chunk, at, x);
       }
-      if constexpr (Source::kStaged)
-        if (at + kE == Source::kClasses) source.make_room(chunk);
+      this->done_with(chunk, at, source.calm);
     });
     NN_UNROLL
     for (int k = 0; k < kK; ++k) {
@@ -200,12 +199,13 @@ struct Row : RowState<kK, kKl, Group, Source> {
     return d;
   }
 
-  NN_DEVICE void run_terms(float (&sums)[3 * kK]) {
+  NN_DEVICE void run_terms(float (&sums)[3 * kK], bool last) {
     float total = 0;
     steps(true, [&](auto&, int chunk, int at, float (&x)[kRows][kE]) {
       NN_UNROLL
       for (int e = 0; e < kE; ++e)
         if (source.inside(chunk, at + e)) add_terms(class_of(x, e), sums, total);
+      this->done_with(chunk, at, last);
     });
     add_total(sums, total);
   }
@@ -221,6 +221,7 @@ struct Row : RowState<kK, kKl, Group, Source> {
       }
       if (source.holds(chunk, y)) this->subtract_label(chunk, at, x);
       source.put(held, chunk, at, x);
+      this->done_with(chunk, at, true);
     });
   }
 
@@ -302,14 +303,15 @@ struct Row : RowState<kK, kKl, Group, Source> {
       for (int i = 0; i < 3 * kK; ++i) sums[i] = 0;
       if constexpr (Source::kStaged)
         if (source.next_is_staged) source.stage_again();
-      run_terms(sums);
-      if constexpr (kKl && Source::kRereads) group.cluster_barrier();  // others may still read the sums of run_kl
+      run_terms(sums, !gradient);
+      if constexpr (kKl && Source::kHot && Source::kRereads) group.cluster_barrier();  // others may still read run_kl's
       group.sum(sums);
       if (!kKl && has_teacher() && !mse()) {
         NN_UNROLL
         for (int k = 0; k < kK; ++k) expectation[k] = p.divergence == kReverseKl ? sums[k] : sums[2 * kK + k];
       }
     }
+    if constexpr (Source::kRereads) source.calm = finite;
     if (!p.from_stats && source.active()) keep(sums, weight, counted);
     if (gradient) run_gradient();
   }

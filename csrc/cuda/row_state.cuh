@@ -120,7 +120,7 @@ struct RowState {
     live = 0;
     NN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      top[r] = found[r].top;
+      top[r] = kCareful || found[r].top > kFloor ? found[r].top : not_a_number();
       log_soft[r] = log2f(found[r].soft);
       log_plain[r] = plain ? log2f(found[r].plain) : log_soft[r];
       check(r);
@@ -157,7 +157,7 @@ struct RowState {
 
   NN_DEVICE void check(int r) {
     if (!present(r)) top[r] = 0, log_soft[r] = log_plain[r] = kAbsent;
-    else if (top[r] - top[r] == 0 && log_soft[r] - log_soft[r] == 0) live |= 1u << r;
+    else if (top[r] - top[r] == 0 && log_soft[r] - log_soft[r] == 0 && log_plain[r] - log_plain[r] == 0) live |= 1u << r;
     else top[r] = log_soft[r] = log_plain[r] = 0;
   }
 
@@ -176,6 +176,12 @@ struct RowState {
     return (live & students) == students;
   }
   NN_DEVICE bool teacher_lives() const { return !has_teacher() || lives(kK); }
+
+  // After a step of a row's last sweep, if it is: the next row may come.
+  NN_DEVICE void done_with(int chunk, int at, bool last) const {
+    if constexpr (Source::kStaged)
+      if (last && at + kE == Source::kClasses) source.make_room(chunk);
+  }
 
   // The one-hot of ce.
   template <class Chunk>

@@ -42,6 +42,7 @@ struct BlockRows {
   char* gradient;  // of student 0
   int64_t gradient_stride;
   bool next_is_staged = false;
+  bool calm = true;  // first of the row before, then of this one: the hot loop's sums were finite
 
   NN_DEVICE BlockRows(const Call& p, int64_t n, int part, int parts)
       : p(p), n(n), grid(grid_of(p, n)), gradient(p.dstudent ? gradient_row(p, 0, n) : nullptr),
@@ -153,8 +154,9 @@ inline int64_t bytes_of_chunk(const Call& p) {
   return kChunk * (p.K * size_of(p.student[0].dtype) + (p.teacher.data ? size_of(p.teacher.dtype) : 0));
 }
 
-// Chunks that a thread asks for before it needs them: what the smallest shared memory of any GPU has room for.
-constexpr int ahead_of(int K, bool bfloat16) { return (bfloat16 ? 4 : 2) / (K > 4 ? 2 : 1); }
+// Chunks that a thread asks for before it needs them: what the smallest shared memory of any GPU has room for, of two
+// blocks up to four students.
+constexpr int ahead_of(int K, bool bfloat16) { return K > 4 ? (bfloat16 ? 2 : 1) : bfloat16 ? 3 : 2; }
 inline int64_t ahead_bytes(const Call& p, int ahead, int threads) { return ahead * threads * bytes_of_chunk(p); }
 
 // Rows in global memory, read by every sweep.
@@ -242,7 +244,7 @@ struct SharedRows : StagedRows<kK, kBfloat16> {
 template <int kK, int kV>
 struct LaneRows {
   static constexpr int kElements = kV, kClasses = kV;
-  static constexpr bool kExact = kK <= 4, kHot = true, kRereads = false, kStaged = false;
+  static constexpr bool kExact = kK <= 4, kHot = true, kRereads = false, kStaged = false, calm = true;
   struct Held {};
   const Call& p;
   int64_t n;

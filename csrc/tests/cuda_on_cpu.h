@@ -81,6 +81,7 @@ struct Machine {
 inline Machine machine;
 inline bool backwards = false;    // the order in which threads take turns
 inline int64_t exponentials = 0;  // taken so far
+inline int64_t pieces = 0;        // of 16 bytes, asked for so far
 constexpr size_t kStack = 256 << 10;
 
 inline Fiber& self() { return *machine.now; }
@@ -227,7 +228,11 @@ inline float not_a_number() { return NAN; }
 inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline int64_t forgotten(int64_t n) { return n; }
-inline float exp2_fast(float x) { return ++emulation::exponentials, exp2f(x); }
+inline float exp2_fast(float x) {
+  ++emulation::exponentials;
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0 : y;
+}
 inline float float_of_half(uint16_t bits) { return float(std::bit_cast<_Float16>(bits)); }
 inline uint32_t two_halves(float low, float high) {
   return std::bit_cast<uint16_t>(_Float16(low)) | uint32_t(std::bit_cast<uint16_t>(_Float16(high))) << 16;
@@ -250,6 +255,7 @@ inline void store_once(uint4* at, uint4 value) { on_grid(at), *at = value; }
 inline void copy_async(void* shared, const void* global) {
   on_grid(shared), on_grid(global);
   std::memset(shared, 0xff, 16);
+  ++emulation::pieces;
   emulation::self().copies.back().emplace_back(shared, global);
 }
 inline void copies_commit() { emulation::self().copies.emplace_back(); }
@@ -271,7 +277,8 @@ inline uint32_t cluster_rank() { return uint32_t(emulation::self().rank); }
 inline uint32_t cluster_size() { return uint32_t(emulation::machine.blocks.size()); }
 inline void cluster_sync() { emulation::wait(emulation::machine.cluster); }
 
-// A message arrives at once, which is the earliest that one can: who reads late finds the next phase's.
+// A message arrives at once, which is the earliest that one can: who reads late finds the next phase's. Or, turn and turn
+// about with the order of the threads, as late as it can: who does not wait for it finds what was there before.
 struct Mailbox {
   int32_t bytes;
   uint16_t pending, phase;
@@ -293,14 +300,34 @@ inline void expect(Mailbox* mailbox, uint32_t bytes) {
   mailbox->bytes += int32_t(bytes), --mailbox->pending;
   mailbox->turn();
 }
+struct Message {
+  float* to;
+  float value;
+  Mailbox* mailbox;
+};
+inline std::vector<Message> under_way;
+inline void deliver(const Message& message) {
+  *message.to = message.value;
+  message.mailbox->bytes -= int32_t(sizeof message.value);
+  message.mailbox->turn();
+}
 inline void send(float* mine, float value, Mailbox* mailbox, uint32_t rank) {
-  *in_block(mine, rank) = value;
-  Mailbox* there = in_block(mailbox, rank);
-  there->bytes -= int32_t(sizeof value);
-  there->turn();
+  const Message message{in_block(mine, rank), value, in_block(mailbox, rank)};
+  if (emulation::backwards) under_way.push_back(message);
+  else deliver(message);
 }
 inline void receive(Mailbox* mailbox, uint32_t parity) {
-  while ((mailbox->phase & 1u) == parity) emulation::yield();
+  while ((mailbox->phase & 1u) == parity) {
+    const auto mine = [&](const Message& message) { return message.mailbox == mailbox; };
+    const auto next = std::find_if(under_way.begin(), under_way.end(), mine);
+    if (next == under_way.end()) {
+      emulation::yield();
+      continue;
+    }
+    const Message message = *next;
+    under_way.erase(next);
+    deliver(message);
+  }
   emulation::machine.progress = true;
 }
 

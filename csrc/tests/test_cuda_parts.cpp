@@ -50,14 +50,14 @@ static void test_count() {
 
 const Plan kBlockKernels[] = {{Regime::kChip, 0, 0, 1, 1}, {Regime::kCluster, 0, 0, 2, 2}, {Regime::kSweep, 0, 0, 1, 1}};
 
-// Rows of which nothing is to be feared are gone over twice, not three times or four.
+// Rows of which nothing is to be feared are gone over twice, not three times or four. And where every row has a class at
+// -inf, which takes a sweep more, rows on chip are read once all the same, but for the first.
 static void test_sweeps() {
-  constexpr int64_t K = 2, N = 2, C = 16000;
+  constexpr int64_t K = 2, N = 8, C = 8000;
   std::vector<uint16_t> logits((K + 1) * N * C), gradient(K * N * C);
-  for (size_t i = 0; i < logits.size(); ++i) logits[i] = uint16_t(cuda::bfloat16_of(float(i % 37) / 4));
   float weights[] = {1, 1, 1}, loss, means[3 * K];
   double partials[4 * 3 * cuda::kMaxStudents];
-  const int64_t label[N] = {5, kUnlabelled};
+  const int64_t label[N] = {5, kUnlabelled, 5, kUnlabelled, 5, kUnlabelled, 5, kUnlabelled};
   Call p{};
   p.N = N, p.K = K, p.C = C, p.temperature = 2, p.label = label, p.label_stride = 1;
   const auto rows = [&](int64_t r) {
@@ -67,13 +67,18 @@ static void test_sweeps() {
   p.teacher = rows(K);
   p.weights = {reinterpret_cast<char*>(weights), Dtype::kFloat32, {1, 0, 0}};
   p.dstudent = reinterpret_cast<char*>(gradient.data()), p.loss = &loss, p.means = means, p.partials = partials;
-  for (const Plan& plan : kBlockKernels) {
-    const int64_t before = emulation::exponentials;
-    launch(p, plan);
-    // two a class and row; nearly twice as many of the labelled row, as its temperature is not that of ce
-    const double each = double(emulation::exponentials - before) / double((K + 1) * N * C);
-    CHECK(each > 2 && each < 3.5, "kernel %d: %g exponentials a class", int(plan.regime), each);
-  }
+  for (bool padded : {false, true})
+    for (const Plan& plan : kBlockKernels) {
+      for (size_t i = 0; i < logits.size(); ++i)
+        logits[i] = uint16_t(cuda::bfloat16_of(padded && i % C == 3 ? -INFINITY : float(i % 37) / 4));
+      const int64_t taken = emulation::exponentials, asked = emulation::pieces;
+      launch(p, plan);
+      // two a class and row; nearly twice as many of a labelled row, as its temperature is not that of ce
+      const double each = double(emulation::exponentials - taken) / double((K + 1) * N * C);
+      CHECK(padded || (each > 2 && each < 3.5), "kernel %d: %g exponentials a class", int(plan.regime), each);
+      const double read = double(emulation::pieces - asked) / double((K + 1) * N * C / 8);
+      CHECK(plan.regime == Regime::kSweep || (read >= 1 && read < 1.5), "kernel %d: read %g times", int(plan.regime), read);
+    }
 }
 
 // Where the students are 1e-3 apart their divergence is 1e-6: uncentred, float32 loses a third of it.
@@ -101,6 +106,32 @@ static void test_near_agreement() {
     }
     CHECK(std::fabs(double(found / truth - 1)) < 0.03, "kernel %d: %Lg, not %Lg", int(plan.regime), found, truth);
   }
+}
+
+// Rows all of whose logits are far from 0, below what the quick statistics take and above: these are made with care.
+static void test_far_logits() {
+  constexpr size_t C = 400;
+  std::mt19937 random(7);
+  std::normal_distribution<double> normal;
+  for (double offset : {-1048666.0, -1048576.0, -1048500.0, -3e7, 1e6, 4e9, -4e9})
+    for (double spread : {0.0, 1.0, 300.0})
+      for (float tau : {0.5f, 1.0f, 2.0f, 20.0f}) {
+        std::vector<float> logits(C);
+        std::vector<Values> rows(1, Values(C));
+        for (size_t c = 0; c < C; ++c) rows[0][c] = logits[c] = float(offset + spread * normal(random));
+        float terms[3], stats[2 * kStats];
+        const int64_t label = 5;
+        Call p{};
+        p.N = 1, p.K = 1, p.C = C, p.temperature = tau, p.terms = terms, p.stats = stats;
+        p.label = &label, p.label_stride = 1;
+        p.student[0] = {reinterpret_cast<char*>(logits.data()), int64_t(C * 4), Dtype::kFloat32};
+        const Real none[3] = {}, want = definition(rows, nullptr, label, 0, tau, kKl, none).ce;
+        for (const Plan& plan : kBlockKernels) {
+          launch(p, plan);
+          CHECK(close(terms[0], want, 1e-5L * (1 + std::fabs(want)), 1), "kernel %d offset %g spread %g tau %g: %g, not %Lg",
+                int(plan.regime), offset, spread, double(tau), double(terms[0]), want);
+        }
+      }
 }
 
 // Which kernel the table names, on an H200 and on a card without clusters.
@@ -144,6 +175,7 @@ int main() {
   test_count();
   test_sweeps();
   test_near_agreement();
+  test_far_logits();
   std::printf("%d failures\n", failures);
   return failures != 0;
 }
