@@ -1,10 +1,13 @@
 """Every loss op on a GPU, whoever serves it there, against the reference in float64."""
 
+import importlib
+
 import pytest
 import torch
 
 import nanonet
 from nanonet import backends, reference
+from nanonet.backends import cuda
 from nanonet.reference import DIVERGENCES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
@@ -90,6 +93,24 @@ def test_in_a_cluster(dtype):
 def test_rows_of_a_cluster_of_which_one_has_a_chunk_more_than_the_next():
     """On an H200 eight rows each: none may be written over before every warp is done with it."""
     check(*draw(2, 528, 60003, torch.bfloat16), temperature=2.5, divergence=DIVERGENCES["js"])
+
+
+# several rows for every block or cluster: each takes the place of the one before, also where a class at -inf takes a
+# sweep more; whole chunks, and rows of which each lies otherwise to the 16-byte grid
+@pytest.mark.parametrize("kernel,cluster", [("chip", 1), ("cluster", 2), ("cluster", 8), ("cluster", 16), ("sweep", 1)])
+@pytest.mark.parametrize("dtype,C", [(torch.bfloat16, 3000), (torch.float32, 2001)])
+def test_every_kernel_over_many_rows(kernel, cluster, dtype, C):
+    if cuda.load() is not None or (cluster > 1 and torch.cuda.get_device_capability()[0] < 9):
+        pytest.skip("no such kernel here")
+    student, teacher, label = draw(3, 1200, C, dtype)
+    student[:, 100:500:7, 10] = teacher[100:500:7, 10] = float("-inf")
+    label[label == 10] = 11
+    module = importlib.import_module("nanonet._C_cuda")
+    module.use_kernel(kernel, cluster)
+    try:
+        check(student, teacher, label, temperature=2.0)
+    finally:
+        module.use_kernel(None)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
