@@ -164,6 +164,12 @@ def test_strided(dtype):
     check(student.transpose(1, 2).contiguous().transpose(1, 2), teacher, label)
 
 
+def test_rows_four_gib_apart():
+    student, teacher, label = draw(1, 2, 1000, torch.bfloat16)
+    apart = torch.empty((1 << 31) + 1000, dtype=torch.bfloat16, device="cuda").as_strided((1, 2, 1000), (0, 1 << 31, 1))
+    check(apart.copy_(student), teacher, label)
+
+
 def test_many_rows_count_their_denominators_first():
     student, teacher, label = draw(2, 20000, 5)
     check(student, teacher, label, row_weight=torch.rand(20000, device="cuda"))
