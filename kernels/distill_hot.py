@@ -7,7 +7,7 @@ with care. Logarithms are to base 2.
 import triton
 import triton.language as tl
 
-from nanonet.kernels.rowwise import LN2, LOG2_E, load_rows
+from nanonet.kernels.rowwise import LN2, LOG2_E, load_logits, load_rows
 
 
 @triton.jit
@@ -83,11 +83,8 @@ def hot_tile(
     rows = ()
     for r in tl.static_range(COUNT):
         at = (student + tl.full((), r, tl.int64) * stride_k + n * stride_n if r < K else teacher + n * stride_t) + c
-        if inside is None:
-            rows = rows + (tl.load(at).to(tl.float32),)
-        else:  # outside a logit of probability 0, but finite
-            nothing = tops[r] - tl.maximum(300 / scale, tl.abs(tops[r]))
-            rows = rows + (tl.load(at, mask=inside, other=nothing).to(tl.float32),)
+        nothing = tops[r] - tl.maximum(300 / scale, tl.abs(tops[r]))  # a logit of probability 0, but finite
+        rows = rows + (load_logits(at, inside, nothing),)
     ls, qs, Q, ds = hot_classes(rows, tops, softs, plains, scale, a_ce, a_teacher, a_peers, K, COUNT, PLAIN)
     centre = ls[0]
     for k in tl.static_range(1, K):

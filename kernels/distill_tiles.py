@@ -200,7 +200,7 @@ def distill_tiles_kernel(
                 for k in tl.static_range(K):
                     all_sums += of_teacher[k] + of_peers[k]
                 careful = all_sums - all_sums != 0
-        if careful:
+        if careful:  # other threads than before may store a class: the sums' own barriers lie between
             teacher_sums = lanes
             peers_sums = lanes
             tiles = tl.cdiv(C, LANES * CARE)

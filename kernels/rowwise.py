@@ -40,15 +40,15 @@ def load_rows(student, teacher, n, c, inside, stride_k, stride_n, stride_t, K: t
     rows = ()
     for k in tl.static_range(K):
         at = student + tl.full((), k, tl.int64) * stride_k + n * stride_n + c
-        rows = rows + (load_logits(at, inside),)
+        rows = rows + (load_logits(at, inside, -INF),)
     if teacher is not None:
-        rows = rows + (load_logits(teacher + n * stride_t + c, inside),)
+        rows = rows + (load_logits(teacher + n * stride_t + c, inside, -INF),)
     return rows
 
 
 @triton.jit
-def load_logits(at, inside):
-    x = tl.load(at) if inside is None else tl.load(at, mask=inside, other=-INF)
+def load_logits(at, inside, outside):
+    x = tl.load(at) if inside is None else tl.load(at, mask=inside, other=outside)
     return x.to(tl.float32)
 
 

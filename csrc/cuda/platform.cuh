@@ -61,7 +61,6 @@ NN_DEVICE uint32_t two_bfloat16(float low, float high) {
   return both;
 }
 
-NN_DEVICE uint4 load_once(const uint4* at) { return __ldg(at); }
 NN_DEVICE void store_once(uint4* at, uint4 value) { __stcs(at, value); }  // nobody on this chip reads it soon
 
 // 16 bytes from global to shared memory past the registers; done after copies_wait().

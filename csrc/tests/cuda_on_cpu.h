@@ -248,7 +248,6 @@ inline void on_grid(const void* at) {
   std::printf("16 bytes at %p are not aligned\n", at);
   std::abort();
 }
-inline uint4 load_once(const uint4* at) { return on_grid(at), *at; }
 inline void store_once(uint4* at, uint4 value) { on_grid(at), *at = value; }
 
 // Copied at the wait alone: who reads without waiting reads NaN, not what was there before.
