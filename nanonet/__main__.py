@@ -2,7 +2,7 @@
 
 import sys
 
-from nanonet.cli import main
+from nanonet.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from nanonet.launch import threads
+from nanonet.training.launch import threads
 
 TOPICS = {
     "animals": "cat dog horse cow sheep bird fish frog".split(),

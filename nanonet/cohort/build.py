@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from nanonet.config import InputError, Tuning
+from nanonet.config.train import InputError, Tuning
 
 # ModernBERT's ways to have no biases; tuning them needs them created
 BIAS_FLAGS = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")

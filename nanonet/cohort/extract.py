@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nanonet.cohort.build import probe
-from nanonet.cohort.load import quiet
 from nanonet.cohort.model import Cohort
-from nanonet.config import InputError
+from nanonet.config.train import InputError
+from nanonet.models.load import quiet
 
 # largest difference of logits, relative to the largest logit, between a stacked and a plain student
 TOLERANCE = 1e-3

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from nanonet.cohort.build import Parts
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLayerNorm, CohortLinear, Span
 from nanonet.cohort.packing import packed
-from nanonet.config import Tuning
+from nanonet.config.train import Tuning
 from nanonet.data.batches import length_buckets
 
 # between the dropout masks of two chunks of students and of two groups of rows

@@ -17,7 +17,7 @@ from nanonet.cohort.build import alike, check_mapping, find_parts, plain_student
 from nanonet.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear, Span
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.packing import can_pack
-from nanonet.config import InputError, Tuning
+from nanonet.config.train import InputError, Tuning
 
 LAYER_STRIDE = 7919  # between the dropout masks of two layers
 

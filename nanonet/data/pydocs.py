@@ -18,7 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 from nanonet.data.read import Dataset, Split
 from nanonet.data.split import digest, held_out
 

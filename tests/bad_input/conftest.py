@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import HfApi
 from transformers import BertModel
 
-from nanonet.cli import main
+from nanonet.cli.main import main
 
 
 @pytest.fixture(scope="session")

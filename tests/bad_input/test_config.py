@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nanonet.cli import main
+from nanonet.cli.main import main
 
 # files in the working folder, arguments (see conftest.py), fragments of the message
 Case = tuple[dict[str, str | bytes], str, list[str]]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, FNetConfig, FNetForSequenceClassification
 
-from nanonet.cli import main
+from nanonet.cli.main import main
 
 # files in the working folder, arguments (see conftest.py), fragments of the message
 Case = tuple[dict[str, str | bytes], str, list[str]]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.cli import main
-from nanonet.config import InputError, TrainConfig
-from nanonet.folder import open_folder
+from nanonet.cli.main import main
+from nanonet.config.train import InputError, TrainConfig
+from nanonet.training.output_folder import open_folder
 
 # files in the working folder, arguments (see conftest.py), fragments of the message
 Case = tuple[dict[str, str | bytes], str, list[str]]

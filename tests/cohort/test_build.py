@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nanonet.cohort.build import check_encoder, check_mapping, find_parts, plain_student
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]
 

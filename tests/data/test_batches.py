@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 from nanonet.data.batches import BatchPlan, Encoded, collate, encode, length_buckets
 
 PAD = 99

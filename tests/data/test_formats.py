@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 from nanonet.data.formats import extension, listing, problem, rows, shorten
 
 COLUMNS = {"text_column": "text", "label_column": "label"}

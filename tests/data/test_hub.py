@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 from nanonet.data import hub
 from nanonet.data.hub import looks_like_id
 from nanonet.data.read import load_dataset

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 from nanonet.data import pydocs as module
 from nanonet.data.pydocs import TOPICS, collect, pydocs
 from nanonet.data.read import Dataset, Split, load_dataset

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.config import InputError
+from nanonet.config.train import InputError
 from nanonet.data.read import Dataset, load_dataset, read_classes, read_table, read_texts
 from nanonet.data.split import held_out
 

@@ -78,8 +78,8 @@ def test_served_by_a_kernel():
 
 
 def test_packed_rows_give_the_same_logits_and_gradients(tiny_encoder: Path):
-    from nanonet.cohort.load import load_encoder
     from nanonet.cohort.stack import build_cohort
+    from nanonet.models.load import load_encoder
 
     cohort = build_cohort(load_encoder(str(tiny_encoder)), [[0], [1]], ["a", "b"], "bias").cuda()
     ids = torch.randint(5, 20, (6, 11), generator=torch.Generator().manual_seed(0)).cuda()
@@ -109,8 +109,8 @@ def test_packed_rows_give_the_same_logits_and_gradients(tiny_encoder: Path):
     ],
 )
 def test_a_run_trains_there(flags: str, tiny_encoder: Path, tiny_data: Path, tmp_path: Path):
-    from nanonet.classifier import load_classifier
-    from nanonet.cli import main
+    from nanonet.cli.main import main
+    from nanonet.inference.classifier import load_classifier
 
     given = ["--data", str(tiny_data), "--teacher", str(tiny_encoder), "--output", str(tmp_path / "run")]
     more = ["--steps", "12", "--max-tokens", "32", *flags.split()]

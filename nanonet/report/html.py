@@ -1,0 +1,174 @@
+"""report.html: one file, nothing fetched, for whoever wants to see what a run was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from nanonet.report import figures
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1c2733; --soft: #66727f; --line: #dfe4ea; --back: #fff; --bar: #3b82f640 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dde3ea; --soft: #93a0ad; --line: #323b45; --back: #14181d; --bar: #3b82f66b } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
+  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem }
+h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem }
+p { margin: .4rem 0; max-width: 46rem } .soft { color: var(--soft) }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+.wide { width: 100% } .scroll { overflow-x: auto }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { color: var(--soft); font-weight: 500 }
+th:first-child, td:first-child, td.left { text-align: left } tr.best td { font-weight: 600 }
+td.bar { background: linear-gradient(90deg, var(--bar) var(--part), transparent var(--part)); min-width: 8rem }
+details { margin-top: 2.4rem } summary { cursor: pointer; color: var(--soft) }
+code { font-size: .92em } svg { display: block }
+"""
+
+
+class Row(NamedTuple):
+    """A line of the headline table; trained: parameters that training changed; smaller: the teacher's over its own."""
+
+    name: str
+    accuracy: float | None
+    macro_f1: float | None
+    parameters: int
+    trained: int | None
+    smaller: float
+    best: bool = False
+
+
+def rows(report: dict[str, Any]) -> list[Row]:
+    """The headline table of a report: floor, teacher, students, ensemble."""
+    teacher, floor, ensemble, students = (report[key] for key in ("teacher", "floor", "ensemble", "students"))
+    size = teacher["parameters"]
+    table = []
+    if floor:
+        name = "frozen embeddings + logistic regression"
+        table.append(Row(name, floor["accuracy"], floor["macro_f1"], size, None, 1.0))
+    name = f"teacher ({teacher['targets'].replace('_', ' ')})"
+    table.append(Row(name, teacher["accuracy"], teacher["macro_f1"], size, None, 1.0))
+    for k, student in enumerate(students):
+        layers = ", ".join(map(str, student["layers"]))
+        name = f"student {k} (layers {layers})" if layers else f"student {k} (CNN)"
+        count, own = student["parameters"]["total"], student["parameters"]["trainable"]
+        scores = student["accuracy"], student["macro_f1"]
+        table.append(Row(name, *scores, count, own, size / count, k == report["best"]))
+    if len(students) > 1:
+        count, own = (sum(student["parameters"][part] for student in students) for part in ("total", "trainable"))
+        name = f"ensemble of {len(students)} students"
+        table.append(Row(name, ensemble["accuracy"], ensemble["macro_f1"], count, own, size / count))
+    return table
+
+
+def headline(report: dict[str, Any]) -> str:
+    """The headline table for a terminal."""
+    table = rows(report)
+    width = max(len(row.name) for row in table) + 2
+    lines = [f"{'':<{width}}  accuracy  macro-F1  parameters  trained  smaller"]
+    for row in table:
+        name = ("* " if row.best else "  ") + row.name
+        numbers = f"{_percent(row.accuracy):>8}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
+        lines.append(f"{name:<{width}}  {numbers}  {_millions(row.trained):>7}  {row.smaller:>6.2f}x")
+    return "\n".join(lines)
+
+
+def page(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
+    """The whole page. report: what report.json holds; metrics: the lines of metrics.jsonl."""
+    data, best = report["data"], report["students"][report["best"]]
+    test = f"{data['test']} test rows" if data["test"] else "no test rows, so no accuracies"
+    title = f"nanonet: {data['name']}"
+    kept = f"{data['held']} unlabelled rows that were kept from training"
+    chosen_on = kept if data["held"] else "the rows that it was trained on, too few to keep some from it"
+    sizes = [(row.name, row.accuracy, row.parameters) for row in rows(report)]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p class=soft>{len(data['classes'])} classes, {data['labelled']} labels, {data['unlabelled']} rows without,"
+        f" {test}; tuning {escape(best['tuning'])}, seed {report['config']['seed']}.</p>",
+        _headline_table(report),
+        f"<p class=soft>The best student, in bold, is the one nearest to the soft targets of {chosen_on}:"
+        f" no test label was used. Sizes are against the teacher; the students' embeddings are"
+        f" {'its own, frozen' if best['layers'] else 'cut down from its own and trained'}.</p>",
+        _section("What each student learned", figures.losses(metrics)),
+        _section("Accuracy against size", figures.size(sizes)),
+    ]
+    if report["confusion"]:
+        matrix = report["confusion"], data["classes"]
+        parts += [_section("What the best student confuses", figures.confusion(*matrix)), _confused(*matrix)]
+    parts += [
+        _section("How the soft targets were chosen", _choice(report["teacher"])),
+        _section("Where the time went", _seconds(report["seconds"])),
+        _details("Settings", report["config"]),
+        _details("Versions", report["versions"]),
+    ]
+    head = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
+    )
+    return head + "<body>\n" + "\n".join(part for part in parts if part) + "\n</body></html>\n"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{title}</h2>\n<div class=scroll>{body}</div>" if body else ""
+
+
+def _headline_table(report: dict[str, Any]) -> str:
+    lines = []
+    for row in rows(report):
+        part = f"{100 * (row.accuracy or 0):.1f}%"
+        lines.append(
+            f"<tr{' class=best' if row.best else ''}><td>{escape(row.name)}</td>"
+            f'<td class=bar style="--part:{part}">{_percent(row.accuracy)}</td><td>{_percent(row.macro_f1)}</td>'
+            f"<td>{_millions(row.parameters)}</td><td>{_millions(row.trained)}</td><td>{row.smaller:.2f}×</td></tr>"
+        )
+    columns = ("", "accuracy [%]", "macro-F1 [%]", "parameters", "trained", "smaller")
+    head = f"<tr>{''.join(f'<th>{column}</th>' for column in columns)}</tr>"
+    return f"<div class=scroll><table class=wide style='margin-top:1.4rem'>{head}{''.join(lines)}</table></div>"
+
+
+def _confused(counts: Sequence[Sequence[int]], classes: Sequence[str], most: int = 8) -> str:
+    """The most frequent mistakes in words: what a matrix of many classes does not show at a glance."""
+    pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
+    lines = [
+        f"<tr><td>{escape(classes[i])}</td><td class=left>{escape(classes[j])}</td>"
+        f"<td>{n} of {sum(counts[i])}</td></tr>"
+        for n, i, j in sorted(pairs, key=lambda pair: -pair[0])[:most]
+    ]
+    head = "<tr><th>true</th><th style='text-align:left'>predicted</th><th>rows</th></tr>"
+    return f"<div class=scroll><table>{head}{''.join(lines)}</table></div>" if lines else ""
+
+
+def _choice(teacher: dict[str, Any]) -> str:
+    lines = "".join(
+        f"<tr{' class=best' if rule == teacher['targets'] else ''}><td>{escape(rule.replace('_', ' '))}</td>"
+        f"<td>{_percent(accuracy)}</td></tr>"
+        for rule, accuracy in sorted(teacher["cross_validation"].items(), key=lambda item: -(item[1] or 0))
+    )
+    return f"<table><tr><th>rule</th><th>cross-validated in the labels [%]</th></tr>{lines}</table>"
+
+
+def _seconds(seconds: dict[str, float]) -> str:
+    longest = max(seconds.values(), default=0.0) or 1.0
+    lines = "".join(
+        f'<tr><td>{escape(stage)}</td><td class=bar style="--part:{100 * s / longest:.1f}%">{s:.1f} s</td></tr>'
+        for stage, s in seconds.items()
+    )
+    total = f"<tr><td>all of them</td><td>{sum(seconds.values()):.1f} s</td></tr>"
+    return f"<table>{lines}{total}</table>" if seconds else ""
+
+
+def _details(title: str, values: dict[str, Any]) -> str:
+    lines = "".join(
+        f"<tr><td>{escape(str(key))}</td><td class=left><code>{escape(str(value))}</code></td></tr>"
+        for key, value in values.items()
+    )
+    return f"<details><summary>{title}</summary><div class=scroll><table>{lines}</table></div></details>"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _millions(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e6:.2f}M"

@@ -1,0 +1,66 @@
+"""The choice of embeddings and rule follows the labels, and is never made on labels that were learnt from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nanonet.teacher.selection import _rule, choose
+
+
+def test_the_choice_follows_the_labels(clusters):
+    x, _, truth = clusters(300, noise=0.35)
+    label = np.where(np.arange(300) < 24, truth, -100)
+    chosen = choose(x, label, 3, "auto", seed=0)
+    assert chosen.rule in ("self_training", "diffusion") and chosen.trust == chosen.accuracy[chosen.rule]
+    # where neighbours say nothing about the class, guessing on cannot help: half of the rows have another class
+    shuffled = np.where(label >= 0, np.random.default_rng(1).integers(0, 3, 300), -100)
+    assert choose(x, shuffled, 3, "auto", seed=0).trust < 0.7
+    named = choose(x, label, 3, "propagation", seed=0)
+    assert named.rule == "propagation" and set(named.accuracy) == {"classifier", "propagation"}
+
+
+def test_an_encoder_tuned_in_a_fold_has_not_seen_the_labels_that_it_is_judged_on(clusters):
+    x, _, truth = clusters(300)
+    label = np.where(np.arange(300) < 150, truth, -100)
+    seen = []
+
+    def retune(hidden, rows):
+        seen.append(rows[hidden >= 0])
+        spoilt = np.random.default_rng(0).normal(size=(len(rows), 3)) + 10 * np.eye(3)[truth[rows]]
+        known = hidden >= 0
+        spoilt[~known] = x[rows][~known][:, :3]  # a body that tells apart what it has seen, and nothing else
+        return torch.from_numpy(spoilt)
+
+    choice = choose(x, label, 3, "auto", 0, retune=retune)
+    held = [set(range(150)) - set(part.tolist()) for part in seen]
+    assert len(seen) == 3 and set().union(*held) == set(range(150)) and sum(map(len, held)) == 150
+    assert choice.trust < 0.9
+    # a body that knows every class is trusted
+    sure = choose(x, label, 3, "auto", 0, retune=lambda hidden, rows: torch.eye(3)[truth[rows]])
+    assert sure.trust == 1 and sure.rule == "diffusion"
+
+
+def test_folds_that_tune_an_encoder_stop_when_enough_labels_were_held_out(clusters):
+    x, _, truth = clusters(900)
+    label = np.where(np.arange(900) < 700, truth, -100)
+    calls = []
+    again = torch.from_numpy(x)
+    choose(x, label, 3, "classifier", 0, retune=lambda hidden, rows: calls.append(len(rows)) or again[rows])
+    assert calls == [900]  # 233 of the 700 are held out by one fold
+
+
+def test_of_rules_that_the_labels_cannot_tell_apart_the_one_that_uses_more_texts_is_taken():
+    none, all_of_them = np.zeros(100), np.ones(100)
+    one_less = all_of_them.copy()
+    one_less[3] = 0
+    assert _rule({"classifier": all_of_them, "self_training": one_less, "diffusion": none}, 100) == "self_training"
+    assert _rule({"classifier": all_of_them, "self_training": none, "diffusion": all_of_them}, 100) == "diffusion"
+    # ten labels that one gets and the other does not: told apart, however many both get
+    ten_less = all_of_them.copy()
+    ten_less[:10] = 0
+    assert _rule({"classifier": all_of_them, "self_training": ten_less, "diffusion": ten_less}, 100) == "classifier"
+    # as many that only the other gets: not told apart
+    others = all_of_them.copy()
+    others[10:20] = 0
+    assert _rule({"classifier": others, "self_training": ten_less, "diffusion": none}, 100) == "self_training"

@@ -1,0 +1,96 @@
+"""A frozen trunk that is kept: the same logits and gradients as with every layer run again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nanonet.cohort.stack import stack
+from nanonet.data.batches import Encoded, collate
+from nanonet.training.backbone import entrance, keep_trunk
+
+PAD = 1
+FIRST = {  # what a head begins with, in each architecture
+    "bert": "bert.pooler.dense",
+    "roberta": "classifier.dense",
+    "modernbert": "head.dense",
+    "distilbert": "pre_classifier",
+    "electra": "classifier.dense",
+    "mpnet": "classifier.dense",
+}
+
+
+@pytest.fixture
+def texts(batch) -> Encoded:
+    ids, mask = batch
+    lengths = mask.sum(1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return Encoded(ids[mask == 1].int(), offsets)
+
+
+@pytest.mark.parametrize("kind", FIRST)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_no_logits_and_no_gradients_change(
+    kind, checkpointing, chunk, make_teacher, texts, models_of, gradients_of
+) -> None:
+    cohort = stack(models_of(make_teacher(kind), "head"), "head").train()
+    cohort.checkpointing, cohort.group_rows = checkpointing, 2
+    rows = [4, 0, 5]
+    ids, mask = collate(texts, rows, PAD)
+    plain = cohort(ids, mask, chunk)
+    wanted = gradients_of(cohort, plain)
+    trunk = keep_trunk(cohort, texts, PAD, torch.device("cpu"))
+    assert trunk is not None and trunk.head.endswith(FIRST[kind]) and trunk.read.shape == (3, 6, 32)
+    tokens = []
+    cohort.embeddings().register_forward_hook(lambda module, given, output: tokens.append(output.shape[1]))
+    logits = cohort.train()(ids, mask, chunk, entering=trunk[rows])
+    torch.testing.assert_close(logits, plain, rtol=2e-6, atol=2e-6)
+    gradients = gradients_of(cohort, logits)
+    assert gradients.keys() == wanted.keys() and set(tokens) == {1}
+    for name, gradient in gradients.items():
+        scale = max(1.0, float(wanted[name].abs().max()))
+        torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=2e-6 * scale, msg=name)
+
+
+def test_features_of_a_kept_trunk_are_those_of_the_whole(make_teacher, texts, models_of) -> None:
+    cohort = stack(models_of(make_teacher("bert"), "head"), "head").eval()
+    trunk = keep_trunk(cohort, texts, PAD, torch.device("cpu"))
+    rows = list(range(6))
+    ids, mask = collate(texts, rows, PAD)
+    whole = cohort(ids, mask, features=cohort.last)
+    torch.testing.assert_close(
+        cohort(ids, mask, features=cohort.last, entering=trunk[rows]), whole, rtol=2e-6, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("tuning", ["bias", "lora", "full"])
+def test_what_is_still_trained_is_not_kept(tuning, make_teacher, models_of) -> None:
+    assert entrance(stack(models_of(make_teacher("bert"), tuning), tuning)) is None
+
+
+class Every(nn.Module):
+    """A pooler whose layer reads every token."""
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.dense(hidden).tanh().mean(1)
+
+
+class Twice(Every):
+    """A pooler that reads the trunk beside its layer, too."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.dense(hidden[:, 0]).tanh() + hidden.mean(1)
+
+
+@pytest.mark.parametrize("pooler", [Every, Twice])
+def test_a_head_that_reads_more_than_one_vector_is_not_kept(pooler, make_teacher, models_of) -> None:
+    cohort = stack(models_of(make_teacher("bert"), "head"), "head")
+    assert entrance(cohort) == "bert.pooler.dense" and cohort.training
+    cohort.model.bert.pooler = pooler(cohort.model.bert.pooler.dense)
+    assert entrance(cohort) is None and cohort.training

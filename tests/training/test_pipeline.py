@@ -1,0 +1,354 @@
+"""The training loop: the same step however it is cut, killed or spread, and each setting doing what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
+
+from nanonet.cohort import model
+from nanonet.config.train import InputError, TrainConfig
+from nanonet.data.prepare import prepare, spelled
+from nanonet.models.load import load_tokenizer
+from nanonet.training.backbone import keep_trunk
+from nanonet.training.checkpoint import save
+from nanonet.training.optimizer import TEACHER_LEARNING_RATE
+from nanonet.training.pipeline import train
+
+MODES: dict[str, dict] = {
+    "frozen": {},
+    "online": {"teacher_mode": "online", "teacher_steps": TrainConfig.teacher_steps},
+}
+MODES["head"] = MODES["online"] | {"tuning": "head"}  # the students' and the teacher's frozen layers are kept
+
+
+@pytest.fixture
+def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        output=str(tmp_path / "run"),
+        data=str(tiny_data),
+        teacher=str(tiny_encoder),
+        labels_per_class=5,
+        teacher_steps=2,
+        steps=12,
+        labelled_batch=5,
+        unlabelled_batch=11,
+        learning_rate=3e-3,
+        max_tokens=32,
+    )
+
+
+def weights(folder: str | Path, student: int = 0) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / f"student-{student}" / "model.safetensors")
+
+
+def run(config: TrainConfig, name: str, **changes) -> tuple[dict, dict]:
+    output = str(Path(config.output).with_name(name))
+    result = train(dataclasses.replace(config, output=output, **changes))
+    return result, weights(output)
+
+
+def distance(a: dict, b: dict) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def records(config: TrainConfig, name: str) -> list[dict]:
+    lines = (Path(config.output).with_name(name) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_seed_decides_the_weights(config: TrainConfig) -> None:
+    views = dict(views="cutoff,shuffle")
+    _, one = run(config, "one", **views)
+    _, again = run(config, "again", **views)
+    _, other = run(config, "other", **views, seed=1)
+    assert distance(one, again) == 0 and distance(one, other) > 0
+
+
+def test_micro_batches_make_the_same_step(config: TrainConfig) -> None:
+    _, whole = run(config, "whole")
+    _, cut = run(config, "cut", gradient_accumulation=3)
+    assert distance(whole, cut) < 2e-5
+    for a, b in zip(records(config, "whole"), records(config, "cut"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4) and a["ce"] == pytest.approx(b["ce"], abs=1e-4)
+
+
+def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, kept = run(config, "kept")
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return checkpoint(*arguments, **options)
+
+    monkeypatch.setattr(model, "checkpoint", counted)
+    _, again = run(config, "again", gradient_checkpointing=True)
+    assert calls and distance(kept, again) < 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_frozen_layers_that_are_kept_make_the_same_weights(config: TrainConfig, mode: str, monkeypatch) -> None:
+    config, kept = dataclasses.replace(config, **MODES[mode] | {"tuning": "head"}), []
+
+    def watched(*arguments):
+        kept.append(keep_trunk(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr("nanonet.training.pipeline.keep_trunk", watched)
+    _, one = run(config, "kept")
+    assert len(kept) == 1 + (config.teacher_mode == "online") and all(kept)
+    monkeypatch.setattr("nanonet.training.pipeline.keep_trunk", lambda *arguments: None)
+    _, other = run(config, "again")
+    assert 0 < distance(one, other) < 1e-5
+    kept.clear()
+    monkeypatch.setattr("nanonet.training.pipeline.keep_trunk", watched)
+    run(config, "views", views="cutoff")
+    run(config, "short", steps=2)  # fewer rows in all steps than texts: nothing to be saved
+    assert len(kept) == (config.teacher_mode == "online")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_compiled_step_makes_the_same_weights(config: TrainConfig, mode: str, monkeypatch) -> None:
+    config, calls, compile_ = dataclasses.replace(config, **MODES[mode]), [], torch.compile
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return compile_(*arguments, **options)
+
+    _, kept = run(config, "kept")
+    monkeypatch.setattr(torch, "compile", counted)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")  # what `accelerate launch --dynamo_backend` sets
+    _, again = run(config, "again")
+    assert calls and distance(kept, again) < 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: str) -> None:
+    config = dataclasses.replace(config, **MODES[mode])
+    config = dataclasses.replace(config, **({} if mode == "head" else {"steps": 6, "views": "cutoff"}))
+    _, one = run(config, "one")
+    folder = Path(config.output).with_name("two")
+    # once with a tracker, whose end is not that of the processes
+    flags = flags_of(dataclasses.replace(config, output=str(folder), tensorboard=mode == "frozen"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanonet"]
+    env = environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, "train", *flags], capture_output=True, text=True, env=env, cwd=folder.parent, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((folder / "report.json").read_text())["versions"]["processes"] == 2
+    assert distance(one, weights(folder)) < 2e-5
+    assert len(records(config, "two")) == config.steps
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def flags_of(config: TrainConfig) -> list[str]:
+    changed = {k: v for k, v in dataclasses.asdict(config).items() if v != getattr(TrainConfig(), k)}
+    return [part for k, v in changed.items() for part in (f"--{k.replace('_', '-')}", *([] if v is True else [str(v)]))]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
+    config = dataclasses.replace(
+        config, steps=400, save_every=7, views="dropout,shuffle", tuning="lora", lora_dropout=0.1
+    )
+    _, whole = run(config, "whole")
+    folder = Path(config.output).with_name("killed")
+    killed = dataclasses.replace(config, output=str(folder))
+    process = subprocess.Popen([sys.executable, "-m", "nanonet", "train", *flags_of(killed)], env=environment())
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "report.json").exists() and (folder / "checkpoint.safetensors").exists()
+    with pytest.raises(InputError, match="seed 0 -> 1"):
+        train(dataclasses.replace(killed, resume=True, seed=1))
+    train(dataclasses.replace(killed, resume=True))
+    assert distance(whole, weights(folder)) == 0
+    assert [r["step"] for r in records(config, "killed")] == list(range(400))
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_a_run_of_other_texts_is_not_gone_on_with(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = tmp_path / "own", tmp_path / "stopped"
+    shutil.copytree(config.data, data)
+    config = dataclasses.replace(config, data=str(data), output=str(out), steps=6, save_every=3)
+
+    def save_and_stop(*arguments) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nanonet.training.loop.save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(InputError, match="was begun with other texts"):
+        train(dataclasses.replace(config, resume=True))
+    (data / "train.jsonl").write_text("".join(lines))
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # as a full disk leaves it
+        file.write('\n5\n{}\n{"step": "a"}\n')  # as nobody leaves it
+    stored, other = out / "checkpoint.safetensors", tmp_path / "kept.safetensors"
+    shutil.move(stored, other)
+    for change in ({}, {"step": "-1"}):
+        some = load_file(other) if change else {"x": torch.zeros(2)}
+        save_file(some, stored, {"step": "3", "scaler": "{}"} | change)
+        with pytest.raises(InputError, match="not a checkpoint of this run; delete it"):
+            train(dataclasses.replace(config, resume=True))
+    shutil.move(other, stored)
+    train(dataclasses.replace(config, resume=True))
+    assert [r["step"] for r in records(config, "stopped")] == list(range(6))
+
+
+@pytest.mark.parametrize("tuning", ["bias", "lora", "full", "head"])
+def test_each_tuning_trains_its_parameters_only(config: TrainConfig, tuning: str) -> None:
+    result, trained = run(config, "long", tuning=tuning, steps=12)
+    _, start = run(config, "start", tuning=tuning, steps=1, learning_rate=1e-12)
+    moved = {name for name in trained if not torch.allclose(trained[name], start[name], atol=1e-6)}
+    body = {name for name in moved if "pooler" not in name and "classifier" not in name}
+    assert moved - body, "the head is always trained"
+    assert not any("embeddings" in name for name in moved)
+    if tuning == "bias":
+        assert body and all(name.endswith("bias") for name in body)
+    elif tuning == "lora":
+        assert body and all(name.endswith("weight") and "LayerNorm" not in name for name in body)
+        assert (Path(config.output).with_name("long") / "student-1-adapter" / "adapter_model.safetensors").exists()
+    else:
+        assert bool(body) == (tuning == "full")
+    assert result["students"][0]["parameters"]["trainable"] < result["students"][0]["parameters"]["total"]
+
+
+@pytest.mark.parametrize("mode", ["frozen", "online"])
+def test_students_learn_the_topics(config: TrainConfig, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TEACHER_LEARNING_RATE, "full", 3e-3)
+    result, _ = run(config, mode, steps=200, **MODES[mode], labels_per_class=30, labelled_batch=15)
+    assert max(s["accuracy"] for s in result["students"]) > 0.7  # chance: 0.33
+    first, last = records(config, mode)[0], records(config, mode)[-1]
+    assert sum(last["ce"]) < sum(first["ce"])
+    if mode == "online":
+        assert last["teacher_ce"] < first["teacher_ce"]
+
+
+def test_a_tuned_teacher_makes_other_targets(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanonet.teacher.encoder.LEARNING_RATE", 3e-3)  # the encoder is small and random
+    config = dataclasses.replace(config, labels_per_class=30, labelled_batch=15, steps=4, targets="classifier")
+    (plain, a), (tuned, b) = run(config, "plain", teacher_steps=0), run(config, "tuned", teacher_steps=200)
+    assert distance(a, b) > 1e-4 and tuned["floor"] == plain["floor"]
+    assert tuned["teacher"]["accuracy"] > 0.6
+    assert not Path(config.output).with_name("tuned").joinpath("teacher").exists()
+
+
+def test_steps_grow_with_the_classes_unless_they_are_said(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanonet.training.pipeline.STEPS", 5)
+    result, _ = run(config, "chosen", steps=0)
+    assert result["config"]["steps"] == len(records(config, "chosen")) == 30  # 10 for each of 3 classes
+    monkeypatch.setattr("nanonet.training.pipeline.STEPS", 33)
+    assert run(config, "fewest", steps=0)[0]["config"]["steps"] == 33
+
+
+BASE: dict[str, torch.Tensor] = {}
+
+
+# what each setting is expected to change, from a run that has all of it at rest
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(divergence="js"),
+        dict(temperature=2.0),
+        dict(ce_weight=0.5),
+        dict(teacher_weight=0.5),
+        dict(peers_weight=2.0),
+        dict(confidence=True),
+        dict(relation_weight=1.0),
+        dict(sharpen=3.0),
+        dict(targets="propagation"),
+        dict(views="adversarial"),
+        dict(views="dropout"),
+        dict(weight_decay=0.5),
+        dict(max_grad_norm=0.01),
+        dict(schedule="constant"),
+        dict(warmup=0.5),
+        dict(layer_mapping="bottom-top"),
+        dict(labelled_batch=2),
+        dict(unlabelled_batch=5),
+        dict(max_unlabelled=40),
+        dict(max_tokens=5),
+        dict(precision="bfloat16"),
+        dict(labels_per_class=4),
+    ],
+    ids=str,
+)
+def test_each_setting_changes_the_students(config: TrainConfig, change: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanonet.report.summary.write_report", lambda *arguments: {})
+    short = dataclasses.replace(config, steps=4, targets="classifier")
+    if not BASE:
+        BASE.update(run(short, "base")[1])
+    _, changed = run(short, "changed", **change)
+    assert distance(BASE, changed) > 1e-7
+
+
+def test_tensorboard_writes_what_the_steps_measure(config: TrainConfig) -> None:
+    run(config, "board", tensorboard=True, steps=3)
+    files = list(Path(config.output).with_name("board").rglob("events.out.tfevents*"))
+    assert files and any(b"loss" in file.read_bytes() for file in files)
+
+
+def test_sharpening_reaches_an_online_teacher(config: TrainConfig) -> None:
+    online = dataclasses.replace(config, **MODES["online"], steps=4)
+    assert distance(run(online, "base")[1], run(online, "sharp", sharpen=3.0)[1]) > 1e-7
+
+
+def test_too_few_rows_for_the_parts(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match="--gradient-accumulation 40"):
+        run(config, "many", gradient_accumulation=40)
+
+
+def test_relations_to_the_teacher_shrink_where_they_weigh(config: TrainConfig) -> None:
+    free, held = (
+        run(config, f"relations-{w}", steps=60, relation_weight=w) and records(config, f"relations-{w}")
+        for w in (1e-9, 5.0)
+    )
+    assert all(a["relation"] != [0, 0] for a in (free[0], held[0]))
+    assert sum(held[-1]["relation"]) < 0.7 * sum(free[-1]["relation"])
+    with pytest.raises(InputError, match="--relation-weight 1.0: .* --gradient-accumulation 1"):
+        run(config, "parts", relation_weight=1.0, gradient_accumulation=2)
+
+
+def test_the_names_of_the_classes_are_labelled_texts(config: TrainConfig):
+    tokenizer = load_tokenizer(config.teacher)
+    plain, named = (prepare(dataclasses.replace(config, class_names=given), tokenizer) for given in (False, True))
+    few, C = int((plain.label >= 0).sum()), len(plain.classes)
+    assert named.label.tolist() == [*plain.label[:few].tolist(), *range(C), *plain.label[few:].tolist()]
+    texts = [named.rows[[few + c]].ids.tolist() for c in range(C)]
+    assert texts == [tokenizer(name)["input_ids"] for name in plain.classes]
+    assert named.rows[range(few)].ids.tolist() == plain.rows[range(few)].ids.tolist()
+    assert len(named.held) == len(plain.held) and named.test_label == plain.test_label
+    assert run(dataclasses.replace(config, class_names=True), "named")[0]["data"]["labelled"] == few + C
+
+
+def test_a_name_without_a_letter_is_refused_before_anything_is_written(config: TrainConfig, tmp_path: Path):
+    data = tmp_path / "numbers.jsonl"
+    data.write_text("".join(json.dumps({"text": f"text {i}", "label": i % 2}) + "\n" for i in range(60)))
+    with pytest.raises(InputError, match="--class-names: the class '0' of .*jsonl is no word; name the classes"):
+        train(dataclasses.replace(config, data=str(data), class_names=True))
+    assert not Path(config.output).exists()
+    assert spelled("card_arrival", "x") == "card arrival"
