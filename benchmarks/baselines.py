@@ -28,8 +28,8 @@ from nanonet.config.train import TrainConfig
 from nanonet.data.prepare import prepare
 from nanonet.data.read import load_dataset
 from nanonet.data.split import draw_labels
-from nanonet.inference.forward import pooling_of
 from nanonet.models.load import find_model, load_encoder, load_tokenizer
+from nanonet.models.pooling import pooling_of
 from nanonet.teacher.encoder import Encoder, tuning_steps
 from nanonet.teacher.frozen import spread
 from nanonet.teacher.selection import Choice

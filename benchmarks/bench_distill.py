@@ -38,7 +38,7 @@ from nanonet.benchmarks.measure import (
     small_times_ms,
     times_ms,
 )
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 # text classification; a middle and a vocabulary-sized number of classes
 SHAPES = ((2, 32, 4), (4, 32, 4), (3, 512, 1000), (2, 256, 30522), (4, 256, 30522))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nanonet import cohort_linear, reference
 from nanonet.benchmarks.measure import each_ms, graph_ms, record, small_times_ms, times_ms
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 # (K, M, D, F, R): 48 texts of 50 tokens through an attention and a feed-forward product of a 384-wide encoder
 SHAPES = ((2, 2400, 384, 384, 8), (4, 2400, 384, 384, 8), (4, 2400, 384, 1536, 8))

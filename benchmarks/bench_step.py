@@ -44,9 +44,10 @@ from nanonet.cohort.build import plain_student
 from nanonet.cohort.model import Lora
 from nanonet.cohort.stack import build_cohort
 from nanonet.config.commands import BenchConfig
-from nanonet.config.train import InputError, Tuning
+from nanonet.config.train import Tuning
 from nanonet.data.batches import collate, encode
 from nanonet.data.read import load_dataset
+from nanonet.errors import InputError
 from nanonet.losses import DistillLoss
 from nanonet.models.load import load_encoder, load_tokenizer
 from nanonet.training.backbone import entrance

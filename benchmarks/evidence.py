@@ -23,7 +23,8 @@ from nanonet.benchmarks.evidence_tables import GOLD, read_lines, table, write
 from nanonet.benchmarks.measure import commit
 from nanonet.config.commands import EvidenceConfig
 from nanonet.config.parse import parse
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
 
 GOLD_FLAGS = "--labels-per-class 0 --labelled-batch 48 --teacher-weight 0 --peers-weight 0"
 GOLD_FLAGS += " --teacher-steps 0 --targets classifier"  # the quickest: nobody listens to this teacher

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from nanonet.benchmarks.tables import ROOT, markdown, put
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 LINES = ROOT / "benchmarks" / "results" / "evidence.jsonl"
 DEFAULTS = ("", "--precision bfloat16")  # the variants that are compared with the others

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from nanonet.training.launch import threads
+from nanonet.device import threads
 
 TOPICS = {
     "animals": "cat dog horse cow sheep bird fish frog".split(),

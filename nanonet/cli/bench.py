@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from nanonet.config.commands import BenchConfig
-from nanonet.config.train import InputError, Tuning
+from nanonet.config.train import Tuning
+from nanonet.errors import InputError
 from nanonet.files import whole_file
 
 COLUMNS = (

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 from typing import Any
 
 import torch
 
 from nanonet import backends
 from nanonet.backends import cpp, cuda
+from nanonet.versions import versions
 
-PACKAGES = ("nanonet", "torch", "transformers", "peft", "accelerate", "triton", "onnxruntime", "datasets")
 KEYS = ("CPU", "CUDA")
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that decide a result; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def facts() -> dict[str, Any]:

@@ -25,7 +25,8 @@ from nanonet.config.commands import (
     PredictConfig,
 )
 from nanonet.config.parse import parse
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 
 def _predict(config: PredictConfig) -> None:
-    from nanonet.inference.evaluate import predict
+    from nanonet.inference.predict import predict
 
     predict(config)
 

@@ -9,59 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from nanonet.config.train import InputError, Tuning
+from nanonet.config.train import Tuning
+from nanonet.errors import InputError
+from nanonet.models.dummy_inputs import probe
+from nanonet.models.parts import find_parts
 
 # ModernBERT's ways to have no biases; tuning them needs them created
 BIAS_FLAGS = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where the parts of a model lie: prefixes of parameter names, each with its dot."""
-
-    base: str
-    embeddings: str
-    layers: str
-
-    def of(self, name: str) -> str:
-        """embeddings, layers, body (the base's rest, such as a final norm) or head."""
-        if name.startswith(self.embeddings):
-            return "embeddings"
-        if name.startswith(self.layers):
-            return "layers"
-        inside = name.startswith(self.base) and not name.startswith(self.base + "pooler.")
-        return "body" if inside else "head"
-
-
-def find_parts(model: PreTrainedModel) -> Parts:
-    """The parts of an encoder, with or without a head.
-
-    Raises:
-        InputError: its layers or embeddings do not lie where those of an encoder do.
-    """
-    base: Any = model.base_model
-    names = {id(module): name for name, module in model.named_modules()}
-    depth = getattr(model.config, "num_hidden_layers", None)
-    stacks = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    word = names.get(id(base.get_input_embeddings()))
-    if len(stacks) != 1 or word is None:
-        raise InputError(
-            f"--teacher: {type(model).__name__} is no encoder whose layers can be chosen"
-            f" ({len(stacks)} lists of {depth} layers); give one such as BERT, RoBERTa or ModernBERT"
-        )
-    layers = names[id(stacks[0])]
-    # the embeddings are the highest branch that leads to the word embeddings and not to the layers
-    steps = word.split(".")
-    end = next(i for i in range(1, len(steps) + 1) if not (layers + ".").startswith(".".join(steps[:i]) + "."))
-    prefix = names[id(base)]
-    return Parts(prefix + "." if prefix else "", ".".join(steps[:end]) + ".", layers + ".")
 
 
 @torch.no_grad()
@@ -195,18 +155,3 @@ def _copy_weights(teacher: PreTrainedModel, model: Any, layers: Sequence[int]) -
             parameter.zero_()
         else:
             raise InputError(f"--layer-mapping: the teacher has no {origin}, which a student's {name} starts from")
-
-
-def probe(config: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Two rows of eight tokens, the second one padded: ids and attention mask (2,8), to compare two models on."""
-    pad = config.pad_token_id if config.pad_token_id is not None else 0
-    ids = torch.arange(16).view(2, 8) * 7919 % config.vocab_size
-    ids = torch.where(ids == pad, (pad + 1) % config.vocab_size, ids)
-    mask = torch.ones_like(ids)
-    ids[1, 5:], mask[1, 5:] = pad, 0
-    return ids.to(device), mask.to(device)
-
-
-def alike(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding: what two models say of the probe."""
-    return bool(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max()))))

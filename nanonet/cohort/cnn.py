@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nanonet.cohort.build import Parts
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLinear, Span
 from nanonet.cohort.model import Cohort, Lora
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 from nanonet.models.cnn import CnnConfig, CnnForSequenceClassification
+from nanonet.models.parts import Parts
 
 LEARNING_RATE = 2e-3
 PARTS = Parts(base="", embeddings="embeddings.", layers="layers.")

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from nanonet.cohort.build import probe
 from nanonet.cohort.model import Cohort
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
+from nanonet.models.dummy_inputs import probe
 from nanonet.models.load import quiet
 
 # largest difference of logits, relative to the largest logit, between a stacked and a plain student

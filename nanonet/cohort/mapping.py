@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 FLAG = "--layer-mapping"
 CURE = "give `bottom-top`, `interleaved`, or one list per student such as `0,5;1,4`"

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from nanonet.cohort.build import Parts
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLayerNorm, CohortLinear, Span
 from nanonet.cohort.packing import packed
 from nanonet.config.train import Tuning
 from nanonet.data.batches import length_buckets
+from nanonet.models.parts import Parts
 
 # between the dropout masks of two chunks of students and of two groups of rows
 CHUNK_STRIDE, GROUP_STRIDE = 104729, 1299709

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from nanonet.cohort.build import alike, probe
+from nanonet.models.dummy_inputs import alike, probe
 
 NAME = "nanonet_packed"  # of the attention, as transformers knows it
 

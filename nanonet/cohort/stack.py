@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nanonet.cohort.build import alike, check_mapping, find_parts, plain_student, probe
+from nanonet.cohort.build import check_mapping, plain_student
 from nanonet.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear, Span
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.packing import can_pack
-from nanonet.config.train import InputError, Tuning
+from nanonet.config.train import Tuning
+from nanonet.errors import InputError
+from nanonet.models.dummy_inputs import alike, probe
+from nanonet.models.parts import find_parts
 
 LAYER_STRIDE = 7919  # between the dropout masks of two layers
 

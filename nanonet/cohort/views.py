@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanonet.cohort.model import Cohort
-from nanonet.config.train import VIEWS, InputError
+from nanonet.config.train import VIEWS
+from nanonet.errors import InputError
 from nanonet.reference import mix32
 
 DROPOUT = 0.1

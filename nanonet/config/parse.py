@@ -19,7 +19,8 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
-from nanonet.config.train import InputError, describe, sections
+from nanonet.config.describe import describe, sections
+from nanonet.errors import InputError
 
 Config = TypeVar("Config")
 

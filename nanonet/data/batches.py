@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 _TEXTS_AT_ONCE = 1000  # bounds the Python lists of ids that exist at any one time
 

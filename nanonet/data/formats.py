@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 # (place such as "line 3", the values of the wanted columns)
 Row = tuple[str, list[object]]

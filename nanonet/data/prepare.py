@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded, encode
 from nanonet.data.read import load_dataset, read_texts
 from nanonet.data.split import draw_labels
+from nanonet.errors import InputError
 
 HELD_ROWS = 500  # unlabelled rows kept from training: the best student is chosen on them
 

@@ -18,9 +18,9 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from nanonet.config.train import InputError
-from nanonet.data.read import Dataset, Split
+from nanonet.data.dataset import Dataset, Split
 from nanonet.data.split import digest, held_out
+from nanonet.errors import InputError
 
 _LEAST_WORDS = 6
 _LEAST_TEXTS = 100  # a topic with fewer is dropped, as gui is where tkinter is not installed

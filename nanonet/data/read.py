@@ -9,31 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from nanonet.data.dataset import Dataset, Split
 from nanonet.data.formats import EXTENSIONS, Row, extension, listing, problem, rows, shorten
 from nanonet.data.split import held_out
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
-
-
-@dataclass(frozen=True)
-class Split:
-    """One table: N texts and their labels, as indices of classes; labels is None where the table has none."""
-
-    texts: list[str]
-    labels: list[int] | None
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What a run learns from: classes are the names in label order."""
-
-    train: Split
-    test: Split | None
-    classes: list[str]
-    name: str
 
 
 def load_dataset(data: str, *, text_column: str = "text", label_column: str = "label") -> Dataset:

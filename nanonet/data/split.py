@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 
 @dataclass(frozen=True)

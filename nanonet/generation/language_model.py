@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from nanonet.config.commands import GenerateConfig
-from nanonet.config.train import InputError
 from nanonet.data.batches import BatchPlan
-from nanonet.inference.classifier import device
+from nanonet.device import device
+from nanonet.errors import InputError
 from nanonet.models.load import find_model, quiet, read_pretrained
 
 CURE = "give a causal language model such as gpt2, with model.safetensors and its tokenizer"

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from nanonet.config.commands import GenerateConfig
-from nanonet.config.train import InputError
 from nanonet.data.read import load_dataset, read_table
 from nanonet.data.split import draw_labels, held_out
+from nanonet.device import device, threads
+from nanonet.errors import InputError
 from nanonet.files import write
 from nanonet.generation.filters import REASONS, sift
 from nanonet.generation.language_model import CURE, encode_prompt, encode_text, fine_tune, load_language_model, samples
-from nanonet.inference.classifier import device
 from nanonet.models.load import check_vocabulary, quiet
 from nanonet.progress import Progress
-from nanonet.training.launch import threads
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students
-from nanonet.cohort.build import probe
-from nanonet.config.train import InputError
+from nanonet.config.train import RUN_CONFIG
 from nanonet.data.batches import Encoded, encode
+from nanonet.errors import InputError
+from nanonet.models.dummy_inputs import probe
 from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
-from nanonet.training.output_folder import MARK
 
 CURE = "give a folder that nanonet train or save_pretrained wrote"
 TOLERANCE = 1e-4  # of the largest logit
@@ -78,7 +78,7 @@ def find_classifier(name: str, student: int = -1) -> Path:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"--model {name}: {what}; {CURE}")
-    is_run = (folder / MARK).is_file() and not (folder / "config.json").exists()
+    is_run = (folder / RUN_CONFIG).is_file() and not (folder / "config.json").exists()
     if student >= 0:
         if not (is_run and (folder / f"student-{student}").is_dir()):
             there = ", ".join(sorted(path.name for path in folder.glob("student-*[0-9]"))) if is_run else ""
@@ -146,15 +146,10 @@ def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
         raise InputError(f"{what}: its answer depends on the padding beside a text; give a model that heeds the mask")
 
 
-def device() -> torch.device:
-    """The accelerator that torch has, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def _run_tokens(folder: Path) -> int:
     """--max-tokens of the run that `folder` lies in; 0 where there is none."""
     try:
-        settings = yaml.safe_load((folder.absolute().parent / MARK).read_text(encoding="utf-8"))
+        settings = yaml.safe_load((folder.absolute().parent / RUN_CONFIG).read_text(encoding="utf-8"))
         return max(int(settings["max_tokens"]), 0)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # some other folder's file of that name
         return 0

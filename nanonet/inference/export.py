@@ -21,11 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from nanonet.config.commands import EvaluateConfig, ExportConfig
-from nanonet.config.train import InputError, TrainConfig, describe
+from nanonet.config.describe import describe
+from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded
+from nanonet.errors import InputError
 from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
 from nanonet.inference.evaluate import labelled_texts
-from nanonet.inference.forward import plain, run, scores
+from nanonet.inference.forward import plain, run
+from nanonet.inference.scores import scores
 
 # largest difference of logits, relative to the largest logit, between the model and what was written
 TOLERANCE = 1e-3

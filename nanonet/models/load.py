@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 HUB_TIMEOUT_S = 5.0
 CURE = "give a complete model folder with model.safetensors and its tokenizer"

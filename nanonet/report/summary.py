@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nanonet.cli.info import versions
 from nanonet.cohort.model import Cohort, count_parameters
 from nanonet.config.train import TrainConfig
 from nanonet.files import write
-from nanonet.inference.forward import confusion, scores
+from nanonet.inference.scores import confusion, scores
 from nanonet.report.html import page
 from nanonet.teacher.selection import Choice
+from nanonet.versions import versions
 
 UNTESTED: dict[str, float | None] = {"accuracy": None, "macro_f1": None}
 

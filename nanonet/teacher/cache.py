@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nanonet.cohort.model import Cohort
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded
+from nanonet.errors import InputError
 from nanonet.files import whole_file
 
 VERSION = 7  # of how a teacher is made: raised where a change makes other soft targets of the same input

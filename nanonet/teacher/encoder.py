@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
-from nanonet.cohort.build import find_parts
 from nanonet.cohort.packing import can_pack, packed
 from nanonet.data.batches import BatchPlan, Encoded, collate
 from nanonet.inference.forward import run
+from nanonet.models.parts import find_parts
 from nanonet.teacher.soft_labels import STRENGTH, classify, linear
 
 PASSES = 20  # over the labelled rows

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
 from nanonet.files import whole_file
 from nanonet.teacher.selection import Choice
 from nanonet.teacher.soft_labels import (

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded
 from nanonet.data.prepare import Material
+from nanonet.errors import InputError
 from nanonet.models.load import load_encoder, quiet
 from nanonet.progress import Progress
 from nanonet.teacher.encoder import Encoder, tuning_steps

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from nanonet.config.train import InputError
 from nanonet.data.split import folds
+from nanonet.errors import InputError
 from nanonet.teacher.soft_labels import (
     STRENGTH,
     STRENGTHS,

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanonet.cohort.build import alike, probe
 from nanonet.cohort.model import Cohort
-from nanonet.config.train import InputError
 from nanonet.data.batches import Encoded
+from nanonet.errors import InputError
 from nanonet.files import whole_file
 from nanonet.inference.forward import run
+from nanonet.models.dummy_inputs import alike, probe
 
 
 @dataclass(frozen=True, eq=False)

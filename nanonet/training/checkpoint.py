@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
 from nanonet.files import whole_file
 
 NAME = "checkpoint.safetensors"

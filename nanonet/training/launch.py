@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
-from nanonet.config.train import InputError, TrainConfig
-from nanonet.inference.classifier import device
+from nanonet.config.train import TrainConfig
+from nanonet.device import device
+from nanonet.errors import InputError
 
 PATIENCE = timedelta(days=1)  # with which processes wait for the one that makes the teacher
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -52,14 +53,3 @@ def products_as_they_are() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Within, torch has so many threads; 0 leaves it those that it has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from nanonet.cohort.model import Cohort
 from nanonet.cohort.views import set_views, view_batch
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
 from nanonet.data.batches import BatchPlan, Encoded, collate
+from nanonet.errors import InputError
 from nanonet.losses import DistillLoss, relation_loss
 from nanonet.ops import distill_loss
 from nanonet.teacher.soft_labels import soften

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import RUN_CONFIG, TrainConfig
+from nanonet.errors import InputError
 from nanonet.files import empty, lies_in, write
 from nanonet.training.checkpoint import changes
-
-MARK = "config.yaml"  # what tells a folder of ours from any other
 
 
 def check_folder(config: TrainConfig) -> Path:
@@ -33,19 +32,19 @@ def check_folder(config: TrainConfig) -> Path:
     full, settings = folder.is_dir() and any(folder.iterdir()), _settings(folder)
     if config.overwrite and full and not settings:
         raise InputError(
-            f"--overwrite: {folder} was not made by nanonet train (it has no {MARK} of one); empty it yourself"
+            f"--overwrite: {folder} was not made by nanonet train (it has no {RUN_CONFIG} of one); empty it yourself"
         )
     for name in ("data", "unlabelled", "teacher", "teacher_cache") if config.overwrite and full else ():
         if lies_in(getattr(config, name) or "", folder):
             flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
             raise InputError(f"--overwrite: {flag} lies in {folder}, which would be emptied; give another --output")
-    if config.resume and not (folder / MARK).exists():
+    if config.resume and not (folder / RUN_CONFIG).exists():
         raise InputError(f"--resume: {folder} holds no run to go on with; leave --resume out to start one")
     if full and not config.resume and not config.overwrite:
         raise InputError(f"--output {folder} is not empty: give --resume to go on, or --overwrite to replace it")
     if config.resume:
         if not settings:
-            raise InputError(f"--resume: {folder / MARK} is damaged; empty the folder to start again")
+            raise InputError(f"--resume: {folder / RUN_CONFIG} is damaged; empty the folder to start again")
         changed = changes(settings, config)
         if changed:
             raise InputError(f"--resume: {folder} was begun with other settings ({changed}); give the same ones")
@@ -57,7 +56,7 @@ def check_folder(config: TrainConfig) -> Path:
 def _settings(folder: Path) -> dict:
     """What the folder's run was told; empty where no run of ours made it."""
     try:
-        found = yaml.safe_load((folder / MARK).read_text(encoding="utf-8"))
+        found = yaml.safe_load((folder / RUN_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # somebody else's
         return {}
     known = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -86,10 +85,10 @@ def open_folder(config: TrainConfig, folder: Path) -> Iterator[None]:
                 raise InputError(f"--output {folder}: {what}") from None
         check_folder(config)  # another run may have been there since
         if config.overwrite:
-            empty(folder, last=MARK)
+            empty(folder, last=RUN_CONFIG)
         # what to train, not how this folder was opened: --config with another --output has to work
         kept = dataclasses.replace(config, resume=False, overwrite=False)
-        write(folder / MARK, yaml.safe_dump(dataclasses.asdict(kept), sort_keys=False))
+        write(folder / RUN_CONFIG, yaml.safe_dump(dataclasses.asdict(kept), sort_keys=False))
         yield
     finally:
         os.close(held)

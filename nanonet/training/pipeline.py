@@ -22,12 +22,16 @@ from nanonet.cohort.mapping import layer_mapping
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.stack import build_cohort
 from nanonet.cohort.views import parse_views
-from nanonet.config.train import InputError, TrainConfig, check_train
+from nanonet.config.check import check_train
+from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded
 from nanonet.data.prepare import prepare
+from nanonet.device import threads
+from nanonet.errors import InputError
 from nanonet.inference.classifier import check_tokens, most_tokens
-from nanonet.inference.forward import pooling_of, run
+from nanonet.inference.forward import run
 from nanonet.models.load import check_vocabulary, find_model, load_encoder, load_tokenizer
+from nanonet.models.pooling import pooling_of
 from nanonet.ops import distill_terms
 from nanonet.progress import Progress
 from nanonet.report import summary
@@ -40,7 +44,7 @@ from nanonet.teacher.selection import check_labels
 from nanonet.teacher.soft_labels import soften
 from nanonet.training import checkpoint
 from nanonet.training.backbone import Trunk, keep_trunk, mapped, open_trunk
-from nanonet.training.launch import launch, threads
+from nanonet.training.launch import launch
 from nanonet.training.loop import OnlineTeacher, Rows, check_parts, fit
 from nanonet.training.output_folder import check_folder, open_folder
 

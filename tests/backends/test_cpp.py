@@ -11,7 +11,7 @@ import torch
 import nanonet
 from nanonet import backends, reference
 from nanonet.backends import cpp
-from nanonet.training.launch import threads
+from nanonet.device import threads
 
 pytestmark = pytest.mark.skipif(cpp.load() is not None, reason="nanonet._C was not built")
 OPS = torch.ops.nanonet

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nanonet.cli.main import main
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
 from nanonet.training.output_folder import open_folder
 
 # files in the working folder, arguments (see conftest.py), fragments of the message

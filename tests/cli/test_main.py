@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from nanonet.cli import main as cli
 from nanonet.cli.main import COMMANDS, main
 from nanonet.config.commands import EvaluateConfig, PredictConfig
+from nanonet.config.describe import describe
 from nanonet.config.parse import parse, read_yaml, shown
-from nanonet.config.train import InputError, TrainConfig, describe
-from nanonet.inference.evaluate import ROWS_AT_ONCE
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
+from nanonet.inference.predict import ROWS_AT_ONCE
 
 FLAGS = [(name, field) for name, command in COMMANDS.items() for field in dataclasses.fields(command.config)]
 
@@ -103,7 +105,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_loads_no_transformers() -> None:
-    code = "import sys; from nanonet.cli.main import main; main(['train', '--help']); sys.exit('transformers' in sys.modules)"
+    code = (
+        "import sys; from nanonet.cli.main import main; main(['train', '--help']);"
+        " sys.exit('transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
 
@@ -244,7 +249,7 @@ TEXTS = ["the cat was near a dog", "bread and soup, again", "snow ☃ today", "a
 def test_predict_from_standard_input(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nanonet.inference.evaluate.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("nanonet.inference.predict.ROWS_AT_ONCE", 2)
     text = "\ufeff" + "\r\n".join(TEXTS)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     capsys.readouterr()
@@ -289,7 +294,7 @@ def test_a_device_stays_a_device(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_no_predictions(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanonet.inference.evaluate.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("nanonet.inference.predict.ROWS_AT_ONCE", 2)
     (tmp_path / "t.txt").write_text("a\nb\nc\nd\n\n")
     assert main(["predict", str(tmp_path / "t.txt"), "--model", str(run), "--output", str(tmp_path / "o")]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanonet.cohort.build import check_encoder, check_mapping, find_parts, plain_student
-from nanonet.config.train import InputError
+from nanonet.cohort.build import check_encoder, check_mapping, plain_student
+from nanonet.errors import InputError
+from nanonet.models.parts import find_parts
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]
 

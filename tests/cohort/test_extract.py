@@ -12,7 +12,7 @@ from nanonet.cohort import extract
 from nanonet.cohort.extract import save_adapter, save_student, student
 from nanonet.cohort.model import Lora
 from nanonet.cohort.stack import build_cohort
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]
 TUNINGS = ["bias", "lora", "full", "head"]

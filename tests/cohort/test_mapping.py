@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nanonet.cohort.mapping import layer_mapping
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 
 # students, depth, teacher layers: the pair of method.md; halves that complete each other; more students than

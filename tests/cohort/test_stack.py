@@ -12,7 +12,7 @@ from nanonet.cohort.build import plain_student
 from nanonet.cohort.layers import CohortDropout, CohortLinear
 from nanonet.cohort.model import Lora, count_parameters, matrix_names
 from nanonet.cohort.stack import build_cohort, stack
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]
 LABELS = ["a", "b", "c"]

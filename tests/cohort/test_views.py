@@ -5,7 +5,8 @@ import torch
 
 from nanonet.cohort.stack import build_cohort
 from nanonet.cohort.views import cutoff, noise, ordinary, parse_views, set_views, shuffle, view_batch
-from nanonet.config.train import VIEWS, InputError
+from nanonet.config.train import VIEWS
+from nanonet.errors import InputError
 
 LABELS = ["a", "b", "c"]
 

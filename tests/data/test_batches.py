@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanonet.config.train import InputError
 from nanonet.data.batches import BatchPlan, Encoded, collate, encode, length_buckets
+from nanonet.errors import InputError
 
 PAD = 99
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.config.train import InputError
 from nanonet.data.formats import extension, listing, problem, rows, shorten
+from nanonet.errors import InputError
 
 COLUMNS = {"text_column": "text", "label_column": "label"}
 RECORDS: list[tuple[str, int]] = [("one, two", 0), ('said "no"', 1), ("two\nlines", 0), ("héé 漢字 🙂", 1)]

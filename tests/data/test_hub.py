@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from nanonet.config.train import InputError
 from nanonet.data import hub
 from nanonet.data.hub import looks_like_id
 from nanonet.data.read import load_dataset
+from nanonet.errors import InputError
 
 pytest.importorskip("huggingface_hub")
 

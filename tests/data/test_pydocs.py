@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.config.train import InputError
 from nanonet.data import pydocs as module
+from nanonet.data.dataset import Dataset, Split
 from nanonet.data.pydocs import TOPICS, collect, pydocs
-from nanonet.data.read import Dataset, Split, load_dataset
+from nanonet.data.read import load_dataset
 from nanonet.data.split import held_out
+from nanonet.errors import InputError
 
 
 @pytest.fixture(scope="module")

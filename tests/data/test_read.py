@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.config.train import InputError
-from nanonet.data.read import Dataset, load_dataset, read_classes, read_table, read_texts
+from nanonet.data.dataset import Dataset
+from nanonet.data.read import load_dataset, read_classes, read_table, read_texts
 from nanonet.data.split import held_out
+from nanonet.errors import InputError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 NAMES = ["World", "Sports"]

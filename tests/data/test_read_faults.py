@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.config.train import InputError
 from nanonet.data.read import load_dataset, read_table, read_texts
+from nanonet.errors import InputError
 
 NAMES = ["World", "Sports"]
 

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nanonet.config.train import InputError
 from nanonet.data.split import digest, draw_labels, folds, held_out
+from nanonet.errors import InputError
 
 LABELS = [n % 4 if n % 7 else 3 for n in range(200)]  # uneven on purpose
 

@@ -15,9 +15,9 @@ from nanonet.config.commands import GenerateConfig
 from nanonet.config.parse import parse
 from nanonet.data.read import load_dataset, read_table, read_texts
 from nanonet.data.split import draw_labels, held_out
+from nanonet.device import threads
 from nanonet.generation.filters import REASONS, repeated, sift, words
 from nanonet.generation.pipeline import _labelled
-from nanonet.training.launch import threads
 
 LIMITS = {"least_words": 3, "most_repeated": 0.5, "most_copied": 0.5}
 

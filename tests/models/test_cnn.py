@@ -17,7 +17,8 @@ from nanonet.cli.main import main
 from nanonet.cohort.cnn import build_cnn_cohort, factorise, stack_cnns
 from nanonet.cohort.extract import save_student, student
 from nanonet.cohort.model import Cohort, count_parameters, matrix_names
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
 from nanonet.inference.export import NEEDED
 from nanonet.models.cnn import CnnConfig, CnnForSequenceClassification
 from nanonet.models.load import load_encoder

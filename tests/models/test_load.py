@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from nanonet.config.train import InputError
+from nanonet.errors import InputError
 from nanonet.models.load import find_model, load_encoder, load_tokenizer
 
 

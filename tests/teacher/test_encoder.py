@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from nanonet.cohort.packing import can_pack
-from nanonet.config.train import InputError
 from nanonet.data.batches import Encoded, collate, encode
-from nanonet.inference.forward import pooling_of
+from nanonet.errors import InputError
 from nanonet.models.load import load_encoder, load_tokenizer
+from nanonet.models.pooling import pooling_of
 from nanonet.teacher.encoder import BATCH, PASSES, Encoder, tuning_steps
 from nanonet.teacher.soft_labels import classify
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
 from nanonet.teacher.frozen import load_teacher, make_teacher, save_teacher, surest
 from nanonet.teacher.selection import choose
 from nanonet.teacher.soft_labels import classify, diffuse, neighbour_graph, propagate, self_train

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanonet.config.train import InputError, TrainConfig
-from nanonet.training.launch import threads
+from nanonet.config.train import TrainConfig
+from nanonet.device import threads
+from nanonet.errors import InputError
 from nanonet.training.pipeline import train
 
 

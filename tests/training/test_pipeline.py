@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 
 from nanonet.cohort import model
-from nanonet.config.train import InputError, TrainConfig
+from nanonet.config.train import TrainConfig
 from nanonet.data.prepare import prepare, spelled
+from nanonet.errors import InputError
 from nanonet.models.load import load_tokenizer
 from nanonet.training.backbone import keep_trunk
 from nanonet.training.checkpoint import save
