@@ -1,6 +1,6 @@
 """The ops of the loss as their schemas have them, by the reference: where no kernel serves, and where one does not.
 
-Arguments and results are those of the schemas in ops/distill.py.
+Arguments and results are those of schemas.py.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import torch
 from nanonet import reference
 
 
-def distill_terms(student, teacher, label, temperature, divergence):
+def distill_terms(student, teacher, label, temperature, divergence, beta):
     with torch.no_grad():
-        terms = reference.distill_terms(student, teacher, label, temperature, divergence)
-        return terms, reference.row_stats(student, teacher, temperature, divergence)
+        terms = reference.distill_terms(student, teacher, label, temperature, divergence, beta)
+        return terms, reference.row_stats(student, teacher, temperature, divergence, beta)
 
 
-def distill_terms_backward(dterms, student, teacher, label, stats, temperature, divergence):
-    return reference.row_gradient(dterms, student, teacher, label, temperature, divergence)
+def distill_terms_backward(dterms, student, teacher, label, stats, temperature, divergence, beta):
+    return reference.row_gradient(dterms, student, teacher, label, temperature, divergence, beta)
 
 
 def distill_loss(*arguments_and_need_grad):

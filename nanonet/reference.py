@@ -6,15 +6,33 @@ N rows, C classes, K students; M rows, D features in, F features out, R LoRA ran
 
 from __future__ import annotations
 
+import math
+from enum import IntEnum
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-DIVERGENCES = {"kl": 0, "reverse_kl": 1, "js": 2, "mse": 3}
-KL, REVERSE_KL, JS, MSE = range(4)
+
+class Divergence(IntEnum):
+    """The numbers by which a divergence crosses into the ops; their names in lower case are the public ones."""
+
+    KL = 0
+    REVERSE_KL = 1
+    JS = 2
+    MSE = 3
+    SYMMETRIC_KL = 4
+    SKEW_KL = 5
+    SKEW_REVERSE_KL = 6
+    TV = 7
+    CROSS_ENTROPY = 8
+
+
+DIVERGENCES = {divergence.name.lower(): int(divergence) for divergence in Divergence}
+KL, MSE = int(Divergence.KL), int(Divergence.MSE)
+# the divergences that have a beta
+DEFAULT_BETA = {"js": 0.5, "symmetric_kl": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1}
 UNLABELLED = -100
-LOG_2 = 0.6931471805599453
 Bits = TypeVar("Bits", int, Tensor)
 
 
@@ -28,13 +46,60 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax((logits - logits.amax(-1, keepdim=True).detach()) / temperature, -1)
 
 
-def _expect(p: Tensor, value: Tensor) -> Tensor:
-    """sum_c p value, where 0 * (-inf) is 0."""
-    return torch.where(p == 0, 0, p * value).sum(-1)
+def _times(p: Tensor, value: Tensor) -> Tensor:
+    """p value, where 0 * (-inf) is 0."""
+    return torch.where(p == 0, 0, p * value)
 
 
-def _mixture(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return torch.logaddexp(log_p, log_q) - LOG_2
+def _log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """log(beta p + (1 - beta) q)"""
+    return torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+
+
+def divergence_value(log_p: Tensor, log_q: Tensor, divergence: int, beta: float) -> Tensor:
+    """What each class adds to D(p, q), of every divergence but mse."""
+    p, q = log_p.exp(), log_q.exp()
+    match divergence:
+        case Divergence.KL:  # KL(p, q)
+            return _times(p, log_p - log_q)
+        case Divergence.REVERSE_KL:  # KL(q, p)
+            return _times(q, log_q - log_p)
+        case Divergence.JS:  # beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q
+            log_m = _log_mixture(log_p, log_q, beta)
+            return beta * _times(p, log_p - log_m) + (1 - beta) * _times(q, log_q - log_m)
+        case Divergence.SYMMETRIC_KL:  # beta KL(p, q) + (1 - beta) KL(q, p)
+            return beta * _times(p, log_p - log_q) + (1 - beta) * _times(q, log_q - log_p)
+        case Divergence.SKEW_KL:  # KL(p, beta p + (1 - beta) q)
+            return _times(p, log_p - _log_mixture(log_p, log_q, beta))
+        case Divergence.SKEW_REVERSE_KL:  # KL(q, beta q + (1 - beta) p)
+            return _times(q, log_q - _log_mixture(log_q, log_p, beta))
+        case Divergence.TV:  # sum |p - q| / 2
+            return (p - q).abs() / 2
+        case Divergence.CROSS_ENTROPY:  # -sum p log q
+            return -_times(p, log_q)
+    raise ValueError(f"divergence: no number {divergence}")
+
+
+def divergence_slope(log_p: Tensor, log_q: Tensor, divergence: int, beta: float) -> Tensor:
+    """g = q dD/dq of each class: the gradient of D with respect to s/tau is g - q sum g. Every divergence but mse."""
+    p, q = log_p.exp(), log_q.exp()
+    match divergence:
+        case Divergence.KL | Divergence.CROSS_ENTROPY:
+            return -p
+        case Divergence.REVERSE_KL:
+            return _times(q, log_q - log_p)
+        case Divergence.JS:
+            return (1 - beta) * _times(q, log_q - _log_mixture(log_p, log_q, beta))
+        case Divergence.SYMMETRIC_KL:
+            return (1 - beta) * _times(q, log_q - log_p) - beta * p
+        case Divergence.SKEW_KL:  # -(1 - beta) q p / m
+            return -(1 - beta) * _times(q, (log_p - _log_mixture(log_p, log_q, beta)).exp())
+        case Divergence.SKEW_REVERSE_KL:  # q (log q - log m - beta q / m)
+            log_r = log_q - _log_mixture(log_q, log_p, beta)
+            return _times(q, log_r - beta * log_r.exp())
+        case Divergence.TV:
+            return q * torch.sign(q - p) / 2
+    raise ValueError(f"divergence: no number {divergence}")
 
 
 def _check_label(label: Tensor, C: int) -> None:
@@ -54,34 +119,31 @@ def cross_entropy(student: Tensor, label: Tensor) -> Tensor:
     return torch.where(label == UNLABELLED, 0, ce)
 
 
-def divergence_from(teacher: Tensor, student: Tensor, temperature: float, divergence: int) -> Tensor:
+def divergence_from(teacher: Tensor, student: Tensor, temperature: float, divergence: int, beta: float) -> Tensor:
     """tau^2 D(p, q) along the last dimension, or the mean squared difference of the logits."""
     if divergence == MSE:
         return (wide(student) - wide(teacher)).square().mean(-1)
     log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
-    p, q = log_p.exp(), log_q.exp()
-    if divergence == KL:
-        loss = _expect(p, log_p - log_q)
-    elif divergence == REVERSE_KL:
-        loss = _expect(q, log_q - log_p)
-    else:
-        log_m = _mixture(log_p, log_q)
-        loss = (_expect(p, log_p - log_m) + _expect(q, log_q - log_m)) / 2
-    return temperature**2 * loss
+    return temperature**2 * divergence_value(log_p, log_q, divergence, beta).sum(-1)
 
 
 def distill_terms(
-    student: Tensor, teacher: Tensor | None, label: Tensor | None, temperature: float = 1.0, divergence: int = KL
+    student: Tensor,
+    teacher: Tensor | None,
+    label: Tensor | None,
+    temperature: float = 1.0,
+    divergence: int = KL,
+    beta: float = 0.5,
 ) -> Tensor:
     """The terms ce, teacher, peers of every student and row: (3,K,N). The definition, pair by pair."""
     K, N, _ = student.shape
     zero = wide(student).new_zeros(K, N)
     ce = zero if label is None else cross_entropy(student, label)
-    from_teacher = zero if teacher is None else divergence_from(teacher, student, temperature, divergence)
+    from_teacher = zero if teacher is None else divergence_from(teacher, student, temperature, divergence, beta)
     between = MSE if divergence == MSE else KL
     peers = [
         sum(
-            (divergence_from(student[j].detach(), student[k], temperature, between) for j in range(K) if j != k),
+            (divergence_from(student[j].detach(), student[k], temperature, between, beta) for j in range(K) if j != k),
             zero[k],
         )
         for k in range(K)
@@ -89,24 +151,30 @@ def distill_terms(
     return torch.stack([ce, from_teacher.to(zero.dtype), torch.stack(peers) / max(K - 1, 1)])
 
 
-def row_stats(student: Tensor, teacher: Tensor | None, temperature: float, divergence: int) -> Tensor:
+def row_stats(
+    student: Tensor, teacher: Tensor | None, temperature: float, divergence: int, beta: float = 0.5
+) -> Tensor:
     """What a backward may keep of each row, (K+1,N,4): maximum; log-sum-exp below it at the temperature
-    and at 1; and the expectation in the gradient of reverse_kl and js. Row K is the teacher's."""
+    and at 1; and sum g (`divergence_slope`), 0 for mse and where it is -1 always. Row K is the teacher's."""
     rows = wide(student) if teacher is None else torch.cat([wide(student), wide(teacher)[None]])
-    top = rows.amax(-1, keepdim=True)
-    soft, plain = (((rows - top) / tau).exp().sum(-1).log() for tau in (temperature, 1.0))
+    maximum = rows.amax(-1, keepdim=True)
+    lse_tau, lse_1 = (((rows - maximum) / tau).exp().sum(-1).log() for tau in (temperature, 1.0))
     stats = rows.new_zeros(student.shape[0] + 1, student.shape[1], 4)
-    stats[: rows.shape[0], :, :3] = torch.stack([top[..., 0], soft, plain], -1)
-    if teacher is not None and divergence in (REVERSE_KL, JS):
+    stats[: rows.shape[0], :, :3] = torch.stack([maximum[..., 0], lse_tau, lse_1], -1)
+    if teacher is not None and divergence not in (KL, Divergence.CROSS_ENTROPY, MSE):
         log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
-        log_m = _mixture(log_p, log_q)
-        surprise = log_q - log_p if divergence == REVERSE_KL else (log_q - log_m) / 2
-        stats[:-1, :, 3] = _expect(log_q.exp(), surprise)
+        stats[:-1, :, 3] = divergence_slope(log_p, log_q, divergence, beta).sum(-1)
     return stats
 
 
 def row_gradient(
-    upstream: Tensor, student: Tensor, teacher: Tensor | None, label: Tensor | None, temperature: float, divergence: int
+    upstream: Tensor,
+    student: Tensor,
+    teacher: Tensor | None,
+    label: Tensor | None,
+    temperature: float,
+    divergence: int,
+    beta: float = 0.5,
 ) -> Tensor:
     """sum_i upstream[i] * d terms[i] / d student: (3,K,N) -> (K,N,C). An upstream of 0 masks its row."""
     K, _, C = student.shape
@@ -123,13 +191,10 @@ def row_gradient(
     if teacher is not None:
         if divergence == MSE:
             slope = (wide(student) - wide(teacher)) * (2 / C)
-        elif divergence == KL:
-            slope = temperature * (q - log_softmax(teacher, temperature).exp())
         else:
-            # q (h - sum q h), h = log q - log p, or (log q - log m) / 2
             log_p = log_softmax(teacher, temperature)
-            h = log_q - log_p if divergence == REVERSE_KL else (log_q - _mixture(log_p, log_q)) / 2
-            slope = temperature * torch.where(q == 0, 0, q * (h - _expect(q, h)[..., None]))
+            g = divergence_slope(log_p, log_q, divergence, beta)
+            slope = temperature * (g - _times(q, g.sum(-1, keepdim=True)))
         gradient += torch.where(u_teacher == 0, 0, u_teacher * slope)
     if K > 1:
         # peers: tau / (K-1) (K q_k - Q), the same form in the logits for mse
@@ -147,9 +212,10 @@ def distill_loss(
     denominators: Tensor | None,
     temperature: float = 1.0,
     divergence: int = KL,
+    beta: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss (), means (3,K) and the gradient of the loss with respect to student (K,N,C)."""
-    terms = distill_terms(student, teacher, label, temperature, divergence)
+    terms = distill_terms(student, teacher, label, temperature, divergence, beta)
     soft = torch.ones_like(terms[1]) if row_weight is None else row_weight.to(terms.dtype).expand_as(terms[1])
     labelled = torch.zeros_like(soft) if label is None else (label != UNLABELLED).to(soft.dtype).expand_as(soft)
     counts = torch.stack([labelled, soft, soft])
@@ -162,7 +228,8 @@ def distill_loss(
     means = torch.where(share == 0, 0, share * terms).sum(-1)
     weights = weights.to(soft.dtype)[:, None]
     loss = torch.where(weights == 0, 0, weights * means).sum()
-    return loss, means, row_gradient(weights[..., None] * share, student, teacher, label, temperature, divergence)
+    upstream = weights[..., None] * share
+    return loss, means, row_gradient(upstream, student, teacher, label, temperature, divergence, beta)
 
 
 def mix32(x: Bits) -> Bits:

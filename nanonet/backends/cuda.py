@@ -17,21 +17,11 @@ import torch
 
 from nanonet import eager
 from nanonet.backends import triton
+from nanonet.schemas import SCHEMAS
 
 NOT_BUILT = "nanonet._C_cuda was not built (that takes nvcc and a torch with CUDA at install time)"
-_OF_THE_LOSS = (
-    "Tensor student, Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight, Tensor? denominators,"
-    " float temperature, int divergence"
-)
-SCHEMAS = {
-    "distill_terms": "(Tensor student, Tensor? teacher, Tensor? label, float temperature, int divergence)"
-    " -> (Tensor, Tensor)",
-    "distill_terms_backward": "(Tensor dterms, Tensor student, Tensor? teacher, Tensor? label, Tensor stats,"
-    " float temperature, int divergence) -> Tensor",
-    "distill_loss": f"({_OF_THE_LOSS}, bool need_grad) -> (Tensor, Tensor, Tensor)",
-    "distill_loss_into_": f"(Tensor(a!) dstudent, {_OF_THE_LOSS}) -> (Tensor, Tensor)",
-    "distill_scale_": "(Tensor(a!) dstudent, Tensor dloss) -> ()",
-}
+# what the CUDA kernels may hand on
+HANDED_ON = ("distill_terms", "distill_terms_backward", "distill_loss", "distill_loss_into_", "distill_scale_")
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
 _loaded = False
 
@@ -62,8 +52,8 @@ def define_uncompiled() -> None:
     functions: dict[str, Callable[..., Any]] = {**eager.OPS, "distill_loss_into_": _loss_into}
     if importlib.util.find_spec("triton") is not None:
         functions |= triton.implementations()
-    for op, schema in SCHEMAS.items():
-        _LIBRARY.define(f"uncompiled_{op}{schema}")
+    for op in HANDED_ON:
+        _LIBRARY.define(f"uncompiled_{op}{SCHEMAS[op]}")
         _LIBRARY.impl(f"uncompiled_{op}", functions[op], "CompositeExplicitAutograd")
 
 

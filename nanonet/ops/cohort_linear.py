@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nanonet import reference
+from nanonet.schemas import SCHEMAS
 
 
 def cohort_linear(
@@ -112,15 +113,8 @@ def _shape(value: object) -> tuple | str:
 
 
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
-_SCHEMAS = (
-    "cohort_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, Tensor? scale,"
-    " Tensor? seed, float dropout) -> (Tensor y, Tensor low)",
-    "cohort_linear_backward(Tensor dy, Tensor? x, Tensor? low, Tensor weight, Tensor? lora_a, Tensor? lora_b,"
-    " Tensor? scale, Tensor? seed, float dropout, bool shared_x, bool[] needs)"
-    " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dlora_a, Tensor dlora_b)",
-)
-for _schema in _SCHEMAS:
-    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+for _name in ("cohort_linear", "cohort_linear_backward"):
+    _LIBRARY.define(_name + SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _fake(x, weight, bias, lora_a, lora_b, scale, seed, dropout):

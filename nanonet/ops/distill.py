@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from nanonet import eager
-from nanonet.reference import DIVERGENCES, MSE
+from nanonet.reference import DEFAULT_BETA, DIVERGENCES
+from nanonet.schemas import SCHEMAS
 
 WIDE = (torch.float32, torch.float64)
 FLOATS = (*WIDE, torch.bfloat16, torch.float16)
@@ -27,6 +28,7 @@ def distill_terms(
     *,
     temperature: float = 1.0,
     divergence: str = "kl",
+    beta: float | None = None,
 ) -> Tensor:
     """The three terms of every student and row, for any reduction of your own.
 
@@ -53,10 +55,11 @@ def distill_terms(
     Error: at most twice that of the reference in the same dtype, both against float64 (tests/ops/test_distill.py).
     Source: Zhang et al. 2018 (arXiv 1706.00384), eq. 1-8, for the peers; Hinton et al. 2015 for tau^2.
     """
-    code = _check(student, teacher, label, None, None, None, temperature, divergence)
+    _check(student, teacher, label, None, None, None, temperature)
+    code, beta = _check_divergence(divergence, beta, temperature)
     if torch.compiler.is_compiling():
-        return torch.ops.nanonet.distill_terms(student, teacher, label, temperature, code)[0]
-    return _DistillTerms.apply(student, teacher, label, temperature, code)[0]
+        return torch.ops.nanonet.distill_terms(student, teacher, label, temperature, code, beta)[0]
+    return _DistillTerms.apply(student, teacher, label, temperature, code, beta)[0]
 
 
 def distill_loss(
@@ -69,6 +72,7 @@ def distill_loss(
     denominators: Tensor | Sequence[float] | None = None,
     temperature: float = 1.0,
     divergence: str = "kl",
+    beta: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of the whole cohort and, in the same pass over the rows, its gradient.
 
@@ -96,12 +100,15 @@ def distill_loss(
     """
     weights = _as_tensor("weights", weights, student)
     denominators = None if denominators is None else _as_tensor("denominators", denominators, student)
-    code = _check(student, teacher, label, weights, row_weight, denominators, temperature, divergence)
+    _check(student, teacher, label, weights, row_weight, denominators, temperature)
+    code, beta = _check_divergence(divergence, beta, temperature)
     need_grad = student.requires_grad and torch.is_grad_enabled()
     if need_grad and student.dtype == torch.float16:
         student = student.float()
     call: Any = torch.ops.nanonet.distill_loss if torch.compiler.is_compiling() else _DistillLoss.apply
-    loss, means, _ = call(student, teacher, label, weights, row_weight, denominators, temperature, code, need_grad)
+    loss, means, _ = call(
+        student, teacher, label, weights, row_weight, denominators, temperature, code, beta, need_grad
+    )
     return loss, means
 
 
@@ -134,9 +141,8 @@ def _check(
     row_weight: Tensor | None,
     denominators: Tensor | None,
     temperature: float,
-    divergence: str,
-) -> int:
-    """Name the first argument that is wrong, what was expected and what came; return the divergence's number."""
+) -> None:
+    """Name the first argument that is wrong, what was expected and what came."""
     if not isinstance(student, Tensor) or student.dtype not in FLOATS:
         raise TypeError(f"student: expected a floating tensor (K,N,C), got {_kind(student)}")
     if student.dim() != 3 or student.shape[0] < 1 or student.shape[2] < 1:
@@ -152,16 +158,39 @@ def _check(
         _expect("row_weight", row_weight, FLOATS, ((N,), (K, N)), student)
     if denominators is not None:
         _expect("denominators", denominators, WIDE, ((2,), (2, K)), student)
-    code = DIVERGENCES.get(divergence)
-    if code is None:
-        raise ValueError(f"divergence: expected one of {', '.join(DIVERGENCES)}, got {divergence!r}")
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         raise ValueError("temperature: only student is differentiable; pass float(temperature)")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
-    if code == MSE and temperature != 1:
+
+
+# a mixture that is all p or all q: (divergence, beta) -> the divergence that it is then
+_LIMITS = {
+    ("js", 0): "kl",  # after division by beta, as others define it
+    ("js", 1): "reverse_kl",
+    ("symmetric_kl", 0): "reverse_kl",
+    ("symmetric_kl", 1): "kl",
+    ("skew_kl", 0): "kl",
+    ("skew_reverse_kl", 0): "reverse_kl",
+}
+
+
+def _check_divergence(divergence: str, beta: float | None, temperature: float) -> tuple[int, float]:
+    """The divergence's number and its beta, 0 where it has none."""
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence: expected one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+    if divergence == "mse" and temperature != 1:
         raise ValueError(f"temperature: mse compares raw logits, so it must be 1, got {temperature}")
-    return code
+    if divergence not in DEFAULT_BETA:
+        if beta is not None:
+            raise ValueError(f"beta: {divergence} has none (of {', '.join(DEFAULT_BETA)} it is the weight), got {beta}")
+        return DIVERGENCES[divergence], 0.0
+    beta = DEFAULT_BETA[divergence] if beta is None else float(beta)
+    if limit := _LIMITS.get((divergence, beta)):
+        return DIVERGENCES[limit], 0.0
+    if not 0 < beta < 1:
+        raise ValueError(f"beta: expected a number from 0 to 1 for {divergence}, got {beta}")
+    return DIVERGENCES[divergence], beta
 
 
 def _kind(value: object) -> str:
@@ -183,37 +212,22 @@ def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Ten
 
 
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
-_SCHEMAS = (
-    "distill_terms(Tensor student, Tensor? teacher, Tensor? label, float temperature, int divergence)"
-    " -> (Tensor terms, Tensor stats)",
-    "distill_terms_backward(Tensor dterms, Tensor student, Tensor? teacher, Tensor? label, Tensor stats,"
-    " float temperature, int divergence) -> Tensor dstudent",
-    "distill_loss(Tensor student, Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight,"
-    " Tensor? denominators, float temperature, int divergence, bool need_grad)"
-    " -> (Tensor loss, Tensor means, Tensor dstudent)",
-    # for a backward of one's own: the gradient into memory that is there already
-    "distill_loss_into_(Tensor(a!) dstudent, Tensor student, Tensor? teacher, Tensor? label, Tensor weights,"
-    " Tensor? row_weight, Tensor? denominators, float temperature, int divergence) -> (Tensor loss, Tensor means)",
-    "distill_scale_(Tensor(a!) dstudent, Tensor dloss) -> ()",
-)
-for _schema in _SCHEMAS:
-    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _statistic(student: Tensor, *shape: int) -> Tensor:
     return student.new_empty(shape, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
 
 
-def _terms_fake(student, teacher, label, temperature, divergence):
+def _terms_fake(student, teacher, label, temperature, divergence, beta):
     K, N, _ = student.shape
     return _statistic(student, 3, K, N), _statistic(student, K + 1, N, 4)
 
 
-def _terms_backward_fake(dterms, student, teacher, label, stats, temperature, divergence):
+def _terms_backward_fake(dterms, student, teacher, label, stats, temperature, divergence, beta):
     return torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
-def _loss_fake(student, teacher, label, weights, row_weight, denominators, temperature, divergence, need_grad):
+def _loss_fake(student, teacher, label, weights, row_weight, denominators, temperature, divergence, beta, need_grad):
     dstudent = torch.empty_like(student, memory_format=torch.contiguous_format) if need_grad else student.new_empty(0)
     return _statistic(student), _statistic(student, 3, student.shape[0]), dstudent
 
@@ -233,11 +247,13 @@ def _refuse_second_derivative(name: str) -> None:
 
 class _DistillTerms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student, teacher, label, temperature, divergence):
+    def forward(ctx, student, teacher, label, temperature, divergence, beta):
         with torch._C._AutoDispatchBelowAutograd():
-            terms, stats = torch.ops.nanonet.distill_terms.default(student, teacher, label, temperature, divergence)
+            terms, stats = torch.ops.nanonet.distill_terms.default(
+                student, teacher, label, temperature, divergence, beta
+            )
         ctx.save_for_backward(student, teacher, label, stats)
-        ctx.options = temperature, divergence
+        ctx.options = temperature, divergence, beta
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return terms, stats
@@ -246,10 +262,10 @@ class _DistillTerms(torch.autograd.Function):
     def backward(ctx, dterms, _):
         _refuse_second_derivative("distill_terms")
         if dterms is None:
-            return None, None, None, None, None
+            return (None,) * 6
         student, teacher, label, stats = ctx.saved_tensors
         dstudent = torch.ops.nanonet.distill_terms_backward(dterms, student, teacher, label, stats, *ctx.options)
-        return dstudent, None, None, None, None
+        return dstudent, *[None] * 5
 
 
 class _DistillLoss(torch.autograd.Function):
@@ -266,7 +282,7 @@ class _DistillLoss(torch.autograd.Function):
     def backward(ctx, dloss, _means, _dstudent):
         _refuse_second_derivative("distill_loss")
         if dloss is None:
-            return (None,) * 9
+            return (None,) * 10
         (dstudent,) = ctx.saved_tensors
         # The buffer is handed out, scaled where it lies, unless somebody could still see it.
         if (
@@ -277,7 +293,7 @@ class _DistillLoss(torch.autograd.Function):
             dstudent = (dstudent * dloss).to(dstudent.dtype)
         else:
             torch.ops.nanonet.distill_scale_.default(dstudent, dloss)
-        return dstudent, None, None, None, None, None, None, None, None
+        return dstudent, *[None] * 9
 
 
 def _loss_into_reference(dstudent, *arguments):
@@ -287,6 +303,7 @@ def _loss_into_reference(dstudent, *arguments):
 
 
 def _register(name: str, kernel, fake, autograd) -> None:
+    _LIBRARY.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"nanonet::{name}", fake, lib=_LIBRARY)
     if autograd is not None:
