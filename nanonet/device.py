@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 
-
 def device() -> torch.device:
     """The accelerator that torch has, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -117,4 +117,4 @@ def test_a_wrong_import_is_found(module: str, line: str, what: str, tmp_path: Pa
     mutant = tmp_path / "mutant.py"
     mutant.write_text(f"{modules[module].read_text()}\n{line}\n")
     found = wrong_imports(modules | {module: mutant})
-    assert len(found) == 1 and what in found[0], found
+    assert found and what in found[0], found
