@@ -1,4 +1,4 @@
-"""Rows per second of the students, their teacher and a BERT-base-sized model, on this CPU.
+"""TrainingSet per second of the students, their teacher and a BERT-base-sized model, on this CPU.
 
     python benchmarks/bench_inference.py --data DIR > cnn.jsonl
 

@@ -50,7 +50,7 @@ from nanonet.data.read import load_dataset
 from nanonet.errors import InputError
 from nanonet.losses import DistillLoss
 from nanonet.models.load import load_encoder, load_tokenizer
-from nanonet.training.backbone import entrance
+from nanonet.training.backbone import find_head_input
 from nanonet.training.optimizer import clip_per_student, make_optimizer
 
 BATCHES, LABELLED = 8, 1 / 3  # batches in turn; the labelled share of a batch
@@ -153,7 +153,7 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
         cohort.packing = (case.device,)
     forward = graphs(cohort) if name == "cohort-graph" else cohort
     teacher = whole_teacher(case, C) if name == "cohort-online" else None
-    head = entrance(cohort) if name == "cohort" else None
+    head = find_head_input(cohort) if name == "cohort" else None
     kept: dict[int, Tensor] = {}
     criterion, optimizer = DistillLoss(), make_optimizer(cohort, 0.01)
     for group in optimizer.param_groups:
@@ -168,7 +168,7 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
             if head and id(batch) not in kept:
                 with torch.no_grad():
                     kept[id(batch)] = cohort(ids, mask, features=head)[..., C:]
-            loss, _ = criterion(forward(ids, mask, entering=head and {head: kept[id(batch)]}), soft, label)
+            loss, _ = criterion(forward(ids, mask, head_input=head and {head: kept[id(batch)]}), soft, label)
         loss.backward()
         clip_per_student(cohort.parameters(), 1.0)
         optimizer.step()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: it gets that name when the block ends, and goes away where the block fails.
 
     Where `path` is a link, what it leads to is replaced.
@@ -26,7 +26,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

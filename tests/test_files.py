@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.files import whole_file, write
+from nanonet.files import atomic_write, write
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write(path, "old")
-    with pytest.raises(ValueError, match="stop"), whole_file(path) as temporary:
+    with pytest.raises(ValueError, match="stop"), atomic_write(path) as temporary:
         temporary.write_text("half")
         assert path.read_text() == "old"
         raise ValueError("stop")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from nanonet.config.commands import BenchConfig
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
-from nanonet.files import whole_file
+from nanonet.files import atomic_write
 
 COLUMNS = (
     "implementation", "p20 ms", "p50 ms", "p80 ms", "nanonet is",
@@ -159,5 +159,5 @@ def _plot(groups: dict[str, list[dict[str, Any]]], path: Path) -> None:
         ordered = sorted(records, key=lambda r: -r["p50_ms"])
         axes.barh([r["implementation"] for r in ordered], [r["p50_ms"] for r in ordered])
         axes.set(xscale="log", xlabel="ms (median)", title=title)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])

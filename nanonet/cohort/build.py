@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
-from nanonet.models.dummy_inputs import probe
+from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.parts import find_parts
 
 # ModernBERT's ways to have no biases; tuning them needs them created
@@ -33,7 +33,7 @@ def check_encoder(teacher: PreTrainedModel, layers: bool) -> None:
     """
     if layers:
         find_parts(teacher)
-    ids, mask = probe(teacher.config)
+    ids, mask = dummy_inputs(teacher.config)
     try:
         shape = teacher(input_ids=ids, attention_mask=mask).last_hidden_state.shape
     except Exception as error:  # whatever an architecture makes of them

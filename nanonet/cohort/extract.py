@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nanonet.cohort.model import Cohort
 from nanonet.errors import InputError
-from nanonet.models.dummy_inputs import probe
+from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import quiet
 
 # largest difference of logits, relative to the largest logit, between a stacked and a plain student
@@ -135,9 +135,9 @@ def _read(folder: Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def _compare(cohort: Cohort, k: int, model: Any) -> None:
-    """Raise RuntimeError unless `model` has student k's logits on the probe."""
+    """Raise RuntimeError unless `model` has student k's logits on the dummy inputs."""
     device, training = next(cohort.parameters()).device, cohort.training
-    ids, mask = probe(cohort.model.config)
+    ids, mask = dummy_inputs(cohort.model.config)
     cohort.eval()
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -43,7 +43,7 @@ class Cohort(nn.Module):
             (2-layer MiniLM, K=2 and 4). The result is the same but for rounding and the masks of dropout
         perturbation: {student: (B,L,D)} added to the output of the embeddings: words, positions and norm together
         features: name of a module; return (K,B,C+D): behind its logits what this module reads of each row
-        entering: {name of a module: (K,B,D)} what it reads instead. Nothing below it matters then: one token a row runs
+        head_input: {name of a module: (K,B,D)} what it reads instead. Nothing below it matters: one token a row runs
     group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
         longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
     packing: types of the devices on which layers see no padding at all (packing.py); the result is the same likewise
@@ -74,10 +74,10 @@ class Cohort(nn.Module):
         chunk: int | None = None,
         perturbation: dict[int, Tensor] | None = None,
         features: str = "",
-        entering: dict[str, Tensor] | None = None,
+        head_input: dict[str, Tensor] | None = None,
     ) -> Tensor:
         K = self.students
-        if entering:
+        if head_input:
             input_ids = input_ids[..., :1]
             attention_mask = torch.ones_like(input_ids)
         ids, mask = (t.expand(K, *t.shape[-2:]) for t in (input_ids, attention_mask))
@@ -91,12 +91,12 @@ class Cohort(nn.Module):
             run = partial(checkpoint, run, use_reentrant=False)
         groups: list[list[int]] = []
         lengths: list[int] = []
-        whole = perturbation or entering or torch.compiler.is_compiling() or ids.device.type != "cpu"
+        whole = perturbation or head_input or torch.compiler.is_compiling() or ids.device.type != "cpu"
         if not whole and 0 < self.group_rows < ids.shape[1]:
             lengths = _lengths(mask)
             groups = length_buckets(lengths, self.group_rows)
         if chunk >= K and len(groups) < 2:
-            return run(0, K, ids, mask, perturbation, None, seed, entering=entering)
+            return run(0, K, ids, mask, perturbation, None, seed, head_input=head_input)
         # split once, not a slice per chunk: the backward is one concatenation, not a sum of K zero-padded gradients
         tensors = {name: tensor.split(chunk) for name, tensor in self._stacked_tensors()}
         logits = []
@@ -104,9 +104,9 @@ class Cohort(nn.Module):
             stop = min(start + chunk, K)
             own = {name: parts[i] for name, parts in tensors.items()}
             if len(groups) < 2:
-                read = {name: tensor[start:stop] for name, tensor in (entering or {}).items()}
+                read = {name: tensor[start:stop] for name, tensor in (head_input or {}).items()}
                 own_ids, own_mask = ids[start:stop], mask[start:stop]
-                logits.append(run(start, stop, own_ids, own_mask, perturbation, own, seed, entering=read))
+                logits.append(run(start, stop, own_ids, own_mask, perturbation, own, seed, head_input=read))
                 continue
             of_group = []
             for g, rows in enumerate(groups):
@@ -127,7 +127,7 @@ class Cohort(nn.Module):
         tensors: dict[str, Tensor] | None = None,
         seed: Tensor | None = None,
         features: str = "",
-        entering: dict[str, Tensor] | None = None,
+        head_input: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Logits (k,B,C) of the k students start <= student < stop, whose stacked tensors are `tensors`.
 
@@ -146,13 +146,13 @@ class Cohort(nn.Module):
         seen: list[Tensor] = []
         hooks = [
             self.model.get_submodule(name).register_forward_pre_hook(lambda *_, read=read: (read.flatten(0, 1),))
-            for name, read in (entering or {}).items()
+            for name, read in (head_input or {}).items()
         ]
         if features:
             module = self.model.get_submodule(features)
             hooks.append(module.register_forward_pre_hook(lambda module, given: seen.append(given[0])))
         without_padding: AbstractContextManager = nullcontext()
-        if ids.device.type in self.packing and not entering and not torch.compiler.is_compiling():
+        if ids.device.type in self.packing and not head_input and not torch.compiler.is_compiling():
             without_padding = packed(self.model, self.parts.layers[:-1], k * _lengths(mask), L)
         try:
             with without_padding:

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from nanonet.models.dummy_inputs import alike, probe
+from nanonet.models.dummy_inputs import dummy_inputs, same_logits
 
 NAME = "nanonet_packed"  # of the attention, as transformers knows it
 
@@ -133,7 +133,7 @@ def can_pack(
     """Whether `forward(ids, mask)`, which runs `model` on the rows of all `students`, says the same of packed rows."""
     if not (model._supports_attention_backend and model._supports_sdpa):
         return False  # no other attention can be named to it
-    ids, mask = probe(model.config, model.device)
+    ids, mask = dummy_inputs(model.config, model.device)
     wanted = forward(ids, mask)
     with packed(model, layers, mask.sum(-1).tolist() * students, ids.shape[1]):
-        return alike(forward(ids, mask), wanted)
+        return same_logits(forward(ids, mask), wanted)

@@ -19,7 +19,7 @@ from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.packing import can_pack
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
-from nanonet.models.dummy_inputs import alike, probe
+from nanonet.models.dummy_inputs import dummy_inputs, same_logits
 from nanonet.models.parts import find_parts
 
 LAYER_STRIDE = 7919  # between the dropout masks of two layers
@@ -123,7 +123,7 @@ def _freeze(cohort: Cohort) -> None:
 def _prove(cohort: Cohort, models: Sequence[PreTrainedModel]) -> None:
     """In training mode, so that a dropout that was not found shows as well."""
     device = next(cohort.parameters()).device
-    ids, mask = probe(cohort.model.config, device)
+    ids, mask = dummy_inputs(cohort.model.config, device)
     wanted = []
     for model in models:
         training = model.training
@@ -132,7 +132,7 @@ def _prove(cohort: Cohort, models: Sequence[PreTrainedModel]) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             logits = cohort.train()(ids, mask, chunk=cohort.students)
-        problem = "" if alike(logits, torch.stack(wanted)) else "other logits than apart"
+        problem = "" if same_logits(logits, torch.stack(wanted)) else "other logits than apart"
     except RuntimeError as error:
         problem = str(error).splitlines()[0]
     if problem:

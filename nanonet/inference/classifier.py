@@ -15,7 +15,7 @@ import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students
 from nanonet.config.train import RUN_CONFIG
 from nanonet.data.batches import Encoded, encode
 from nanonet.errors import InputError
-from nanonet.models.dummy_inputs import probe
+from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
 
 CURE = "give a folder that nanonet train or save_pretrained wrote"
@@ -135,7 +135,7 @@ def load_classifier(folder: Path) -> Classifier:
 @torch.inference_mode()
 def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
     """Refuse a model whose answer to a text depends on the padding that a longer text beside it brings."""
-    ids, mask = probe(model.config)
+    ids, mask = dummy_inputs(model.config)
     alone, shown = ids[:1], mask[:1]
     padded, hidden = torch.full_like(alone, pad_id), torch.zeros_like(shown)
     wanted = model(input_ids=alone, attention_mask=shown).logits

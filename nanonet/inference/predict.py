@@ -17,7 +17,7 @@ from nanonet.data.formats import EXTENSIONS, extension
 from nanonet.data.read import read_texts
 from nanonet.device import device
 from nanonet.errors import InputError
-from nanonet.files import whole_file
+from nanonet.files import atomic_write
 from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
 from nanonet.inference.forward import check_batch_rows, plain, run
 
@@ -113,7 +113,7 @@ def _output(name: str, overwrite: bool) -> Iterator[TextIO]:
     special = path.exists() and not path.is_file()
     if path.is_file() and not overwrite:
         raise InputError(f"--output {name} is there already; give --overwrite to replace it")
-    with contextlib.nullcontext(path) if special else whole_file(path) as place:
+    with contextlib.nullcontext(path) if special else atomic_write(path) as place:
         try:
             file = place.open("w", encoding="utf-8")
         except OSError as error:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def probe(config: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def dummy_inputs(config: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Two rows of eight tokens, the second one padded: ids and attention mask (2,8), to compare two models on."""
     pad = config.pad_token_id if config.pad_token_id is not None else 0
     ids = torch.arange(16).view(2, 8) * 7919 % config.vocab_size
@@ -18,6 +18,6 @@ def probe(config: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tens
     return ids.to(device), mask.to(device)
 
 
-def alike(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding: what two models say of the probe."""
+def same_logits(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding: what two models say of the dummy inputs."""
     return bool(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max()))))

@@ -165,7 +165,7 @@ def _check(
 
 
 # a mixture that is all p or all q: (divergence, beta) -> the divergence that it is then
-_LIMITS = {
+_LIMITS: dict[tuple[str, float], str] = {
     ("js", 0): "kl",  # after division by beta, as others define it
     ("js", 1): "reverse_kl",
     ("symmetric_kl", 0): "reverse_kl",

@@ -2,7 +2,7 @@
 
 An entry is a folder named by a hash of all that decides a teacher: the texts' token ids, the labels, the encoder's
 weights, configuration and pooling, and the settings. Whatever is changed makes another entry. What a cohort's frozen
-layers make of the texts (trunk.py) is a file beside them, named likewise.
+layers make of the texts (backbone.py) is a file beside them, named likewise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nanonet.cohort.model import Cohort
 from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded
 from nanonet.errors import InputError
-from nanonet.files import whole_file
+from nanonet.files import atomic_write
 
 VERSION = 7  # of how a teacher is made: raised where a change makes other soft targets of the same input
 SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
@@ -33,10 +33,10 @@ def fingerprint(config: TrainConfig, rows: Encoded, label: Tensor, encoder: PreT
     return _hash(facts, encoder, rows, {"label": label, **encoder.state_dict()})
 
 
-def trunk_name(config: TrainConfig, cohort: Cohort, rows: Encoded) -> str:
+def backbone_features_name(config: TrainConfig, cohort: Cohort, rows: Encoded) -> str:
     """The name of the file of what a cohort's layers make of the rows. Its heads do not matter."""
     body = {name: t for name, t in cohort.model.state_dict().items() if cohort.parts.of(name) != "head"}
-    return f"trunk-{_hash([cohort.students, config.precision], cohort.model, rows, body)}.safetensors"
+    return f"backbone-{_hash([cohort.students, config.precision], cohort.model, rows, body)}.safetensors"
 
 
 def _hash(facts: list, model: PreTrainedModel, rows: Encoded, tensors: dict[str, Tensor]) -> str:
@@ -48,7 +48,7 @@ def _hash(facts: list, model: PreTrainedModel, rows: Encoded, tensors: dict[str,
     return digest.hexdigest()[:32]
 
 
-def probe(cache: Path) -> None:
+def ensure_writable(cache: Path) -> None:
     """Make the cache, where there is none.
 
     Raises:
@@ -61,7 +61,7 @@ def probe(cache: Path) -> None:
         raise InputError(f"--teacher-cache {cache}: {error.strerror}; give a folder that can be written to") from error
 
 
-def take(cache: Path, key: str, folder: Path) -> bool:
+def restore(cache: Path, key: str, folder: Path) -> bool:
     """Copy the entry's files into `folder`, if there is such an entry."""
     entry = cache / key
     if not entry.is_dir():
@@ -71,12 +71,12 @@ def take(cache: Path, key: str, folder: Path) -> bool:
         if path.is_dir():
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
         else:
-            with whole_file(folder / path.name) as temporary:
+            with atomic_write(folder / path.name) as temporary:
                 shutil.copy(path, temporary)
     return True
 
 
-def keep(cache: Path, key: str, made: list[Path]) -> None:
+def store(cache: Path, key: str, made: list[Path]) -> None:
     """Make an entry of these files and folders, whole or not at all."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=cache))
     try:

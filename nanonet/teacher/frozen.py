@@ -21,18 +21,18 @@ from torch import Tensor
 
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
-from nanonet.files import whole_file
+from nanonet.files import atomic_write
 from nanonet.teacher.selection import Choice
 from nanonet.teacher.soft_labels import (
     STRENGTH,
     Array,
+    calibrate_confidence,
     classify,
     diffuse,
     linear,
     neighbour_graph,
     propagate,
     self_train,
-    soften,
 )
 
 NAME = "targets.safetensors"
@@ -101,7 +101,8 @@ def make_teacher(
     """
     y = label.numpy()
     p, head = spread(config, choice, embedding.double().numpy(), y, classes)
-    soft = soften(torch.from_numpy(np.log(np.maximum(p, 1e-12))).float(), choice.trust) * config.sharpen
+    logits = torch.from_numpy(np.log(np.maximum(p, 1e-12))).float()
+    soft = calibrate_confidence(logits, choice.cv_accuracy) * config.sharpen
     floor = classify(few.double().numpy(), y[y >= 0], STRENGTH)
     kept = embedding.half() if config.relation_weight else embedding[:0].half()
     return FrozenTeacher(soft, kept, *linear(head), *linear(floor), choice)
@@ -110,7 +111,7 @@ def make_teacher(
 def save_teacher(folder: Path, teacher: FrozenTeacher, key: str) -> None:
     """Write `folder`/targets.safetensors. key: what it was made of, by kept.fingerprint."""
     tensors = {k: v.contiguous() for k, v in vars(teacher).items() if isinstance(v, Tensor)}
-    with whole_file(folder / NAME) as temporary:
+    with atomic_write(folder / NAME) as temporary:
         save_file(tensors, temporary, {"choice": json.dumps(vars(teacher.choice)), "key": key})
 
 

@@ -43,7 +43,7 @@ class Choice:
     accuracy: dict[str, float]
 
     @property
-    def trust(self) -> float:
+    def cv_accuracy(self) -> float:
         return self.accuracy[self.rule]
 
 

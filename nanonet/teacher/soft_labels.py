@@ -32,15 +32,15 @@ STRENGTHS = (1.0, 10.0, 100.0)  # C of the logistic regression
 STRENGTH = 10.0  # of the self-training classifier
 
 
-def soften(logits: Tensor, trust: float) -> Tensor:
-    """Divide logits (N,C) by the temperature at which their mean largest probability is `trust`.
+def calibrate_confidence(logits: Tensor, cv_accuracy: float) -> Tensor:
+    """Divide logits (N,C) by the temperature at which their mean largest probability is `cv_accuracy`.
 
     A teacher is as sure of itself as its cross-validated accuracy says it may be; no label of these rows is used. But
     never less sure than halfway between chance and certainty: an accuracy found on twenty labels may be chance by
     accident, and targets as flat as that teach nothing. By bisection on the device, without a look from the host.
     """
     C = logits.shape[-1]
-    goal = min(max(trust, (1 + 1 / C) / 2), 1 - 1e-3)
+    goal = min(max(cv_accuracy, (1 + 1 / C) / 2), 1 - 1e-3)
     logits = logits.float() - logits.float().amax(-1, keepdim=True)
     low, high = logits.new_full((), -10.0), logits.new_full((), 10.0)
     for _ in range(30):

@@ -1,7 +1,7 @@
-"""The trunk: all that lies below the heads. Where none of it is trained (`--tuning head`) it runs once for each text.
+"""Cached backbone features: where only heads are trained (`--tuning head`), everything below them runs once per text.
 
-`entrance` finds the module that a head begins with, `keep_trunk` what this module reads of every text; given that,
-`Cohort.forward(..., entering=trunk[rows])` goes on from there.
+`find_head_input` names the module that a head begins with, `compute_backbone_features` stores the input of that module
+for every text, and `Cohort.forward(..., head_input=features[rows])` continues from there.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 from nanonet.cohort.model import Cohort
 from nanonet.data.batches import Encoded
 from nanonet.errors import InputError
-from nanonet.files import whole_file
+from nanonet.files import atomic_write
 from nanonet.inference.forward import run
-from nanonet.models.dummy_inputs import alike, probe
+from nanonet.models.dummy_inputs import dummy_inputs, same_logits
 
 
 @dataclass(frozen=True, eq=False)
-class Trunk:
+class BackboneFeatures:
     """What the module `head` reads of N texts: (K,N,D) float32, on the CPU or in a file."""
 
     head: str
@@ -37,7 +37,7 @@ class Trunk:
 
 
 @torch.no_grad()
-def entrance(cohort: Cohort) -> str | None:
+def find_head_input(cohort: Cohort) -> str | None:
     """The module of the head that runs first, if a head can go on from what it reads: one vector a row.
 
     None where something below it is trained, or where going on from there gives other logits.
@@ -53,7 +53,7 @@ def entrance(cohort: Cohort) -> str | None:
         )
         for name in owners
     ]
-    ids, mask = probe(cohort.model.config, next(cohort.parameters()).device)
+    ids, mask = dummy_inputs(cohort.model.config, next(cohort.parameters()).device)
     training = cohort.training
     cohort.eval()
     try:
@@ -62,43 +62,44 @@ def entrance(cohort: Cohort) -> str | None:
         if shape[:-1] != (cohort.students * len(ids),):
             return None
         seen = cohort(ids, mask, features=head)
-        again = cohort(ids, mask, entering={head: seen[..., logits.shape[-1] :]})
+        again = cohort(ids, mask, head_input={head: seen[..., logits.shape[-1] :]})
     finally:
         cohort.train(training)
         for hook in hooks:
             hook.remove()
-    return head if alike(again, logits) else None
+    return head if same_logits(again, logits) else None
 
 
-def keep_trunk(
+def compute_backbone_features(
     cohort: Cohort,
     rows: Encoded,
     pad_id: int,
     device: torch.device,
     done: Callable[[int], Any] = lambda rows: None,
-) -> Trunk | None:
+) -> BackboneFeatures | None:
     """What the heads of an evaluated cohort read of every text; None where they read what is still trained."""
-    head = entrance(cohort)
+    head = find_head_input(cohort)
     if head is None:
         return None
     classes: Any = cohort.model.config.num_labels
     seen = run(partial(cohort.eval(), features=head), rows, pad_id, device, done=done)
-    return Trunk(head, seen[..., classes:].clone())  # a tensor of its own: it must not be one of inference mode
+    # cloned: a tensor made in inference mode cannot be trained on
+    return BackboneFeatures(head, seen[..., classes:].clone())
 
 
-def mapped(path: Path, make: Callable[[], Trunk | None]) -> Trunk | None:
-    """The trunk in this file, read from it as rows are asked for; made and written first where there is none."""
+def cached_backbone_features(path: Path, make: Callable[[], BackboneFeatures | None]) -> BackboneFeatures | None:
+    """The backbone in this file, read from it as rows are asked for; made and written first where there is none."""
     if not path.exists():
-        trunk = make()
-        if trunk is None:
+        backbone = make()
+        if backbone is None:
             return None
-        with whole_file(path) as temporary:
-            save_file({trunk.head: trunk.read}, temporary)
-    return open_trunk(path)
+        with atomic_write(path) as temporary:
+            save_file({backbone.head: backbone.read}, temporary)
+    return open_backbone_features(path)
 
 
-def open_trunk(path: Path) -> Trunk:
-    """The trunk in this file, nothing of it read yet.
+def open_backbone_features(path: Path) -> BackboneFeatures:
+    """The backbone in this file, nothing of it read yet.
 
     Raises:
         InputError: it is damaged.
@@ -106,6 +107,6 @@ def open_trunk(path: Path) -> Trunk:
     try:
         with safe_open(path, "pt") as file:
             (head,) = file.keys()
-            return Trunk(head, file.get_tensor(head))
+            return BackboneFeatures(head, file.get_tensor(head))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it") from error

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
-from nanonet.files import whole_file
+from nanonet.files import atomic_write
 
 NAME = "checkpoint.safetensors"
 # what may differ between a run and its resumption
@@ -30,7 +30,7 @@ def save(folder: Path, trained: Trained, accelerator: Accelerator, step: int) ->
     if accelerator.is_main_process:
         tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(trained).items()}
         scaler = json.dumps(accelerator.scaler.state_dict() if accelerator.scaler is not None else {})
-        with whole_file(folder / NAME) as temporary:
+        with atomic_write(folder / NAME) as temporary:
             save_file(tensors, temporary, {"step": str(step), "scaler": scaler})
     accelerator.wait_for_everyone()
 

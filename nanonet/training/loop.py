@@ -27,8 +27,8 @@ from nanonet.data.batches import BatchPlan, Encoded, collate
 from nanonet.errors import InputError
 from nanonet.losses import DistillLoss, relation_loss
 from nanonet.ops import distill_loss
-from nanonet.teacher.soft_labels import soften
-from nanonet.training.backbone import Trunk
+from nanonet.teacher.soft_labels import calibrate_confidence
+from nanonet.training.backbone import BackboneFeatures
 from nanonet.training.checkpoint import restore, save
 from nanonet.training.metrics import Metrics
 from nanonet.training.optimizer import (
@@ -42,13 +42,13 @@ from nanonet.training.optimizer import (
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class TrainingSet:
     """What is trained on: N texts, the labelled ones first.
 
     encoded: N rows of token ids; label: (N,) int64, -100 where unlabelled
     soft: (N,C) logits of a frozen teacher, or None where the teacher trains online or there is none
     embedding: (N,D) of that teacher, or None where relations weigh nothing
-    trunk: what the students' heads read of every text, where nothing else of them is trained
+    backbone: what the students' heads read of every text, where nothing else of them is trained
     """
 
     encoded: Encoded
@@ -56,7 +56,7 @@ class Rows:
     soft: Tensor | None
     pad_id: int
     embedding: Tensor | None = None
-    trunk: Trunk | None = None
+    backbone: BackboneFeatures | None = None
 
     @property
     def labelled(self) -> int:
@@ -65,12 +65,15 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class OnlineTeacher:
-    """A teacher that trains on the labels beside its students; `trust` is the cross-validated accuracy that the mean
-    confidence of its soft targets is held at; `trunk` is what its head reads, where that is all it trains."""
+    """A teacher that trains on the labels beside its students.
+
+    cv_accuracy: the cross-validated accuracy; the mean confidence of the soft labels is set to it
+    backbone: cached input of its head, if the head is all that is trained
+    """
 
     model: Cohort
-    trust: float
-    trunk: Trunk | None = None
+    cv_accuracy: float
+    backbone: BackboneFeatures | None = None
 
 
 def check_parts(config: TrainConfig, labelled: int, unlabelled: int, world: int) -> None:
@@ -99,7 +102,7 @@ def fit(
     config: TrainConfig,
     cohort: Cohort,
     views: list[str],
-    rows: Rows,
+    rows: TrainingSet,
     accelerator: Accelerator,
     folder: Path,
     online: OnlineTeacher | None = None,
@@ -168,14 +171,14 @@ def fit(
                 seen = view_batch(
                     cohort, views, ids, mask, config.seed * 1_000_003 + step, torch.tensor(own_rows, device=device)
                 )
-                entering = _entering(rows.trunk, own_rows, device)
+                head_input = _head_input(rows.backbone, own_rows, device)
                 # fetched before the forward is queued, for whose end a GPU's copy would wait
                 if soft is not None:
                     part_soft: Tensor | None = soft[own]
                 else:
                     part_soft = None if rows.soft is None else rows.soft[own_rows].to(device)
                 near = None if rows.embedding is None else rows.embedding[own_rows].to(device)
-                logits = model(**seen, features="" if near is None else cohort.last, entering=entering)
+                logits = model(**seen, features="" if near is None else cohort.last, head_input=head_input)
                 if near is not None:
                     logits, features = logits.tensor_split([classes], -1)
                     relation = relation_loss(features, near)
@@ -191,8 +194,8 @@ def fit(
                 with nullcontext() if last else accelerator.no_sync(teacher), accelerator.autocast():
                     # the labelled rows, which come first; where there is none, a row that counts nothing
                     few = max(1, int((rows.label[own_rows] >= 0).sum()))
-                    entering = _entering(online.trunk, own_rows[:few], device)
-                    answer = teacher.train()(ids[:few], mask[:few], entering=entering)
+                    head_input = _head_input(online.backbone, own_rows[:few], device)
+                    answer = teacher.train()(ids[:few], mask[:few], head_input=head_input)
                     part_loss, _ = distill_loss(answer, None, label[:few], denominators=denominators)
                 accelerator.backward(part_loss * world)
                 teacher_loss = teacher_loss + part_loss.detach()
@@ -223,7 +226,7 @@ def fit(
 
 @torch.no_grad()
 def _online_soft(
-    online: OnlineTeacher, rows: Rows, batch: list[int], accelerator: Accelerator, config: TrainConfig
+    online: OnlineTeacher, rows: TrainingSet, batch: list[int], accelerator: Accelerator, config: TrainConfig
 ) -> Tensor:
     """The online teacher's logits (B,C) of the whole step, in eval mode on the texts as they are, softened as one.
 
@@ -237,14 +240,14 @@ def _online_soft(
         own = slice(part * world + accelerator.process_index, None, world * config.gradient_accumulation)
         ids, mask = (t.to(device) for t in collate(rows.encoded, batch[own], rows.pad_id))
         with accelerator.autocast():
-            entering = _entering(online.trunk, batch[own], device)
-            logits[own] = online.model(ids, mask, entering=entering)[0].float()
-    return soften(accelerator.reduce(logits, "sum"), online.trust) * config.sharpen
+            head_input = _head_input(online.backbone, batch[own], device)
+            logits[own] = online.model(ids, mask, head_input=head_input)[0].float()
+    return calibrate_confidence(accelerator.reduce(logits, "sum"), online.cv_accuracy) * config.sharpen
 
 
-def _entering(trunk: Trunk | None, rows: list[int], device: torch.device) -> dict[str, Tensor] | None:
-    """What `Cohort.forward` takes of these texts' trunk."""
-    return None if trunk is None else {name: read.to(device) for name, read in trunk[rows].items()}
+def _head_input(backbone: BackboneFeatures | None, rows: list[int], device: torch.device) -> dict[str, Tensor] | None:
+    """What `Cohort.forward` takes of these texts' backbone."""
+    return None if backbone is None else {name: read.to(device) for name, read in backbone[rows].items()}
 
 
 def _numbers(values: Tensor) -> list[float]:

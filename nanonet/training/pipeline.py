@@ -41,11 +41,16 @@ from nanonet.teacher.frozen import NAME as TARGETS
 from nanonet.teacher.frozen import load_teacher, save_teacher
 from nanonet.teacher.make import BODY, embed, load_body, teach
 from nanonet.teacher.selection import check_labels
-from nanonet.teacher.soft_labels import soften
+from nanonet.teacher.soft_labels import calibrate_confidence
 from nanonet.training import checkpoint
-from nanonet.training.backbone import Trunk, keep_trunk, mapped, open_trunk
+from nanonet.training.backbone import (
+    BackboneFeatures,
+    cached_backbone_features,
+    compute_backbone_features,
+    open_backbone_features,
+)
 from nanonet.training.launch import launch
-from nanonet.training.loop import OnlineTeacher, Rows, check_parts, fit
+from nanonet.training.loop import OnlineTeacher, TrainingSet, check_parts, fit
 from nanonet.training.output_folder import check_folder, open_folder
 
 STEPS, STEPS_A_CLASS = 200, 10
@@ -80,7 +85,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_labels(material.label)
     cache = Path(config.teacher_cache).expanduser() if config.teacher_cache else None
     if cache:
-        teacher_cache.probe(cache)
+        teacher_cache.ensure_writable(cache)
     check_parts(config, labelled, len(material.rows) - labelled, accelerator.num_processes)
     lora = Lora(config.lora_rank, config.lora_alpha, config.lora_dropout)
     if convolutional:
@@ -104,24 +109,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
         autocast = nullcontext if config.precision == "float16" else accelerator.autocast
         pretrained = Encoder(encoder, pooling_of(*find_model(config.teacher)), pad_id, device, autocast)
         key = teacher_cache.fingerprint(config, material.rows, material.label, encoder, pretrained.pooling)
-        trunks: dict[Cohort, Path] = {}
+        backbones: dict[Cohort, Path] = {}
         if cache and config.tuning == "head":
             models = [cohort] if whole is None else [cohort, whole]
-            trunks = {model: cache / teacher_cache.trunk_name(config, model, material.rows) for model in models}
+            backbones = {
+                model: cache / teacher_cache.backbone_features_name(config, model, material.rows) for model in models
+            }
         if main:
             if cache and (cache / key).exists():  # a damaged one is found before a run is overwritten for it
                 load_teacher(cache / key, key)
                 if tuned:
                     load_body(cache / key)
-            for path in filter(Path.exists, trunks.values()):
-                open_trunk(path)
+            for path in filter(Path.exists, backbones.values()):
+                open_backbone_features(path)
             locked.enter_context(open_folder(given, folder))
             # a resumed run takes the teacher that it has
             if not (folder / TARGETS).exists():
-                if not (cache and teacher_cache.take(cache, key, folder)):
+                if not (cache and teacher_cache.restore(cache, key, folder)):
                     save_teacher(folder, teach(config, pretrained, tuned, material, folder, progress), key)
                     if cache:
-                        teacher_cache.keep(
+                        teacher_cache.store(
                             cache, key, [folder / name for name in (TARGETS, BODY) if (folder / name).exists()]
                         )
         accelerator.wait_for_everyone()
@@ -131,24 +138,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
         soft: Tensor | None = frozen.soft
         online = None
 
-        def trunk_of(model: Cohort, what: str) -> Trunk | None:
+        def backbone_of(model: Cohort, what: str) -> BackboneFeatures | None:
             visits = config.steps * (config.labelled_batch + config.unlabelled_batch)
             if config.tuning != "head" or visits < len(material.rows):
                 return None
 
-            def make() -> Trunk | None:
+            def make() -> BackboneFeatures | None:
                 with progress.stage(what, len(material.rows)) as tick, accelerator.autocast():
-                    return keep_trunk(model.to(device), material.rows, pad_id, device, tick)
+                    return compute_backbone_features(model.to(device), material.rows, pad_id, device, tick)
 
-            if not trunks:
+            if not backbones:
                 return make()
             with accelerator.main_process_first():  # the others find it there
-                return mapped(trunks[model], make)
+                return cached_backbone_features(backbones[model], make)
 
         if whole is not None:
-            trunk = trunk_of(whole, "the teacher's frozen layers")
-            online, soft = OnlineTeacher(whole, frozen.choice.trust, trunk), None
-        trunk = trunk_of(cohort, "the students' frozen layers") if set(views) == {"none"} else None
+            backbone = backbone_of(whole, "the teacher's frozen layers")
+            online, soft = OnlineTeacher(whole, frozen.choice.cv_accuracy, backbone), None
+        backbone = backbone_of(cohort, "the students' frozen layers") if set(views) == {"none"} else None
 
         if config.tensorboard:
             accelerator.init_trackers("tensorboard")
@@ -160,7 +167,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     accelerator.log({k: v for k, v in record.items() if isinstance(v, float)}, step=record["step"])
 
             relations = frozen.embedding if config.relation_weight else None
-            rows = Rows(material.rows, material.label, soft, pad_id, relations, trunk)
+            rows = TrainingSet(material.rows, material.label, soft, pad_id, relations, backbone)
             rate = config.learning_rate or (LEARNING_RATE if convolutional else 0.0)
             fit(replace(config, learning_rate=rate), cohort, views, rows, accelerator, folder, online, each_step)
         for tracker in accelerator.trackers:  # end_training() would also end the processes' group, which is needed yet
@@ -175,7 +182,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             wanted = logits(online.model, held, "held rows")[0]
         else:
             wanted = frozen.logits(embed(progress, body, held, "held rows"))
-        wanted = soften(wanted, frozen.choice.trust) * config.sharpen
+        wanted = calibrate_confidence(wanted, frozen.choice.cv_accuracy) * config.sharpen
         gap = distill_terms(logits(cohort, held, "choosing the best"), wanted)[1].mean(-1)
         if not gap.isfinite().all():
             lost = int((~gap.isfinite()).nonzero()[0])

@@ -111,7 +111,7 @@ def test_what_the_frozen_layers_made_is_kept_and_changes_nothing(config: TrainCo
     results = [train(each) for each in (alone, config, again)]
     stages = [[name for name in result["seconds"] if "frozen layers" in name] for result in results]
     assert stages[0] == stages[1] and stages[0] and not stages[2]
-    kept = [name for name in entries(config) if name.startswith("trunk-")]
+    kept = [name for name in entries(config) if name.startswith("backbone-")]
     assert len(kept) == len(stages[0])
     weights = [load_file(Path(c.output) / "student-1" / "model.safetensors") for c in (alone, config, again)]
     for other in weights[1:]:
@@ -119,11 +119,11 @@ def test_what_the_frozen_layers_made_is_kept_and_changes_nothing(config: TrainCo
     # other texts and other layers make others; an online teacher has the same layers under every mapping
     train(dataclasses.replace(config, output=config.output + "-2", max_tokens=5))
     train(dataclasses.replace(config, output=config.output + "-3", layer_mapping="bottom-top"))
-    found = [name for name in entries(config) if name.startswith("trunk-")]
+    found = [name for name in entries(config) if name.startswith("backbone-")]
     assert len(found) == len(kept) + (3 if mode == "online" else 2)
     path = Path(config.teacher_cache) / kept[0]
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"trunk-\w+\.safetensors: damaged .*delete it"):
+    with pytest.raises(InputError, match=r"backbone-\w+\.safetensors: damaged .*delete it"):
         train(dataclasses.replace(config, overwrite=True))
     assert (Path(config.output) / "best").is_dir()
 

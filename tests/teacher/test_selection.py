@@ -12,10 +12,10 @@ def test_the_choice_follows_the_labels(clusters):
     x, _, truth = clusters(300, noise=0.35)
     label = np.where(np.arange(300) < 24, truth, -100)
     chosen = choose(x, label, 3, "auto", seed=0)
-    assert chosen.rule in ("self_training", "diffusion") and chosen.trust == chosen.accuracy[chosen.rule]
+    assert chosen.rule in ("self_training", "diffusion") and chosen.cv_accuracy == chosen.accuracy[chosen.rule]
     # where neighbours say nothing about the class, guessing on cannot help: half of the rows have another class
     shuffled = np.where(label >= 0, np.random.default_rng(1).integers(0, 3, 300), -100)
-    assert choose(x, shuffled, 3, "auto", seed=0).trust < 0.7
+    assert choose(x, shuffled, 3, "auto", seed=0).cv_accuracy < 0.7
     named = choose(x, label, 3, "propagation", seed=0)
     assert named.rule == "propagation" and set(named.accuracy) == {"classifier", "propagation"}
 
@@ -35,10 +35,10 @@ def test_an_encoder_tuned_in_a_fold_has_not_seen_the_labels_that_it_is_judged_on
     choice = choose(x, label, 3, "auto", 0, retune=retune)
     held = [set(range(150)) - set(part.tolist()) for part in seen]
     assert len(seen) == 3 and set().union(*held) == set(range(150)) and sum(map(len, held)) == 150
-    assert choice.trust < 0.9
+    assert choice.cv_accuracy < 0.9
     # a body that knows every class is trusted
     sure = choose(x, label, 3, "auto", 0, retune=lambda hidden, rows: torch.eye(3)[truth[rows]])
-    assert sure.trust == 1 and sure.rule == "diffusion"
+    assert sure.cv_accuracy == 1 and sure.rule == "diffusion"
 
 
 def test_folds_that_tune_an_encoder_stop_when_enough_labels_were_held_out(clusters):

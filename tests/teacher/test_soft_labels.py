@@ -77,7 +77,7 @@ def test_the_teacher_is_its_head_and_is_kept(clusters, rule, classes, tmp_path):
     assert teacher.soft.shape == (80, classes) and teacher.soft.dtype == torch.float32
     assert (teacher.logits(embedding).argmax(1).numpy() == truth).mean() > 0.8
     assert (teacher.soft.argmax(1).numpy() == truth).mean() > 0.8
-    sure = min(max(teacher.choice.trust, (1 + 1 / classes) / 2), 0.999)
+    sure = min(max(teacher.choice.cv_accuracy, (1 + 1 / classes) / 2), 0.999)
     assert teacher.soft.softmax(-1).amax(-1).mean().item() == pytest.approx(sure, abs=2e-3)
     save_teacher(tmp_path, teacher, "of these")
     again = load_teacher(tmp_path, "of these")

@@ -1,4 +1,4 @@
-"""A frozen trunk that is kept: the same logits and gradients as with every layer run again."""
+"""A frozen backbone that is kept: the same logits and gradients as with every layer run again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from nanonet.cohort.stack import stack
 from nanonet.data.batches import Encoded, collate
-from nanonet.training.backbone import entrance, keep_trunk
+from nanonet.training.backbone import compute_backbone_features, find_head_input
 
 PAD = 1
 FIRST = {  # what a head begins with, in each architecture
@@ -41,11 +41,11 @@ def test_no_logits_and_no_gradients_change(
     ids, mask = collate(texts, rows, PAD)
     plain = cohort(ids, mask, chunk)
     wanted = gradients_of(cohort, plain)
-    trunk = keep_trunk(cohort, texts, PAD, torch.device("cpu"))
-    assert trunk is not None and trunk.head.endswith(FIRST[kind]) and trunk.read.shape == (3, 6, 32)
+    backbone = compute_backbone_features(cohort, texts, PAD, torch.device("cpu"))
+    assert backbone is not None and backbone.head.endswith(FIRST[kind]) and backbone.read.shape == (3, 6, 32)
     tokens = []
     cohort.embeddings().register_forward_hook(lambda module, given, output: tokens.append(output.shape[1]))
-    logits = cohort.train()(ids, mask, chunk, entering=trunk[rows])
+    logits = cohort.train()(ids, mask, chunk, head_input=backbone[rows])
     torch.testing.assert_close(logits, plain, rtol=2e-6, atol=2e-6)
     gradients = gradients_of(cohort, logits)
     assert gradients.keys() == wanted.keys() and set(tokens) == {1}
@@ -56,18 +56,18 @@ def test_no_logits_and_no_gradients_change(
 
 def test_features_of_a_kept_trunk_are_those_of_the_whole(make_teacher, texts, models_of) -> None:
     cohort = stack(models_of(make_teacher("bert"), "head"), "head").eval()
-    trunk = keep_trunk(cohort, texts, PAD, torch.device("cpu"))
+    backbone = compute_backbone_features(cohort, texts, PAD, torch.device("cpu"))
     rows = list(range(6))
     ids, mask = collate(texts, rows, PAD)
     whole = cohort(ids, mask, features=cohort.last)
     torch.testing.assert_close(
-        cohort(ids, mask, features=cohort.last, entering=trunk[rows]), whole, rtol=2e-6, atol=2e-6
+        cohort(ids, mask, features=cohort.last, head_input=backbone[rows]), whole, rtol=2e-6, atol=2e-6
     )
 
 
 @pytest.mark.parametrize("tuning", ["bias", "lora", "full"])
 def test_what_is_still_trained_is_not_kept(tuning, make_teacher, models_of) -> None:
-    assert entrance(stack(models_of(make_teacher("bert"), tuning), tuning)) is None
+    assert find_head_input(stack(models_of(make_teacher("bert"), tuning), tuning)) is None
 
 
 class Every(nn.Module):
@@ -82,7 +82,7 @@ class Every(nn.Module):
 
 
 class Twice(Every):
-    """A pooler that reads the trunk beside its layer, too."""
+    """A pooler that reads the backbone beside its layer, too."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.dense(hidden[:, 0]).tanh() + hidden.mean(1)
@@ -91,6 +91,6 @@ class Twice(Every):
 @pytest.mark.parametrize("pooler", [Every, Twice])
 def test_a_head_that_reads_more_than_one_vector_is_not_kept(pooler, make_teacher, models_of) -> None:
     cohort = stack(models_of(make_teacher("bert"), "head"), "head")
-    assert entrance(cohort) == "bert.pooler.dense" and cohort.training
+    assert find_head_input(cohort) == "bert.pooler.dense" and cohort.training
     cohort.model.bert.pooler = pooler(cohort.model.bert.pooler.dense)
-    assert entrance(cohort) is None and cohort.training
+    assert find_head_input(cohort) is None and cohort.training

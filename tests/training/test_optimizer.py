@@ -7,7 +7,7 @@ import torch
 
 from nanonet.config.train import TrainConfig
 from nanonet.losses import DistillLoss, confidence, ramp
-from nanonet.teacher.soft_labels import soften
+from nanonet.teacher.soft_labels import calibrate_confidence
 from nanonet.training.optimizer import clip_per_student, learning_rate, step_all
 
 
@@ -56,7 +56,7 @@ def test_ramps_and_confidence() -> None:
 
 def test_soften_sets_the_mean_confidence() -> None:
     logits = 9 * torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-    for trust, wanted in ((0.2, 0.6), (0.7, 0.7), (0.95, 0.95)):  # not below halfway between chance and certainty
-        p = soften(logits, trust).softmax(-1)
+    for cv_accuracy, wanted in ((0.2, 0.6), (0.7, 0.7), (0.95, 0.95)):  # not below halfway between chance and certainty
+        p = calibrate_confidence(logits, cv_accuracy).softmax(-1)
         assert p.amax(-1).mean().item() == pytest.approx(wanted, abs=1e-3)
         assert torch.equal(p.argmax(-1), logits.argmax(-1))

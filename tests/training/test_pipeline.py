@@ -22,7 +22,7 @@ from nanonet.config.train import TrainConfig
 from nanonet.data.prepare import prepare, spelled
 from nanonet.errors import InputError
 from nanonet.models.load import load_tokenizer
-from nanonet.training.backbone import keep_trunk
+from nanonet.training.backbone import compute_backbone_features
 from nanonet.training.checkpoint import save
 from nanonet.training.optimizer import TEACHER_LEARNING_RATE
 from nanonet.training.pipeline import train
@@ -104,17 +104,17 @@ def test_frozen_layers_that_are_kept_make_the_same_weights(config: TrainConfig, 
     config, kept = dataclasses.replace(config, **MODES[mode] | {"tuning": "head"}), []
 
     def watched(*arguments):
-        kept.append(keep_trunk(*arguments))
+        kept.append(compute_backbone_features(*arguments))
         return kept[-1]
 
-    monkeypatch.setattr("nanonet.training.pipeline.keep_trunk", watched)
+    monkeypatch.setattr("nanonet.training.pipeline.compute_backbone_features", watched)
     _, one = run(config, "kept")
     assert len(kept) == 1 + (config.teacher_mode == "online") and all(kept)
-    monkeypatch.setattr("nanonet.training.pipeline.keep_trunk", lambda *arguments: None)
+    monkeypatch.setattr("nanonet.training.pipeline.compute_backbone_features", lambda *arguments: None)
     _, other = run(config, "again")
     assert 0 < distance(one, other) < 1e-5
     kept.clear()
-    monkeypatch.setattr("nanonet.training.pipeline.keep_trunk", watched)
+    monkeypatch.setattr("nanonet.training.pipeline.compute_backbone_features", watched)
     run(config, "views", views="cutoff")
     run(config, "short", steps=2)  # fewer rows in all steps than texts: nothing to be saved
     assert len(kept) == (config.teacher_mode == "online")
