@@ -29,9 +29,10 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from nanonet.kernels import cohort_linear, distill, launch
-from nanonet.reference import JS, KL, MSE, REVERSE_KL
+from nanonet.reference import Divergence
 
 ARCHITECTURES = (80, 90, 100)
+KL, REVERSE_KL, JS, MSE, SYMMETRIC_KL, SKEW_KL, SKEW_REVERSE_KL, TV, CROSS_ENTROPY = map(int, Divergence)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
@@ -54,14 +55,15 @@ def loss(K: int, N: int, C: int, dtype: torch.dtype, divergence: int = KL, tempe
         None,
         1.0 if divergence == MSE else temperature,
         divergence,
+        0.5,
         True,
     )
 
 
 def terms(K: int, N: int, C: int, dtype: torch.dtype, divergence: int = KL, temperature: float = 2.0):
     student, teacher, label = tensor(K, N, C, dtype=dtype), tensor(N, C, dtype=dtype), tensor(N, dtype=torch.int64)
-    _, stats = distill.distill_terms_fwd(student, teacher, label, temperature, divergence)
-    distill.distill_terms_bwd(tensor(3, K, N), student, teacher, label, stats, temperature, divergence)
+    _, stats = distill.distill_terms_fwd(student, teacher, label, temperature, divergence, 0.5)
+    distill.distill_terms_bwd(tensor(3, K, N), student, teacher, label, stats, temperature, divergence, 0.5)
 
 
 def linear(K: int, M: int, D: int, F: int, R: int, dtype: torch.dtype, shared_x=False, shared_w=False, dropout=0.1):
