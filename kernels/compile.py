@@ -77,23 +77,32 @@ def linear(K: int, M: int, D: int, F: int, R: int, dtype: torch.dtype, shared_x=
 
 
 CASES: dict[str, Callable[[], object]] = {
-    # short rows: the shapes of the target table, every divergence, the widest cohort, the longest row
+    # short rows: the shapes of the target table, every divergence, the longest row
     "loss N=1024 C=100 K=4 bf16": partial(loss, 4, 1024, 100, BF16),
     "loss N=32 C=4 K=2 fp32": partial(loss, 2, 32, 4, FP32),
     "loss N=1024 C=128 K=4 fp16 reverse_kl": partial(loss, 4, 1024, 128, FP16, REVERSE_KL),
     "loss N=1024 C=128 K=4 bf16 js": partial(loss, 4, 1024, 128, BF16, JS, parts="tyk"),
     "loss N=1024 C=128 K=4 bf16 mse": partial(loss, 4, 1024, 128, BF16, MSE),
-    "loss N=1024 C=1000 K=8 bf16": partial(loss, 8, 1024, 1000, BF16),
+    "loss N=1024 C=128 K=4 bf16 symmetric_kl": partial(loss, 4, 1024, 128, BF16, SYMMETRIC_KL),
+    "loss N=1024 C=128 K=4 bf16 skew_kl": partial(loss, 4, 1024, 128, BF16, SKEW_KL),
+    "loss N=1024 C=128 K=4 bf16 skew_reverse_kl": partial(loss, 4, 1024, 128, BF16, SKEW_REVERSE_KL),
+    "loss N=1024 C=128 K=4 bf16 tv": partial(loss, 4, 1024, 128, BF16, TV),
+    "loss N=1024 C=128 K=4 bf16 cross_entropy": partial(loss, 4, 1024, 128, BF16, CROSS_ENTROPY),
     "loss N=1024 C=1000 K=1 bf16": partial(loss, 1, 1024, 1000, BF16),
     "loss N=8192 C=2048 K=4 bf16 js": partial(loss, 4, 8192, 2048, BF16, JS),
-    # long rows
+    # long rows, and the widest cohort
     "loss N=8192 C=128256 K=4 bf16": partial(loss, 4, 8192, 128256, BF16),
     "loss N=8192 C=128256 K=4 bf16 unit": partial(loss, 4, 8192, 128256, BF16, temperature=1.0),
     "loss N=8192 C=128256 K=4 fp32": partial(loss, 4, 8192, 128256, FP32),
     "loss N=8192 C=32000 K=2 bf16 js": partial(loss, 2, 8192, 32000, BF16, JS),
     "loss N=8192 C=32000 K=2 bf16 mse": partial(loss, 2, 8192, 32000, BF16, MSE, parts="t"),
     "loss N=8192 C=50257 K=4 bf16 reverse_kl": partial(loss, 4, 8192, 50257, BF16, REVERSE_KL),
-    "loss N=2048 C=32000 K=8 bf16": partial(loss, 8, 2048, 32000, BF16),
+    "loss N=8192 C=32000 K=4 bf16 symmetric_kl": partial(loss, 4, 8192, 32000, BF16, SYMMETRIC_KL),
+    "loss N=8192 C=32000 K=4 bf16 skew_kl": partial(loss, 4, 8192, 32000, BF16, SKEW_KL),
+    "loss N=8192 C=32000 K=4 bf16 skew_reverse_kl": partial(loss, 4, 8192, 32000, BF16, SKEW_REVERSE_KL),
+    "loss N=8192 C=32000 K=4 bf16 tv": partial(loss, 4, 8192, 32000, BF16, TV),
+    "loss N=8192 C=32000 K=4 bf16 cross_entropy": partial(loss, 4, 8192, 32000, BF16, CROSS_ENTROPY),
+    "loss N=1024 C=1000 K=8 bf16": partial(loss, 8, 1024, 1000, BF16),
     # terms, and their backward
     "terms N=1024 C=100 K=4 bf16": partial(terms, 4, 1024, 100, BF16),
     "terms N=8192 C=128256 K=4 bf16": partial(terms, 4, 8192, 128256, BF16),

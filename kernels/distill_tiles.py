@@ -27,6 +27,7 @@ from nanonet.kernels.reduction import (
 from nanonet.kernels.rowwise import (
     LN2,
     cohort,
+    fast_classes,
     gradient,
     load,
     load_logits,
@@ -99,37 +100,6 @@ def guarded_sweep(
         teacher = teacher + (tl.sum(lanes[0][k], 0),)
         peers = peers + (tl.sum(lanes[1][k], 0),)
     return teacher, peers
-
-
-@triton.jit
-def fast_classes(logits, stats, scale, upstream, K: tl.constexpr, COUNT: tl.constexpr, LSE_1: tl.constexpr):
-    """log2 q and q of every row, Q = sum_j q_j, and each student's gradient without its one-hot."""
-    maxima, lse_tau, lse_1 = stats
-    ls = ()
-    qs = ()
-    for r in tl.static_range(COUNT):
-        l = (logits[r] - maxima[r]) * scale - lse_tau[r]
-        ls = ls + (l,)
-        qs = qs + (tl.exp2(l),)
-    Q = qs[0]
-    for k in tl.static_range(1, K):
-        Q += qs[k]
-    ds = ()
-    for k in tl.static_range(K):
-        a_ce, a_teacher, a_peers = upstream[k]
-        own = 0.0 if LSE_1 else a_ce
-        others = 0.0
-        if COUNT > K:
-            own += a_teacher
-            others += a_teacher * qs[K]
-        if K > 1:
-            own += a_peers * K
-            others += a_peers * Q
-        d = own * qs[k] - others
-        if LSE_1:
-            d += a_ce * tl.exp2((logits[k] - maxima[k]) * LOG2_E - lse_1[k])
-        ds = ds + (d,)
-    return ls, qs, Q, ds
 
 
 @triton.jit

@@ -123,7 +123,7 @@ def test_adversarial_rows(divergence, beta, dtype, regime, device):
 
 # Every divergence at every shape; its betas and the two regimes take turns. K=1 has no peers; N=0 and 1 are edges, 9 is
 # more than the programs; C=1 has no choice, 7 and 33 are ragged
-SHAPES = [(1, 3, 7), (2, 1, 4), (2, 0, 4), (3, 5, 33), (2, 3, 1), (3, 9, 16)]
+SHAPES = [(1, 3, 7), (2, 1, 4), (2, 0, 4), (3, 2, 33), (2, 3, 1), (2, 9, 16)]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_an_unknown_divergence_is_refused(number, device):
 @pytest.mark.parametrize("divergence", ["kl", "js", "cross_entropy"])
 def test_twice_the_same_to_the_bit_and_without_a_gradient(divergence, regime, device):
     options = torch.ones(3, device=device), None, None, 2.0, DIVERGENCES[divergence], 0.1
-    inputs = draw(2, 9, 33, torch.float32, device)
+    inputs = draw(2, 4, 33, torch.float32, device)
     one, two = (distill.distill_loss_fwd(*inputs, *options, True) for _ in range(2))
     assert all(map(torch.equal, one, two))
     loss, means, nothing = distill.distill_loss_fwd(*inputs, *options, False)
