@@ -1,7 +1,7 @@
 """The distillation loss of a cohort: launchers for CUDA tensors, and for CPU tensors under Triton's interpreter.
 
-The forward has two kernels, by what fits in registers (distill_rows.py, distill_tiles.py); the backward of the terms
-is elementwise, given the row statistics. Nothing here waits for the device. float64 is not for these kernels.
+The forward has two kernels: distill_rows.py if the rows fit in registers, else distill_tiles.py. The backward of the
+terms is elementwise, given the row statistics. No launcher waits for the device. float64 is left to the reference.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from nanonet.kernels.reduction import label_of
 from nanonet.kernels.rowwise import cohort, gradient, load_logits, log_softmax, logits_view, repeat
 from nanonet.reference import MSE, UNLABELLED
 
-# The table of sizes. To be measured on a GPU: so far it says only what compiles without spills.
-PER_THREAD = 16  # floats of K+1 rows that a thread holds where rows are read once; l, q and pointers come on top
+# Sizes, not tuned on a GPU yet: they are what compiles without spills.
+PER_THREAD = 16  # floats of K+1 rows per thread in distill_rows_kernel; l, q and pointers come on top
 MAX_WARPS = 8
-ROWS_LIMIT = PER_THREAD * 32 * MAX_WARPS  # what one program holds of K+1 rows
-PER_THREAD_TILE = {"two sweeps": 40, "three sweeps": 24, "K > 4": 12}  # the same where they are read in tiles
-RECOUNT_LIMIT = 16384  # rows above which the denominators are summed once, by torch, instead of by every program
-L2_BYTES = 32 << 20  # of rows in flight, so that the second sweep over long rows finds them in the L2
+ROWS_LIMIT = PER_THREAD * 32 * MAX_WARPS  # floats of K+1 rows per program
+PER_THREAD_TILE = {"two sweeps": 40, "three sweeps": 24, "K > 4": 12}  # floats per thread in tiles
+RECOUNT_LIMIT = 16384  # rows above which torch sums the denominators once, instead of every program
+L2_BYTES = 32 << 20  # limit of the rows in flight, so that the next sweep finds them in the L2
 TILE_STAGES = 3
 
 
@@ -92,7 +92,7 @@ def distill_terms_bwd_kernel(
 
 @triton.jit
 def distill_scale_kernel(
-    dstudent,  # (size,), scaled where it lies
+    dstudent,  # (size,), scaled in place
     factor,  # ()
     size,
     BLOCK: tl.constexpr,
@@ -156,7 +156,7 @@ def distill_terms_bwd(
     divergence: int,
     beta: float,
 ) -> Tensor:
-    """dstudent (K,N,C) of upstream gradients dterms (3,K,N)."""
+    """dstudent (K,N,C) for upstream gradients dterms (3,K,N)."""
     check_divergence(divergence)
     K, N, C = student.shape
     student, teacher = dense(student), None if teacher is None else dense(teacher)
@@ -190,7 +190,7 @@ def distill_terms_bwd(
 
 
 def distill_scale(dstudent: Tensor, dloss: Tensor) -> None:
-    """dstudent *= dloss, where it lies; dloss () is read on the device, and 1 ends the launch at once."""
+    """dstudent *= dloss in place. dloss () is read on the device; the kernel returns at once if it is 1."""
     if not dstudent.is_contiguous():
         dstudent.mul_(dloss)
     elif dstudent.numel():
@@ -208,8 +208,7 @@ def _forward(
     denominators = None if denominators is None else denominators.contiguous()
     kernel, programs, blocks = plan(K, N, C, divergence, student.element_size(), multiprocessors(device))
     slots = next_power_of_2(3 * K)
-    # ptxas settles on 128 registers and spills a few of the sums: without a gradient to write, and where the logarithm
-    # of a mixture stands beside K rows
+    # else ptxas limits itself to 128 registers and spills a few sums: without a gradient, and with a log mixture
     if weights is None and kernel is distill_tiles_kernel:
         blocks["maxnreg"] = 255
         if (K + 1) * blocks["WIDTH"] == PER_THREAD_TILE["two sweeps"]:
@@ -249,8 +248,8 @@ def _forward(
     )
 
 
-def plan(K: int, N: int, C: int, divergence: int, itemsize: int, processors: int) -> tuple[Any, int, dict[str, int]]:
-    """Kernel, programs, and blocks for a shape."""
+def plan(K: int, N: int, C: int, divergence: int, itemsize: int, sms: int) -> tuple[Any, int, dict[str, int]]:
+    """Kernel, number of programs, and block sizes for a shape."""
     BLOCK_C = next_power_of_2(C)
     if (K + 1) * BLOCK_C <= ROWS_LIMIT:
         warps, row = 4, (K + 1) * BLOCK_C
@@ -258,20 +257,20 @@ def plan(K: int, N: int, C: int, divergence: int, itemsize: int, processors: int
             warps *= 2
         fit = max(1, 32 * warps * PER_THREAD // row)
         BLOCK_N = min(1 << (fit.bit_length() - 1), next_power_of_2(max(N, 1)), 128)
-        programs = min(cdiv(N, BLOCK_N), 8 * processors)
+        programs = min(cdiv(N, BLOCK_N), 8 * sms)
         return distill_rows_kernel, max(programs, 1), dict(BLOCK_N=BLOCK_N, BLOCK_C=BLOCK_C, num_warps=warps)
     kind = "K > 4" if K > 4 else "three sweeps" if has_slope_sum(divergence) else "two sweeps"
     width, limit = 16 // itemsize, PER_THREAD_TILE[kind]
     while width > 1 and ((K + 1) * width > limit or C % width and width > 4):
         width //= 2
-    in_flight = L2_BYTES // ((K + 1) * C * itemsize * processors)
-    programs = min(N, processors * max(1, min(in_flight, 4)))
+    in_flight = L2_BYTES // ((K + 1) * C * itemsize * sms)
+    programs = min(N, sms * max(1, min(in_flight, 4)))
     blocks = dict(LANES=256, WIDTH=width, STAGES=TILE_STAGES, num_warps=8)
     return distill_tiles_kernel, max(programs, 1), blocks
 
 
 def dense(x: Tensor) -> Tensor:
-    """x with its last dimension dense: the kernels read any strides of the others in place."""
+    """x with a dense last dimension. The kernels read any strides of the others in place."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -1,6 +1,6 @@
-"""The loss of rows that fit in registers, K students and the teacher at once: everything is read once.
+"""The loss of rows that fit in registers, those of K students and the teacher at once: everything is read once.
 
-With `weights` it makes the loss, its means and its gradient in one launch; without, the terms and row statistics.
+With `weights` one launch makes the loss, its means and its gradient; without, the terms and the row statistics.
 """
 
 import triton
@@ -70,9 +70,9 @@ def distill_rows_kernel(
     weights,  # (3,), or None for the terms alone
     row_weight,  # (N,) or (K,N) or None
     denominators,  # (2,) or (2,K), or None: counted here
-    terms,  # (3,K,N), with stats (K+1,N,4), where there are no weights
+    terms,  # (3,K,N), and stats (K+1,N,4): without weights
     stats,
-    loss,  # (), with means (3,K), where there are weights
+    loss,  # (), and means (3,K): with weights
     means,
     dstudent,  # (K,N,C) or None
     partials,  # (programs,SLOTS)

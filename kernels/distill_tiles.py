@@ -1,11 +1,11 @@
-"""The loss of long rows, in tiles: two sweeps over a row, three where the gradient takes sum g of its divergence.
+"""The loss of long rows, in tiles: two sweeps over a row, three for a divergence whose gradient needs sum g.
 
-The last sweep runs backwards, so that it starts on what the L2 still holds. The fewer rows are in flight the more that
-is, hence a persistent grid with few programs of many warps. With `weights` it makes the loss, its means and its
-gradient in one launch; without, the terms and row statistics.
+The last sweep runs backwards, so that it starts on what the L2 still holds. That is more with fewer rows in flight,
+hence a persistent grid with few programs of many warps. With `weights` one launch makes the loss, its means and its
+gradient; without, the terms and the row statistics.
 
-kl and cross_entropy have a fast last sweep, without guards, for rows whose statistics are finite and whose label is a
-class. A class at -inf makes its sums nan; then the guarded sweep goes over the row again. Logarithms are to base 2.
+For kl and cross_entropy the last sweep has a fast form without guards, for rows with finite statistics and a label in
+range. A class at -inf makes its sums nan; then the guarded sweep goes over the row again.
 """
 
 import triton
@@ -159,10 +159,10 @@ def fast_sweep(
         c = (full - 1 - i) * TILE + tile
         lanes = fast_tile(view, out, c, None, stats, scale, upstream, lanes, K, COUNT, LSE_1, HAS_GRADIENT, DIVERGENCE)
     if HAS_GRADIENT and HAS_LABEL:
-        if y >= 0:  # the label's class once more, with its one-hot
+        if y >= 0:  # store the label's class again, with its one-hot
             logits = load_logits(view, y, None, COUNT)
             ds = fast_classes(logits, stats, scale, upstream, K, COUNT, LSE_1)[3]
-            tl.debug_barrier()  # after the store of another thread
+            tl.debug_barrier()  # after the store of this class by another thread
             for k in tl.static_range(K):
                 tl.store(out[k] + y, (ds[k] - upstream[k][0]).to(out[k].dtype.element_ty))
 
@@ -216,8 +216,8 @@ def distill_tiles_kernel(
     UNIT: tl.constexpr,
     PER_STUDENT: tl.constexpr,
     SLOTS: tl.constexpr,
-    LANES: tl.constexpr,  # a tile is LANES x WIDTH classes; each lane keeps statistics of its own
-    WIDTH: tl.constexpr,  # up to 16 bytes of student: one load of one thread, summed inside it
+    LANES: tl.constexpr,  # a tile is LANES x WIDTH classes; each lane has its own statistics
+    WIDTH: tl.constexpr,  # up to 16 bytes of student: one vector load per thread, summed within the thread
     STAGES: tl.constexpr,
 ):
     HAS_LABEL: tl.constexpr = label is not None
@@ -276,7 +276,7 @@ def distill_tiles_kernel(
                 for k in tl.static_range(K):
                     total += teacher_sums[k] + peers_sums[k]
                 guarded = total - total != 0
-        if guarded:  # other threads than before may store a class: the sums' own barriers lie between
+        if guarded:  # its stores come after those of the fast sweep: the reductions in between are barriers
             teacher_sums, peers_sums = guarded_sweep(
                 view, out, row, slope_sums, y, upstream, guarded_tile, zeros, C, scale, mix, K, COUNT,
                 HAS_LABEL, HAS_GRADIENT, UNIT, DIVERGENCE, LANES * GUARDED_WIDTH, 1 if FAST else STAGES,

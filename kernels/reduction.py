@@ -1,4 +1,4 @@
-"""From the rows to the loss: the shares of a row in the means, what is stored of it, and the sum over the programs."""
+"""From rows to the loss: the share of a row in the means, what is stored per row, and the sum over the programs."""
 
 import triton
 import triton.language as tl
@@ -42,7 +42,7 @@ def denominators_of(
     PER_STUDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """d_0 and d_1 of every student: as given, or the number of labelled rows and the sum of r."""
+    """d_0 and d_1 of every student: as given, else the number of labelled rows and the sum of r."""
     hard = ()
     soft = ()
     labelled = 0.0
@@ -137,7 +137,7 @@ def store_terms(terms, n, present, values, N, K: tl.constexpr):
 
 @triton.jit
 def store_stats(out, n, present, stats, slope_sums, N, K: tl.constexpr, COUNT: tl.constexpr):
-    """maximum, lse_tau, lse_1 and sum g of every student and of the teacher; 0 of a teacher that is not there."""
+    """maximum, lse_tau, lse_1 and sum g of every student, then of the teacher (zeros without one)."""
     maxima, lse_tau, lse_1 = stats
     zero = tl.zeros_like(maxima[0])
     for r in tl.static_range(K + 1):
@@ -150,7 +150,7 @@ def store_stats(out, n, present, stats, slope_sums, N, K: tl.constexpr, COUNT: t
 
 @triton.jit
 def add_row(sums, slot, shares, values, K: tl.constexpr):
-    """The sums of share * term after one row or block of rows; slot i*K + k is term i of student k."""
+    """Add share * term of a row or block of rows to the sums. Slot i*K + k is term i of student k."""
     for k in tl.static_range(K):
         for i in tl.static_range(3):
             one = times(shares[k][0 if i == 0 else 1], values[k][i])
@@ -160,11 +160,11 @@ def add_row(sums, slot, shares, values, K: tl.constexpr):
 
 @triton.jit
 def finish(sums, partials, counter, weights, loss, means, K: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add up the programs' sums in the last program."""
+    """The last program to finish adds up the sums of all programs."""
     slot = tl.arange(0, SLOTS)
     programs = tl.num_programs(0)
     tl.store(partials + tl.program_id(0) * SLOTS + slot, sums)
-    tl.debug_barrier()  # every thread's store, then one thread's release
+    tl.debug_barrier()  # the stores of all threads come before the release by one
     if tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1:
         total = tl.zeros((BLOCK, SLOTS), tl.float32)
         for start in range(0, programs, BLOCK):

@@ -141,7 +141,7 @@ def test_nothing_beside_x_and_w_is_read(shared_x, shared_w, dropout, reading, de
     check([surrounded(x), surrounded(weight), *others], dropout)
 
 
-def test_what_can_be_described(monkeypatch, device):
+def test_what_tma_can_read(monkeypatch, device):
     monkeypatch.setattr(tiles, "architecture", lambda device: 90)
     x, weight = torch.zeros(3, 5, 48, device=device).half(), torch.zeros(4, 48, device=device).half()
     assert tiles.mapping(x, weight) == tiles.mapping(x[0], weight.expand(3, -1, -1)) == "FD"
