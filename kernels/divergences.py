@@ -53,9 +53,12 @@ def times(p, value):
 def log_mixture(l_p, l_q, mix):
     """log(beta p + (1 - beta) q)"""
     beta, rest = mix
-    p_larger = l_p > l_q
+    of_larger = tl.where(l_p > l_q, beta, rest)
+    of_smaller = tl.where(l_p > l_q, rest, beta)
     ratio = exp(-tl.abs(l_p - l_q))
-    return tl.maximum(l_p, l_q) + tl.log(tl.where(p_larger, beta, rest) + tl.where(p_larger, rest, beta) * ratio)
+    u = of_larger + of_smaller * ratio
+    # log u plus the rounding error of u, which is all there is where p and q nearly agree
+    return tl.maximum(l_p, l_q) + (tl.log(u) + ((1 - u) - of_smaller * (1 - ratio)))
 
 
 @triton.jit
