@@ -44,7 +44,7 @@ CANDIDATES = (
     ("descriptors", tile(256, 128, 64, 8, 3, persistent=True)),
     ("pointers", tile(128, 128, 64, 8, 3)),
 )
-PLAIN = tile(64, 64, 32, 4, 3)  # by pointers: what the others are held against
+PLAIN = tile(64, 64, 32, 4, 3)  # by pointers: the others are compared with it
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
 
 

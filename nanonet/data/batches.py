@@ -1,8 +1,7 @@
 """Token ids once, padding as little as possible, and the rows of every step.
 
-Texts differ in length far more than in number, so ids are kept ragged and a batch is padded to its own longest
-row. `BatchPlan` knows the rows of step 1000 without having been asked for the 999 before: nothing about the
-data has to be saved in a checkpoint.
+Texts differ much in length: ids are stored ragged, and a batch is padded to its own longest row. The rows of a step
+are a pure function of seed and step (`BatchPlan`), so a checkpoint stores nothing about the data.
 """
 
 from __future__ import annotations
@@ -79,8 +78,8 @@ def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
 def collate(encoded: Encoded, rows: Sequence[int], pad_id: int, multiple_of: int = 8) -> tuple[Tensor, Tensor]:
     """Return (input_ids, attention_mask), both (B, L) int64, of the B rows.
 
-    L is the longest of the rows, rounded up to `multiple_of`: few different shapes, and whole tiles for the
-    matrix products. Ids end in `pad_id` where the mask is 0. No rows give (0, 0).
+    L is the longest of the rows, rounded up to `multiple_of`: few different shapes, and full tiles for
+    the matrix products. Ids end in `pad_id` where the mask is 0. No rows give (0, 0).
     """
     row = torch.as_tensor(rows, dtype=torch.int64)
     start, length = encoded.offsets[row], encoded.offsets[row + 1] - encoded.offsets[row]
@@ -119,10 +118,10 @@ class BatchPlan:
     labelled_batch, unlabelled_batch: most rows of a side in a step. window: batches that are sorted together.
 
     A side is a sequence of epochs. In each, every row comes exactly once, in batches whose sizes differ by one at
-    most; so a batch never holds a row twice, nor more rows than there are. Labelled epochs are spread so that
-    every batch mixes the classes as the whole does. Unlabelled epochs are shuffled, cut into windows of `window`
-    batches, sorted by length within a window and cut into batches, which are shuffled again: rows of similar length
-    share a batch, and still hardly any two epochs hold the same batch.
+    most; so a batch never holds a row twice, nor more rows than there are. Labelled epochs are ordered so that
+    every batch has the class frequencies of all labelled rows. Unlabelled epochs are shuffled, cut into windows of
+    `window` batches, sorted by length within a window and cut into batches, which are shuffled again: rows of similar
+    length share a batch, and hardly any two epochs hold the same batch.
     """
 
     labels: Sequence[int]

@@ -1,7 +1,7 @@
 """The rows of one CSV, TSV, JSON, JSONL or Parquet file, each with the place it stands at.
 
 Only the standard library is used, except for Parquet. CSV, TSV, JSON and JSONL may be gzipped. Text is utf-8;
-a byte order mark is dropped. What is wrong with a file is an `InputError` of one line: file, place, column, cure.
+a byte order mark is dropped. A fault of a file is an `InputError` of one line: file, place, column, cure.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from nanonet.errors import InputError
 
 # (place such as "line 3", the values of the wanted columns)
-Row = tuple[str, list[object]]
+TableRow = tuple[str, list[object]]
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """Return `value` on one line of at most `limit` characters; of a path the end is kept, of the rest the start."""
+    """Return `value` on one line of at most `limit` characters; a path loses its start, the rest its end."""
     text = " ".join((str(value) if isinstance(value, Path) else repr(value)).split())
     if len(text) <= limit:
         return text
@@ -57,7 +57,7 @@ def extension(path: Path) -> str | None:
     return None
 
 
-def rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+def read_rows(path: Path, columns: Mapping[str, str]) -> Iterator[TableRow]:
     """Yield the place and the values of `columns` for every row of the file.
 
     path: a file whose name ends in one of EXTENSIONS, or in that and `.gz`.
@@ -95,7 +95,7 @@ def check_columns(source: Path | str, place: str, there: Iterable[str], columns:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a utf-8 file, line ends kept."""
+    """Yield the lines of a utf-8 file, with their line ends."""
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
@@ -118,7 +118,7 @@ def _lines(path: Path) -> Iterator[str]:
         raise problem(path, f"cannot be read ({error.strerror}): check its permissions") from error
 
 
-def _separated(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterator[Row]:
+def _separated(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterator[TableRow]:
     # strict: an unclosed quote is an error, not a field that swallows the rest of the file
     reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -145,7 +145,7 @@ def _separated(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterat
             yield place, [fields[i] for i in wanted]
 
 
-def _json(path: Path, columns: Mapping[str, str], array_allowed: bool) -> Iterator[Row]:
+def _json(path: Path, columns: Mapping[str, str], array_allowed: bool) -> Iterator[TableRow]:
     lines: Iterable[str] = _lines(path)
     if array_allowed:
         lines = list(lines)
@@ -158,7 +158,7 @@ def _json(path: Path, columns: Mapping[str, str], array_allowed: bool) -> Iterat
             yield place, _members(path, place, _parse(path, line, number, "one JSON object a line"), columns)
 
 
-def _json_array(path: Path, columns: Mapping[str, str], text: str) -> Iterator[Row]:
+def _json_array(path: Path, columns: Mapping[str, str], text: str) -> Iterator[TableRow]:
     items = _parse(path, text, 1, "an array of JSON objects")
     for number, item in enumerate(items if isinstance(items, list) else [items], 1):
         yield f"row {number}", _members(path, f"row {number}", item, columns)
@@ -182,7 +182,7 @@ def _members(path: Path, place: str, item: object, columns: Mapping[str, str]) -
     return [item[column] for column in columns.values()]
 
 
-def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[TableRow]:
     try:
         import pyarrow
         from pyarrow import parquet

@@ -15,29 +15,30 @@ from nanonet.data.read import load_dataset, read_texts
 from nanonet.data.split import draw_labels
 from nanonet.errors import InputError
 
-HELD_ROWS = 500  # unlabelled rows kept from training: the best student is chosen on them
+VALIDATION_ROWS = 500  # at most: unlabelled rows that are not trained on; the best student is chosen on them
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """The checked input as token ids.
+    """The checked input of a run as token ids.
 
-    rows: what is trained on, labelled first (the names of the classes last of these), then unlabelled
+    rows: the training rows, labelled first (the names of the classes last of these), then unlabelled
     label: (N,) int64, -100 where unlabelled
-    held: unlabelled rows that are not trained on; test and its labels: both empty where there is none
+    validation: unlabelled rows that are not trained on
+    test, test_label: the test rows; both are empty where there is none
     """
 
     name: str
     classes: list[str]
     rows: Encoded
     label: Tensor
-    held: Encoded
+    validation: Encoded
     test: Encoded
     test_label: list[int]
 
 
-def spelled(name: str, data: str) -> str:
-    """A class's name as a text: its underscores are spaces.
+def name_as_text(name: str, data: str) -> str:
+    """The name of a class as a text: underscores become spaces.
 
     Raises:
         InputError: there is no letter in it.
@@ -51,7 +52,7 @@ def spelled(name: str, data: str) -> str:
 
 
 def prepare(config: TrainConfig, tokenizer: Any) -> Material:
-    """Read, draw and tokenise; everything that a user's data can have wrong shows here.
+    """Read, draw and tokenise. All faults of a user's data are found here.
 
     The draw of labels is `draw_labels` under `seed`; the unlabelled rows are shuffled by [seed, 1] and cut to
     `max_unlabelled`, the test rows are the first `max_test` of a shuffle by [seed, 2].
@@ -67,7 +68,7 @@ def prepare(config: TrainConfig, tokenizer: Any) -> Material:
         free += read_texts(config.unlabelled, config.text_column)
     order = np.random.default_rng([config.seed, 1]).permutation(len(free))
     chosen = [free[i] for i in (order[: config.max_unlabelled] if config.max_unlabelled else order)]
-    held = min(HELD_ROWS, len(chosen) // 10)
+    validation = min(VALIDATION_ROWS, len(chosen) // 10)
     test_texts, test_labels = (dataset.test.texts, dataset.test.labels or []) if dataset.test else ([], [])
     shuffled = np.random.default_rng([config.seed, 2]).permutation(len(test_texts))
     picked = np.sort(shuffled[: config.max_test or len(shuffled)]).tolist()
@@ -79,14 +80,14 @@ def prepare(config: TrainConfig, tokenizer: Any) -> Material:
     few = [texts[row] for row in draw.labelled]
     if config.class_names:
         known += range(len(dataset.classes))
-        few += [spelled(name, config.data) for name in dataset.classes]
-    label = torch.tensor(known + [-100] * (len(chosen) - held))
+        few += [name_as_text(name, config.data) for name in dataset.classes]
+    label = torch.tensor(known + [-100] * (len(chosen) - validation))
     return Material(
         name=dataset.name,
         classes=dataset.classes,
-        rows=ids(few + chosen[held:]),
+        rows=ids(few + chosen[validation:]),
         label=label,
-        held=ids(chosen[:held]),
+        validation=ids(chosen[:validation]),
         test=ids([test_texts[i] for i in picked]),
         test_label=[test_labels[i] for i in picked],
     )

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nanonet.data.dataset import Dataset, Split
-from nanonet.data.formats import EXTENSIONS, Row, extension, listing, problem, rows, shorten
-from nanonet.data.split import held_out
+from nanonet.data.formats import EXTENSIONS, TableRow, extension, listing, problem, read_rows, shorten
+from nanonet.data.split import in_test_fifth
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -27,7 +27,7 @@ def load_dataset(data: str, *, text_column: str = "text", label_column: str = "l
 
     Labels are class names, or whole numbers that count `labels.json` from 0. Without `labels.json` the classes
     are the labels of the train table: sorted as numbers if all are whole numbers, else as text.
-    Without a test table the rows whose text hashes to it (split.held_out: one in five) become the test split, so
+    Without a test table the rows that split.in_test_fifth chooses by their text become the test split, so
     equal texts stay on one side and a row never moves when others come or go; test is None if that is no row.
 
     Raises InputError.
@@ -41,7 +41,7 @@ def load_dataset(data: str, *, text_column: str = "text", label_column: str = "l
         return _load_folder(path, text_column, label_column)
     if data and os.path.exists(path):
         train, classes = read_table(path, text_column, label_column, None)
-        return _held_out(train, classes, path.name.split(".")[0], str(path))
+        return _split_off_test(train, classes, path.name.split(".")[0], str(path))
     return _load_hub(data, text_column, label_column)
 
 
@@ -56,7 +56,7 @@ def read_table(
     """
     path = Path(path)
     columns = {"text_column": text_column} | ({} if label_column is None else {"label_column": label_column})
-    return _collect(path, rows(path, columns), text_column, label_column, classes)
+    return _collect(path, read_rows(path, columns), text_column, label_column, classes)
 
 
 def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
@@ -85,7 +85,7 @@ def read_classes(path: Path) -> list[str]:
         raise problem(path, f"cannot be read ({error.strerror}): check its permissions") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise problem(path, f"{shorten(names, 30)} is no list of names: {cure}")
-    names = [_whole(name.strip(), "name", path, "", "") for name in names]
+    names = [_check_unicode(name.strip(), "name", path, "", "") for name in names]
     if len(names) < 2 or len(set(names)) < len(names):
         raise problem(path, f"{len(names)} names, {len(set(names))} different: {cure}")
     return names
@@ -110,7 +110,7 @@ def _load_folder(folder: Path, text_column: str, label_column: str) -> Dataset:
     train, classes = read_table(found["train"], text_column, label_column, classes)
     name = folder.resolve().name
     if "test" not in found:
-        return _held_out(train, classes, name, str(found["train"]))
+        return _split_off_test(train, classes, name, str(found["train"]))
     return Dataset(train, read_table(found["test"], text_column, label_column, classes)[0], classes, name)
 
 
@@ -131,15 +131,15 @@ def _load_hub(data: str, text_column: str, label_column: str) -> Dataset:
 
     train, classes = table("train", class_names(splits["train"], label_column))
     if "test" not in splits:
-        return _held_out(train, classes, data, data)
+        return _split_off_test(train, classes, data, data)
     return Dataset(train, table("test", classes)[0], classes, data)
 
 
-def _held_out(table: Split, classes: list[str], name: str, source: str) -> Dataset:
-    """Give the rows whose text hashes to it to the test split."""
+def _split_off_test(table: Split, classes: list[str], name: str, source: str) -> Dataset:
+    """Move the rows of `in_test_fifth` to a test split."""
     sides: dict[bool, tuple[list[str], list[int]]] = {False: ([], []), True: ([], [])}
     for text, label in zip(table.texts, table.labels or [], strict=True):
-        texts, labels = sides[held_out(text)]
+        texts, labels = sides[in_test_fifth(text)]
         texts.append(text)
         labels.append(label)
     train, test = Split(*sides[False]), Split(*sides[True])
@@ -149,7 +149,7 @@ def _held_out(table: Split, classes: list[str], name: str, source: str) -> Datas
 
 
 def _collect(
-    source: Path | str, table: Iterable[Row], text_column: str, label_column: str | None, classes: list[str] | None
+    source: Path | str, table: Iterable[TableRow], text_column: str, label_column: str | None, classes: list[str] | None
 ) -> tuple[Split, list[str]]:
     """Check every row of `table`: (place, [text]) or (place, [text, label])."""
     if text_column == label_column:
@@ -169,8 +169,8 @@ def _collect(
     if label_column is None:
         return Split(texts, None), classes or []
     if classes is None:
-        whole = all(_INTEGER.fullmatch(name) for name in names)
-        classes = sorted(set(names), key=lambda name: (int(name) if whole else 0, name))
+        all_numbers = all(_INTEGER.fullmatch(name) for name in names)
+        classes = sorted(set(names), key=lambda name: (int(name) if all_numbers else 0, name))
         index = {name: i for i, name in enumerate(classes)}
         if len(classes) < 2:
             what = f"every label is {shorten(names[0], 40)}: give rows of two classes or more"
@@ -183,7 +183,7 @@ def _text(value: object, source: Path | str, place: str, column: str) -> str:
         raise problem(source, f"the text is {shorten(value, 30)}, not a string: write it in quotes", place, column)
     if not value.strip():
         raise problem(source, "the text is empty: fill it in or delete the row", place, column)
-    return _whole(value, "text", source, place, column)
+    return _check_unicode(value, "text", source, place, column)
 
 
 def _label(value: object, source: Path | str, place: str, column: str) -> str:
@@ -194,10 +194,10 @@ def _label(value: object, source: Path | str, place: str, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         what = f"the label {shorten(value, 30)} is neither a whole number nor a name: write one of the two"
         raise problem(source, what, place, column)
-    return _whole(str(value).strip(), "label", source, place, column)
+    return _check_unicode(str(value).strip(), "label", source, place, column)
 
 
-def _whole(value: str, what: str, source: Path | str, place: str, column: str) -> str:
+def _check_unicode(value: str, what: str, source: Path | str, place: str, column: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:

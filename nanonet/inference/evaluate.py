@@ -1,4 +1,4 @@
-"""What a trained model says: scores on labelled texts, predictions for others."""
+"""Scores of a trained model on labelled texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nanonet.data.read import load_dataset, read_classes, read_table
 from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.inference.classifier import find_classifier, load_classifier
-from nanonet.inference.forward import check_batch_rows, plain, run
+from nanonet.inference.forward import check_batch_rows, logits_of, run
 from nanonet.inference.scores import scores
 from nanonet.progress import Progress
 
@@ -31,7 +31,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     began = time.perf_counter()
     encoded, pad_id = classifier.encode(texts, config.max_tokens), classifier.tokenizer.pad_token_id
     with Progress() as progress, progress.stage("evaluating", len(texts)) as tick:
-        logits = run(plain(classifier.model), encoded, pad_id, where, config.batch_rows, done=tick)
+        logits = run(logits_of(classifier.model), encoded, pad_id, where, config.batch_rows, done=tick)
     seconds = time.perf_counter() - began
     return {
         "model": str(classifier.folder),
@@ -43,10 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def labelled_texts(config: EvaluateConfig, classes: list[str]) -> tuple[list[str], list[int]]:
-    """Texts and their labels as indices of `classes`, the model's: matched by name, or counted from 0.
-
-    Numbers count the labels.json that lies beside the table, where there is one.
-    """
+    """Texts, and their labels as indices of `classes`, the model's."""
     if not config.data:
         raise InputError("--data is missing: give a file with texts and labels, a folder with test.*, or a dataset id")
     path, columns = Path(config.data).expanduser(), (config.text_column, config.label_column)
@@ -64,11 +61,11 @@ def labelled_texts(config: EvaluateConfig, classes: list[str]) -> tuple[list[str
             raise problem(config.data, "has no test rows: give a file, all rows of which are used")
         table, names = dataset.test, dataset.classes
     found = table.labels or []
-    place = {c: _place(names[c], classes, str(path), config.label_column) for c in sorted(set(found))}
-    return table.texts, [place[c] for c in found]
+    index = {c: _class_index(names[c], classes, str(path), config.label_column) for c in sorted(set(found))}
+    return table.texts, [index[c] for c in found]
 
 
-def _place(name: str, classes: list[str], source: str, column: str) -> int:
+def _class_index(name: str, classes: list[str], source: str, column: str) -> int:
     if name in classes:
         return classes.index(name)
     # where the model's own classes are numbers, a number can only be a name: nothing is guessed

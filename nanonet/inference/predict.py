@@ -19,15 +19,15 @@ from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.files import atomic_write
 from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
-from nanonet.inference.forward import check_batch_rows, plain, run
+from nanonet.inference.forward import check_batch_rows, logits_of, run
 
-ROWS_AT_ONCE = 1024  # predicted and written before more are read
+ROWS_AT_ONCE = 1024  # rows that are read, predicted and written at a time
 
 
 def predict(config: PredictConfig) -> None:
     """Write a JSON object per text, in order: text, label, probability, probabilities by class name.
 
-    Standard output gets its rows as they are made; a file is there only when it is whole.
+    Standard output gets the rows batch by batch; an output file appears when it is complete.
     """
     check_batch_rows(config.batch_rows)
     if config.file and config.output and Path(config.output).expanduser().resolve() == _input(config).resolve():
@@ -36,7 +36,7 @@ def predict(config: PredictConfig) -> None:
     classifier.model.to(device())  # type: ignore[arg-type]
     with contextlib.ExitStack() as stack:
         texts, count = stack.enter_context(_texts(config)), 0
-        # the first rows are read, and what is wrong with them said, before the output is opened
+        # the first rows are read and checked before the output is opened
         chunk = list(itertools.islice(texts, ROWS_AT_ONCE))
         if not chunk:
             raise InputError(f"{config.file or 'standard input'}: no texts; give one text a line")
@@ -54,12 +54,12 @@ def predict(config: PredictConfig) -> None:
 def _rows(classifier: Classifier, texts: list[str], config: PredictConfig) -> Iterator[dict[str, Any]]:
     encoded = classifier.encode(texts, config.max_tokens)
     pad_id = classifier.tokenizer.pad_token_id
-    logits = run(plain(classifier.model), encoded, pad_id, device(), config.batch_rows)
+    logits = run(logits_of(classifier.model), encoded, pad_id, device(), config.batch_rows)
     for text, p in zip(texts, torch.softmax(logits, -1).tolist(), strict=True):
         best = max(range(len(p)), key=p.__getitem__)
-        said = {"label": classifier.classes[best], "probability": round(p[best], 6)}
+        answer = {"label": classifier.classes[best], "probability": round(p[best], 6)}
         probabilities = {name: round(value, 6) for name, value in zip(classifier.classes, p, strict=True)}
-        yield ({"text": text} if config.text else {}) | said | {"probabilities": probabilities}
+        yield ({"text": text} if config.text else {}) | answer | {"probabilities": probabilities}
 
 
 def _input(config: PredictConfig) -> Path:
@@ -100,7 +100,7 @@ def _lines(file: BinaryIO | Iterable[bytes], name: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _output(name: str, overwrite: bool) -> Iterator[TextIO]:
-    """Standard output, or a file that appears under its name at the end."""
+    """Standard output, or a file that gets its name when the block ends."""
     if not name:
         if sys.stdout is None:
             raise InputError("standard output is closed; give --output")
@@ -109,7 +109,7 @@ def _output(name: str, overwrite: bool) -> Iterator[TextIO]:
     path = Path(name).expanduser()
     if path.is_dir():
         raise InputError(f"--output {name} is a folder; give a file in it, such as {name}/predictions.jsonl")
-    # a pipe or a device is written to as it is: a rename would put a file in its place
+    # a pipe or device is opened directly: a rename would replace it by a file
     special = path.exists() and not path.is_file()
     if path.is_file() and not overwrite:
         raise InputError(f"--output {name} is there already; give --overwrite to replace it")

@@ -157,10 +157,10 @@ def test_the_report_has_its_numbers(run: Path) -> None:
         "classes": ["animals", "food", "weather"],
         "labelled": 90,
         "unlabelled": 54,
-        "held": 6,
+        "validation": 6,
         "test": 60,
     }
-    assert report["teacher"]["accuracy"] > 0.5 and report["floor"]["accuracy"] > 0.5
+    assert report["teacher"]["accuracy"] > 0.5 and report["linear_probe"]["accuracy"] > 0.5
     assert report["teacher"]["parameters"] > report["students"][0]["parameters"]["total"]
     assert [student["layers"] for student in report["students"]] == [[0, 3], [1, 2]]
     assert max(student["accuracy"] for student in report["students"]) > 0.5, "the task can be learnt"

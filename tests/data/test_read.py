@@ -10,7 +10,7 @@ import pytest
 
 from nanonet.data.dataset import Dataset
 from nanonet.data.read import load_dataset, read_classes, read_table, read_texts
-from nanonet.data.split import held_out
+from nanonet.data.split import in_test_fifth
 from nanonet.errors import InputError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -78,7 +78,7 @@ def test_a_single_file_holds_a_fifth_out_by_the_hash_of_its_texts(tmp_path: Path
     assert (
         data.name == "my" and data.test is not None and data.test.labels is not None and data.train.labels is not None
     )
-    assert data.test.texts == [text for text in texts if held_out(text)]
+    assert data.test.texts == [text for text in texts if in_test_fifth(text)]
     assert 150 < len(data.test.texts) < 250 and not set(data.train.texts) & set(data.test.texts)
     label_of = {text: {n % 3 for n in range(1000) if texts[n] == text} for text in texts}
     for table in (data.train, data.test):
@@ -86,10 +86,10 @@ def test_a_single_file_holds_a_fifth_out_by_the_hash_of_its_texts(tmp_path: Path
 
 
 def test_a_table_without_a_held_out_row_has_no_test(tmp_path: Path) -> None:
-    kept = [text for text in map(str, range(30)) if not held_out(text)][:4]
+    kept = [text for text in map(str, range(30)) if not in_test_fifth(text)][:4]
     write(tmp_path, {"a.csv": "text,label\n" + "".join(f"{text},{n % 2}\n" for n, text in enumerate(kept))})
     assert load_dataset(str(tmp_path / "a.csv")).test is None
-    taken = [text for text in map(str, range(30)) if held_out(text)][:2]
+    taken = [text for text in map(str, range(30)) if in_test_fifth(text)][:2]
     write(tmp_path, {"b.csv": "text,label\n" + "".join(f"{text},{n}\n" for n, text in enumerate(taken))})
     with pytest.raises(InputError, match="2 rows are too few"):
         load_dataset(str(tmp_path / "b.csv"))

@@ -253,7 +253,7 @@ def test_a_tuned_teacher_makes_other_targets(config: TrainConfig, monkeypatch: p
     monkeypatch.setattr("nanonet.teacher.encoder.LEARNING_RATE", 3e-3)  # the encoder is small and random
     config = dataclasses.replace(config, labels_per_class=30, labelled_batch=15, steps=4, targets="classifier")
     (plain, a), (tuned, b) = run(config, "plain", teacher_steps=0), run(config, "tuned", teacher_steps=200)
-    assert distance(a, b) > 1e-4 and tuned["floor"] == plain["floor"]
+    assert distance(a, b) > 1e-4 and tuned["linear_probe"] == plain["linear_probe"]
     assert tuned["teacher"]["accuracy"] > 0.6
     assert not Path(config.output).with_name("tuned").joinpath("teacher").exists()
 
@@ -342,7 +342,7 @@ def test_the_names_of_the_classes_are_labelled_texts(config: TrainConfig):
     texts = [named.rows[[few + c]].ids.tolist() for c in range(C)]
     assert texts == [tokenizer(name)["input_ids"] for name in plain.classes]
     assert named.rows[range(few)].ids.tolist() == plain.rows[range(few)].ids.tolist()
-    assert len(named.held) == len(plain.held) and named.test_label == plain.test_label
+    assert len(named.validation) == len(plain.validation) and named.test_label == plain.test_label
     assert run(dataclasses.replace(config, class_names=True), "named")[0]["data"]["labelled"] == few + C
 
 
