@@ -133,7 +133,7 @@ def autocast(case: Case) -> torch.autocast:
     return torch.autocast(case.device, getattr(torch, case.dtype), enabled=case.dtype != "float32")
 
 
-def graphs(cohort: nn.Module) -> Callable[..., Tensor]:
+def graphs(cohort: nn.Module) -> Callable[..., Any]:
     """The cohort, compiled for each length that it meets; where it would go on without, it ends instead."""
     torch._dynamo.reset()  # what other cohorts were compiled for counts against the limit
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -167,8 +167,9 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
                     soft = teacher(ids, mask).logits.float()
             if head and id(batch) not in kept:
                 with torch.no_grad():
-                    kept[id(batch)] = cohort(ids, mask, features=head)[..., C:]
-            loss, _ = criterion(forward(ids, mask, head_input=head and {head: kept[id(batch)]}), soft, label)
+                    kept[id(batch)] = cohort(ids, mask, features=head).features
+            logits = forward(ids, mask, head_input=head and {head: kept[id(batch)]}).logits
+            loss, _ = criterion(logits, soft, label)
         loss.backward()
         clip_per_student(cohort.parameters(), 1.0)
         optimizer.step()
