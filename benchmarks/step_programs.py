@@ -88,8 +88,9 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
                     soft = teacher(ids, mask).logits.float()
             if head and id(batch) not in features:
                 with torch.no_grad():
-                    features[id(batch)] = cohort(ids, mask, features=head)[..., C:]
-            loss, _ = criterion(forward(ids, mask, head_input=head and {head: features[id(batch)]}), soft, label)
+                    features[id(batch)] = cohort(ids, mask, features=head).features
+            logits = forward(ids, mask, head_input=head and {head: features[id(batch)]}).logits
+            loss, _ = criterion(logits, soft, label)
         loss.backward()
         clip_per_student(cohort.parameters(), 1.0)
         optimizer.step()

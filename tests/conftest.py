@@ -15,6 +15,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from nanonet.device import threads
 
+pytest_plugins = ["support.encoders"]
+
 TOPICS = {
     "animals": "cat dog horse cow sheep bird fish frog".split(),
     "food": "bread cheese apple soup rice cake salt tea".split(),

@@ -143,7 +143,7 @@ def _compare(cohort: Cohort, k: int, model: Any) -> None:
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a convolution's default on a GPU
-            wanted = cohort.run(k, k + 1, ids[None].to(device), mask[None].to(device))[0].cpu()
+            wanted = cohort.run(k, k + 1, ids[None].to(device), mask[None].to(device)).logits[0].cpu()
     finally:
         torch.set_float32_matmul_precision(precision)
         cohort.train(training)

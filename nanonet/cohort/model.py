@@ -6,16 +6,18 @@ that is frozen and that every student has alike is stored once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from nanonet.cohort.hooks import captured_input, replaced_inputs
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLayerNorm, CohortLinear, Span
 from nanonet.cohort.packing import packed
 from nanonet.config.train import Tuning
@@ -35,14 +37,28 @@ class Lora:
     dropout: float = 0.0
 
 
+class CohortOutput(NamedTuple):
+    """logits: (K,B,C); features: (K,B,D) input of the module that the caller named, else None."""
+
+    logits: Tensor
+    features: Tensor | None
+
+
+class RowGroup(NamedTuple):
+    """Rows of a batch that run together, cut to the `tokens` of the longest."""
+
+    rows: list[int]
+    tokens: int
+
+
 class Cohort(nn.Module):
     """K students in one Hugging Face model. Made by `stack` or `build_cohort`.
 
-    forward: input_ids, attention_mask (B,L), the same for every student, or (K,B,L) -> logits (K,B,C)
+    forward: input_ids, attention_mask (B,L), the same for every student, or (K,B,L) -> CohortOutput
         chunk: students that run at a time, by default K; 1 on a CPU, where all at once take 4 to 12% longer
             (2-layer MiniLM, K=2 and 4). The result is the same but for rounding and the masks of dropout
         perturbation: {student: (B,L,D)} added to the output of the embeddings: words, positions and norm together
-        features: name of a module; return (K,B,C+D): behind its logits what this module reads of each row
+        features: name of a module whose input (one vector a row) is returned as the features
         head_input: {name of a module: (K,B,D)} what it reads instead. Nothing below it matters: one token a row runs
     group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
         longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
@@ -60,7 +76,8 @@ class Cohort(nn.Module):
         self.tuning = tuning
         self.lora = lora
         self.stacked = frozenset(_stacked_names(model))
-        self.last = [name for name, module in model.named_modules() if isinstance(module, CohortLinear)][-1]
+        # what makes the logits; its input are the features of a row
+        self.classifier = [name for name, module in model.named_modules() if isinstance(module, CohortLinear)][-1]
         self.checkpointing = False
         self.group_rows = 16
         self.packing: tuple[str, ...] = ()
@@ -75,7 +92,7 @@ class Cohort(nn.Module):
         perturbation: dict[int, Tensor] | None = None,
         features: str = "",
         head_input: dict[str, Tensor] | None = None,
-    ) -> Tensor:
+    ) -> CohortOutput:
         K = self.students
         if head_input:
             input_ids = input_ids[..., :1]
@@ -83,39 +100,27 @@ class Cohort(nn.Module):
         ids, mask = (t.expand(K, *t.shape[-2:]) for t in (input_ids, attention_mask))
         if chunk is None:
             chunk = 1 if ids.device.type == "cpu" or self.checkpointing else K
-        seed = None
-        if self.training and self.lora.dropout and self.tuning == "lora":
-            seed = torch.randint(2**31, (), device=ids.device)
-        run = partial(self.run, features=features)
+        seed = self._draw_seed(ids.device)
+        run: Callable[..., CohortOutput] = partial(self.run, features=features)
         if self.checkpointing and torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False)
-        groups: list[list[int]] = []
-        lengths: list[int] = []
-        whole = perturbation or head_input or torch.compiler.is_compiling() or ids.device.type != "cpu"
-        if not whole and 0 < self.group_rows < ids.shape[1]:
-            lengths = _lengths(mask)
-            groups = length_buckets(lengths, self.group_rows)
-        if chunk >= K and len(groups) < 2:
+        groups = [] if perturbation or head_input else self._row_groups(mask)
+        if chunk >= K and not groups:
             return run(0, K, ids, mask, perturbation, None, seed, head_input=head_input)
         # split once, not a slice per chunk: the backward is one concatenation, not a sum of K zero-padded gradients
-        tensors = {name: tensor.split(chunk) for name, tensor in self._stacked_tensors()}
-        logits = []
+        split = {name: tensor.split(chunk) for name, tensor in self._stacked_tensors()}
+        outputs = []
         for i, start in enumerate(range(0, K, chunk)):
-            stop = min(start + chunk, K)
-            own = {name: parts[i] for name, parts in tensors.items()}
-            if len(groups) < 2:
-                read = {name: tensor[start:stop] for name, tensor in (head_input or {}).items()}
-                own_ids, own_mask = ids[start:stop], mask[start:stop]
-                logits.append(run(start, stop, own_ids, own_mask, perturbation, own, seed, head_input=read))
-                continue
-            of_group = []
-            for g, rows in enumerate(groups):
-                some = slice(start, stop), rows, slice(max(lengths[row] for row in rows))
-                mixed = None if seed is None else seed + g * GROUP_STRIDE
-                of_group.append(run(start, stop, ids[some], mask[some], None, own, mixed))
-            back = torch.tensor([row for rows in groups for row in rows]).argsort()
-            logits.append(torch.cat(of_group, 1)[:, back])
-        return torch.cat(logits)
+            own = slice(start, min(start + chunk, K))
+            tensors = {name: pieces[i] for name, pieces in split.items()}
+            if groups:
+                outputs.append(_run_groups(run, own, ids[own], mask[own], tensors, seed, groups))
+            else:
+                read = {name: tensor[own] for name, tensor in (head_input or {}).items()}
+                outputs.append(
+                    run(own.start, own.stop, ids[own], mask[own], perturbation, tensors, seed, head_input=read)
+                )
+        return _cat(outputs, 0)
 
     def run(
         self,
@@ -128,8 +133,8 @@ class Cohort(nn.Module):
         seed: Tensor | None = None,
         features: str = "",
         head_input: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        """Logits (k,B,C) of the k students start <= student < stop, whose stacked tensors are `tensors`.
+    ) -> CohortOutput:
+        """The output of the k students start <= student < stop, whose stacked tensors are `tensors`.
 
         ids, mask: (k,B,L). seed: () int64 of LoRA's dropout, None leaves it out. Without `tensors` a part of the
         cohort runs detached: no gradient reaches the weights.
@@ -137,36 +142,54 @@ class Cohort(nn.Module):
         k, B, L = ids.shape
         if tensors is None and k < self.students:
             tensors = self.detached(start, stop)
+        arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
+        replacements = {name: read.flatten(0, 1) for name, read in (head_input or {}).items()}
+        with (
+            self._active(start, stop, seed, perturbation or {}),
+            nullcontext() if head_input else self._packed(mask),
+            replaced_inputs(self.model, replacements),
+            captured_input(self.model, features) as seen,
+        ):
+            if tensors is None:
+                output = self.model(**arguments)
+            else:
+                output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
+        # contiguous: a view would keep the hidden states of every token alive
+        return CohortOutput(output.logits.view(k, B, -1), seen[0].reshape(k, B, -1).contiguous() if features else None)
+
+    def _draw_seed(self, device: torch.device) -> Tensor | None:
+        """The seed of LoRA's dropout in one forward; None where there is no such dropout."""
+        if self.training and self.lora.dropout and self.tuning == "lora":
+            return torch.randint(2**31, (), device=device)
+        return None
+
+    def _row_groups(self, mask: Tensor) -> list[RowGroup]:
+        """Groups of rows of like length that run one after the other; none where all rows run together."""
+        if mask.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < self.group_rows < mask.shape[1]:
+            return []
+        lengths = _lengths(mask)
+        groups = length_buckets(lengths, self.group_rows)
+        return [RowGroup(rows, max(lengths[row] for row in rows)) for rows in groups] if len(groups) > 1 else []
+
+    @contextmanager
+    def _active(self, start: int, stop: int, seed: Tensor | None, perturbation: dict[int, Tensor]) -> Iterator[None]:
+        """Within, the layers hold the students start <= student < stop, each under its perturbation."""
         span = self.span
-        whole = span.start, span.stop, span.seed
+        before = span.start, span.stop, span.seed
         span.start, span.stop = start, stop
         span.seed = None if seed is None else seed + start * CHUNK_STRIDE
-        self._perturbation = [(perturbation or {}).get(student) for student in range(start, stop)]
-        arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
-        seen: list[Tensor] = []
-        hooks = [
-            self.model.get_submodule(name).register_forward_pre_hook(lambda *_, read=read: (read.flatten(0, 1),))
-            for name, read in (head_input or {}).items()
-        ]
-        if features:
-            module = self.model.get_submodule(features)
-            hooks.append(module.register_forward_pre_hook(lambda module, given: seen.append(given[0])))
-        without_padding: AbstractContextManager = nullcontext()
-        if ids.device.type in self.packing and not head_input and not torch.compiler.is_compiling():
-            without_padding = packed(self.model, self.parts.layers[:-1], k * _lengths(mask), L)
+        self._perturbation = [perturbation.get(student) for student in range(start, stop)]
         try:
-            with without_padding:
-                if tensors is None:
-                    output = self.model(**arguments)
-                else:
-                    output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
+            yield
         finally:
-            for hook in hooks:
-                hook.remove()
-            span.start, span.stop, span.seed = whole
+            span.start, span.stop, span.seed = before
             self._perturbation = []
-        made = torch.cat([output.logits, seen[0]], -1) if features else output.logits
-        return made.view(k, B, -1)
+
+    def _packed(self, mask: Tensor) -> AbstractContextManager:
+        """Within, the layers run without padding where `packing` says so; mask (k,B,L)."""
+        if mask.device.type not in self.packing or torch.compiler.is_compiling():
+            return nullcontext()
+        return packed(self.model, self.parts.layers[:-1], len(mask) * _lengths(mask), mask.shape[-1])
 
     def embeddings(self) -> nn.Module:
         """Whose output (B,L,D) the first layer reads."""
@@ -195,6 +218,33 @@ class Cohort(nn.Module):
         rows = output.chunk(len(self._perturbation))
         pairs = zip(rows, self._perturbation, strict=True)
         return torch.cat([row if delta is None else row + delta for row, delta in pairs])
+
+
+def _run_groups(
+    run: Callable[..., CohortOutput],
+    students: slice,
+    ids: Tensor,
+    mask: Tensor,
+    tensors: dict[str, Tensor],
+    seed: Tensor | None,
+    groups: Sequence[RowGroup],
+) -> CohortOutput:
+    """`run` on one group of rows after another; the output in the order of the rows."""
+    outputs = []
+    for g, group in enumerate(groups):
+        own = slice(None), group.rows, slice(group.tokens)
+        own_seed = None if seed is None else seed + g * GROUP_STRIDE
+        outputs.append(run(students.start, students.stop, ids[own], mask[own], None, tensors, own_seed))
+    order = torch.tensor([row for group in groups for row in group.rows]).argsort()
+    logits, features = _cat(outputs, 1)
+    return CohortOutput(logits[:, order], None if features is None else features[:, order])
+
+
+def _cat(outputs: Sequence[CohortOutput], dim: int) -> CohortOutput:
+    features = [output.features for output in outputs if output.features is not None]
+    return CohortOutput(
+        torch.cat([output.logits for output in outputs], dim), torch.cat(features, dim) if features else None
+    )
 
 
 def _lengths(mask: Tensor) -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +87,11 @@ def stack(models: Sequence[PreTrainedModel], tuning: Tuning, *, lora: Lora | Non
     cohort = Cohort(skeleton, span, parts, tuning, lora)
     _freeze(cohort)
     _prove(cohort, models)
-    if can_pack(skeleton, parts.layers[:-1], partial(cohort, chunk=cohort.students), cohort.students):
+
+    def cohort_logits(ids: Tensor, mask: Tensor) -> Tensor:
+        return cohort(ids, mask, chunk=cohort.students).logits
+
+    if can_pack(skeleton, parts.layers[:-1], cohort_logits, cohort.students):
         cohort.packing = ("cpu",)  # where it was measured
     return cohort
 
@@ -131,7 +134,7 @@ def _prove(cohort: Cohort, models: Sequence[PreTrainedModel]) -> None:
         model.train(training)
     try:
         with torch.random.fork_rng(devices=[]):
-            logits = cohort.train()(ids, mask, chunk=cohort.students)
+            logits = cohort.train()(ids, mask, chunk=cohort.students).logits
         problem = "" if same_logits(logits, torch.stack(wanted)) else "other logits than apart"
     except RuntimeError as error:
         problem = str(error).splitlines()[0]

@@ -132,10 +132,11 @@ def adversarial(cohort: Cohort, k: int, input_ids: Tensor, attention_mask: Tenso
     try:
         with torch.enable_grad(), torch.autocast(input_ids.device.type, enabled=False):
             with torch.no_grad():
-                clean = cohort.run(k, k + 1, input_ids[None], attention_mask[None])
+                clean = cohort.run(k, k + 1, input_ids[None], attention_mask[None]).logits
             trial = noise(seed, k, rows, L * widths[0]).view(B, L, widths[0]).float() - 0.5
             trial = (TRIAL * F.normalize(trial, dim=-1) * real).requires_grad_()
-            logits = cohort.run(k, k + 1, input_ids[None], attention_mask[None], {k: trial}, cohort.detached(k, k + 1))
+            own = cohort.detached(k, k + 1)
+            logits = cohort.run(k, k + 1, input_ids[None], attention_mask[None], {k: trial}, own).logits
             divergence = F.kl_div(logits.log_softmax(-1), clean.log_softmax(-1), reduction="sum", log_target=True)
             (slope,) = torch.autograd.grad(divergence, trial)
     finally:

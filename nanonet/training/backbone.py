@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,12 @@ def find_head_input(cohort: Cohort) -> str | None:
     training = cohort.training
     cohort.eval()
     try:
-        logits = cohort(ids, mask, chunk=cohort.students)
+        logits = cohort(ids, mask, chunk=cohort.students).logits
         head, shape = entered[0]
         if shape[:-1] != (cohort.students * len(ids),):
             return None
-        seen = cohort(ids, mask, features=head)
-        again = cohort(ids, mask, head_input={head: seen[..., logits.shape[-1] :]})
+        seen = cohort(ids, mask, features=head).features
+        again = cohort(ids, mask, head_input={head: seen}).logits
     finally:
         cohort.train(training)
         for hook in hooks:
@@ -81,10 +80,10 @@ def compute_backbone_features(
     head = find_head_input(cohort)
     if head is None:
         return None
-    classes: Any = cohort.model.config.num_labels
-    seen = run(partial(cohort.eval(), features=head), rows, pad_id, device, done=done)
+    cohort.eval()
+    seen = run(lambda ids, mask: cohort(ids, mask, features=head).features, rows, pad_id, device, done=done)
     # cloned: a tensor made in inference mode cannot be trained on
-    return BackboneFeatures(head, seen[..., classes:].clone())
+    return BackboneFeatures(head, seen.clone())
 
 
 def cached_backbone_features(path: Path, make: Callable[[], BackboneFeatures | None]) -> BackboneFeatures | None:

@@ -111,7 +111,6 @@ def fit(
     """Train `cohort` in place; one line a step in `folder`/metrics.jsonl, also given to `report`."""
     world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     parts = world * config.gradient_accumulation
-    classes: Any = cohort.model.config.num_labels
     lengths = rows.encoded.lengths
     count = rows.labelled
     plan = BatchPlan(
@@ -178,12 +177,11 @@ def fit(
                 else:
                     part_soft = None if rows.soft is None else rows.soft[own_rows].to(device)
                 near = None if rows.embedding is None else rows.embedding[own_rows].to(device)
-                logits = model(**seen, features="" if near is None else cohort.last, head_input=head_input)
+                output = model(**seen, features="" if near is None else cohort.classifier, head_input=head_input)
                 if near is not None:
-                    logits, features = logits.tensor_split([classes], -1)
-                    relation = relation_loss(features, near)
+                    relation = relation_loss(output.features, near)
                 part_loss, part_means = criterion(
-                    logits, part_soft, label, progress=step / config.steps, denominators=denominators
+                    output.logits, part_soft, label, progress=step / config.steps, denominators=denominators
                 )
                 if near is not None:
                     part_loss = part_loss + config.relation_weight * relation.sum()
@@ -195,7 +193,7 @@ def fit(
                     # the labelled rows, which come first; where there is none, a row that counts nothing
                     few = max(1, int((rows.label[own_rows] >= 0).sum()))
                     head_input = _head_input(online.backbone, own_rows[:few], device)
-                    answer = teacher.train()(ids[:few], mask[:few], head_input=head_input)
+                    answer = teacher.train()(ids[:few], mask[:few], head_input=head_input).logits
                     part_loss, _ = distill_loss(answer, None, label[:few], denominators=denominators)
                 accelerator.backward(part_loss * world)
                 teacher_loss = teacher_loss + part_loss.detach()
@@ -241,7 +239,7 @@ def _online_soft(
         ids, mask = (t.to(device) for t in collate(rows.encoded, batch[own], rows.pad_id))
         with accelerator.autocast():
             head_input = _head_input(online.backbone, batch[own], device)
-            logits[own] = online.model(ids, mask, head_input=head_input)[0].float()
+            logits[own] = online.model(ids, mask, head_input=head_input).logits[0].float()
     return calibrate_confidence(accelerator.reduce(logits, "sum"), online.cv_accuracy) * config.sharpen
 
 

@@ -103,7 +103,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
         def logits(model: Cohort, rows: Encoded, what: str) -> Tensor:
             with progress.stage(what, len(rows)) as tick, accelerator.autocast():
-                return run(model.to(device).eval(), rows, pad_id, device, done=tick)
+                model.to(device).eval()
+                return run(lambda ids, mask: model(ids, mask).logits, rows, pad_id, device, done=tick)
 
         # the teacher's tuning has no gradient scaler, which float16 would need
         autocast = nullcontext if config.precision == "float16" else accelerator.autocast

@@ -25,7 +25,7 @@ def test_cohort_is_k_separate_models(kind, chunk, make_teacher, batch, models_of
     ids, mask = batch
     models = models_of(make_teacher(kind), "full")
     cohort = stack(models, "full").train()
-    logits = cohort(ids, mask, chunk=chunk)
+    logits = cohort(ids, mask, chunk=chunk).logits
     assert logits.shape == (3, 6, 3)
     gradients = gradients_of(cohort, logits)
     trained = {name for name, p in cohort.named_parameters() if p.requires_grad}
@@ -46,7 +46,7 @@ def test_every_tuning_is_k_separate_models(kind, tuning, make_teacher, batch, mo
     ids, mask = batch
     models = models_of(make_teacher(kind), tuning)
     cohort = stack(models, tuning).train()
-    both = [cohort(ids, mask, chunk=chunk) for chunk in (1, 3)]
+    both = [cohort(ids, mask, chunk=chunk).logits for chunk in (1, 3)]
     gradients = [gradients_of(cohort, logits) for logits in both]
     torch.testing.assert_close(both[0], both[1], rtol=1e-6, atol=1e-6)
     for name, gradient in gradients[0].items():
@@ -68,7 +68,7 @@ def test_every_tuning_is_k_separate_models(kind, tuning, make_teacher, batch, mo
 def test_what_is_trained_and_what_is_not(kind, tuning, make_teacher, batch, models_of) -> None:
     ids, mask = batch
     cohort = stack(models_of(make_teacher(kind), tuning), tuning).train()
-    cohort(ids, mask).sum().backward()
+    cohort(ids, mask).logits.sum().backward()
     body = 0
     for name, parameter in cohort.model.named_parameters():
         part = cohort.parts.of(name)
@@ -129,7 +129,7 @@ def test_each_student_may_see_its_own_rows(make_teacher, batch, models_of) -> No
     cohort = stack(models, "full").eval()
     own = torch.stack([ids, ids.flip(0), ids.roll(1, 0)]), torch.stack([mask, mask.flip(0), mask.roll(1, 0)])
     for chunk in (1, 3):
-        logits = cohort(*own, chunk=chunk)
+        logits = cohort(*own, chunk=chunk).logits
         for k, model in enumerate(models):
             wanted = model(input_ids=own[0][k], attention_mask=own[1][k]).logits
             torch.testing.assert_close(logits[k], wanted, rtol=1e-6, atol=1e-6)
@@ -140,17 +140,17 @@ def test_dropouts_are_off_but_for_the_students_that_ask(make_teacher, batch, mod
     teacher = make_teacher("modernbert")
     teacher.config.attention_dropout = teacher.config.mlp_dropout = 0.5
     cohort = stack(models_of(teacher, "full"), "full").train()
-    plain = cohort(ids, mask)
-    assert torch.equal(plain, cohort(ids, mask))
+    plain = cohort(ids, mask).logits
+    assert torch.equal(plain, cohort(ids, mask).logits)
     assert cohort.model.config.attention_dropout == 0.5  # the export keeps what the teacher had
     assert not any(type(module) is nn.Dropout for module in cohort.modules())
     cohort.set_dropout([0.0, 0.3, 0.0])
     for chunk in (1, 3):
-        dropped = cohort(ids, mask, chunk=chunk)
+        dropped = cohort(ids, mask, chunk=chunk).logits
         same = [torch.allclose(dropped[k], plain[k], atol=1e-6) for k in range(3)]
         assert same == [True, False, True]
-        assert not torch.equal(dropped[1], cohort(ids, mask, chunk=chunk)[1])
-    assert torch.allclose(cohort.eval()(ids, mask), plain, atol=1e-6)
+        assert not torch.equal(dropped[1], cohort(ids, mask, chunk=chunk).logits[1])
+    assert torch.allclose(cohort.eval()(ids, mask).logits, plain, atol=1e-6)
     with pytest.raises(ValueError, match="expected 3 numbers"):
         cohort.set_dropout([0.1])
 
@@ -192,7 +192,7 @@ def test_weight_decay_is_for_matrices(make_teacher) -> None:
 def test_k_of_one(make_teacher, batch) -> None:
     ids, mask = batch
     model = plain_student(make_teacher("bert"), range(6), LABELS, "full", 0)
-    logits = stack([model], "full")(ids, mask)
+    logits = stack([model], "full")(ids, mask).logits
     torch.testing.assert_close(logits[0], model(input_ids=ids, attention_mask=mask).logits, rtol=1e-6, atol=1e-6)
 
 
