@@ -1,0 +1,179 @@
+"""The settings of each stage of a training run, cut out of the flat TrainConfig in one place: `stage_settings`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nanonet.config.train import Divergence, Targets, TrainConfig, Tuning
+
+MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
+# settings that may differ between a run and its resumption: they do not decide the result
+FREE = {"output", "resume", "overwrite", "save_every", "threads", "tensorboard", "max_test", "teacher_cache"}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which texts and labels a run reads, and how it draws and cuts them."""
+
+    data: str
+    unlabelled: str | None
+    text_column: str
+    label_column: str
+    labels_per_class: int
+    class_names: bool
+    max_unlabelled: int
+    max_test: int
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Everything but the data and the encoder that decides a frozen teacher."""
+
+    online: bool
+    max_steps: int
+    targets: Targets
+    uniform_prior: bool
+    sharpen: float
+    store_embedding: bool
+    precision: str
+    seed: int
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the encoder is tuned on the labels before it makes the soft labels."""
+        return not self.online and self.max_steps > 0
+
+
+@dataclass(frozen=True)
+class CohortSettings:
+    """What the students are made of."""
+
+    students: int
+    student: Literal["encoder", "cnn"]
+    embedding_width: int
+    student_layers: int
+    layer_mapping: str
+    views: str
+    tuning: Tuning
+    lora_rank: int
+    lora_alpha: float
+    lora_dropout: float
+    gradient_checkpointing: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    divergence: Divergence
+    beta: float | None
+    temperature: float
+    ce_weight: float
+    teacher_weight: float
+    peers_weight: float
+    relation_weight: float
+    confidence: bool
+    sharpen: float
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """learning_rate: the peak; 0 where it is chosen by what is trained"""
+
+    steps: int
+    learning_rate: float
+    warmup: float
+    schedule: Literal["linear", "cosine", "constant"]
+    weight_decay: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """The rows of a step and its micro-batches; seed decides the rows, the views and the dropout of every step."""
+
+    labelled_batch: int
+    unlabelled_batch: int
+    gradient_accumulation: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """encoder: name of the teacher's encoder; digest: hash of every setting that decides the result"""
+
+    encoder: str
+    data: DataSettings
+    teacher: TeacherSettings
+    cohort: CohortSettings
+    loss: LossSettings
+    optimizer: OptimizerSettings
+    batches: BatchSettings
+    teacher_cache: str
+    precision: str
+    tensorboard: bool
+    threads: int
+    save_every: int
+    resume: bool
+    digest: str
+
+    def with_steps(self, classes: int) -> StageSettings:
+        """These settings with the number of steps chosen by the number of classes, unless the user gave it."""
+        steps = self.optimizer.steps or max(MIN_STEPS, STEPS_PER_CLASS * classes)
+        return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, steps=steps))
+
+
+def stage_settings(config: TrainConfig) -> StageSettings:
+    """The settings of every stage of the run that `config` describes."""
+    given = dataclasses.asdict(config)
+
+    def fields_of(kind: Any, **others: Any) -> Any:
+        """The dataclass `kind`, its fields from `others`, else from the config's fields of the same names."""
+        names = {field.name for field in dataclasses.fields(kind)} - others.keys()
+        return kind(**{name: given[name] for name in names}, **others)
+
+    return fields_of(
+        StageSettings,
+        encoder=config.teacher,
+        data=data_settings(config),
+        teacher=fields_of(
+            TeacherSettings,
+            online=config.teacher_mode == "online",
+            max_steps=config.teacher_steps,
+            store_embedding=config.relation_weight > 0,
+        ),
+        cohort=fields_of(CohortSettings),
+        loss=fields_of(LossSettings),
+        optimizer=fields_of(OptimizerSettings),
+        batches=fields_of(BatchSettings),
+        digest=_digest(config),
+    )
+
+
+def data_settings(config: TrainConfig) -> DataSettings:
+    """The part of `config` that says what is read."""
+    return DataSettings(**{field.name: getattr(config, field.name) for field in dataclasses.fields(DataSettings)})
+
+
+def changes(old: Mapping[str, Any], config: TrainConfig) -> str:
+    """Which settings that decide the result differ between a run's config.yaml and `config`; "" if none does.
+
+    A run of an older version, which did not have a setting yet, ran with its default.
+    """
+    pairs = {
+        name: (old.get(name, getattr(TrainConfig, name)), value)
+        for name, value in dataclasses.asdict(config).items()
+        if name not in FREE
+    }
+    return ", ".join(f"{name} {before!r} -> {now!r}" for name, (before, now) in pairs.items() if before != now)
+
+
+def _digest(config: TrainConfig) -> str:
+    deciding = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
