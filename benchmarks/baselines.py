@@ -23,6 +23,7 @@ from nanonet.benchmarks.evidence import append, name_of, runs
 from nanonet.benchmarks.evidence_tables import BASELINES, read_lines
 from nanonet.benchmarks.measure import commit
 from nanonet.config.commands import EvidenceConfig
+from nanonet.config.settings import data_settings
 from nanonet.config.train import TrainConfig
 from nanonet.data.prepare import prepare
 from nanonet.data.read import load_dataset
@@ -30,9 +31,9 @@ from nanonet.data.split import draw_labels
 from nanonet.models.load import find_model, load_encoder, load_tokenizer
 from nanonet.models.pooling import pooling_of
 from nanonet.teacher.encoder import Encoder, tuning_steps
-from nanonet.teacher.frozen import spread
+from nanonet.teacher.frozen import apply_rule
 from nanonet.teacher.selection import Choice
-from nanonet.teacher.soft_labels import STRENGTH, classify
+from nanonet.teacher.soft_labels import INVERSE_REGULARISATION, classify
 
 STEPS = 200  # of SetFit, at most
 
@@ -65,18 +66,18 @@ def setfit(config: TrainConfig) -> dict[str, Any]:
 def without_extra_library(config: TrainConfig, method: str) -> dict[str, Any]:
     """The methods supervised and propagation."""
     tokenizer, model = load_tokenizer(config.teacher), load_encoder(config.teacher)
-    material = prepare(config, tokenizer)
+    material = prepare(data_settings(config), tokenizer)
     encoder = Encoder(model, pooling_of(*find_model(config.teacher)), tokenizer.pad_token_id, torch.device("cpu"))
     few, classes = int((material.label >= 0).sum()), len(material.classes)
     began = time.perf_counter()
     if method == "supervised":
         rows, label = material.rows[range(few)], material.label[:few]
         encoder = encoder.tuned(rows, label, tuning_steps(config.teacher_steps, few), config.seed)
-        head = classify(encoder.embed(rows).double().numpy(), label.numpy(), STRENGTH)
+        head = classify(encoder.embed(rows).double().numpy(), label.numpy(), INVERSE_REGULARISATION)
     else:
         embedding = encoder.embed(material.rows).double().numpy()
-        choice = Choice("propagation", STRENGTH, {"propagation": np.nan})
-        head = spread(config, choice, embedding, material.label.numpy(), classes)[1]
+        choice = Choice("propagation", INVERSE_REGULARISATION, {"propagation": np.nan})
+        head = apply_rule(choice, embedding, material.label.numpy(), classes, config.uniform_prior)[1]
     trained = time.perf_counter()
     guess = head.predict(encoder.embed(material.test).double().numpy())
     return {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanonet.config.train import TrainConfig
+from nanonet.config.settings import DataSettings
 from nanonet.data.batches import Encoded, encode
 from nanonet.data.read import load_dataset, read_texts
 from nanonet.data.split import draw_labels
@@ -19,7 +19,7 @@ VALIDATION_ROWS = 500  # at most: unlabelled rows that are not trained on; the b
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class RunData:
     """The checked input of a run as token ids.
 
     rows: the training rows, labelled first (the names of the classes last of these), then unlabelled
@@ -51,7 +51,7 @@ def name_as_text(name: str, data: str) -> str:
     return name.replace("_", " ")
 
 
-def prepare(config: TrainConfig, tokenizer: Any) -> Material:
+def prepare(config: DataSettings, tokenizer: Any) -> RunData:
     """Read, draw and tokenise. All faults of a user's data are found here.
 
     The draw of labels is `draw_labels` under `seed`; the unlabelled rows are shuffled by [seed, 1] and cut to
@@ -82,7 +82,7 @@ def prepare(config: TrainConfig, tokenizer: Any) -> Material:
         known += range(len(dataset.classes))
         few += [name_as_text(name, config.data) for name in dataset.classes]
     label = torch.tensor(known + [-100] * (len(chosen) - validation))
-    return Material(
+    return RunData(
         name=dataset.name,
         classes=dataset.classes,
         rows=ids(few + chosen[validation:]),
