@@ -78,8 +78,9 @@ def write_report(
             "versions": versions() | _machine(cohort),
         }
     )
-    write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
     write(folder / "report.html", render_html(report, read_metrics(folder / "metrics.jsonl")))
+    # last: a run that has it is finished
+    write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
     return report
 
 

@@ -35,6 +35,11 @@ OUTPUT: dict[str, Case] = {
         "train --overwrite {shared}",
         ["was not made by nanonet", "empty it yourself"],
     ),
+    "a thesis beside a run's settings": (
+        {"out/config.yaml": "steps: 2\n", "out/thesis.tex": "x"},
+        "train --overwrite {shared}",
+        ["holds thesis.tex", "did not write", "another --output"],
+    ),
     "texts in what is emptied": (
         {"out/config.yaml": "steps: 2\n", "out/d/train.jsonl": TWO},
         "train --overwrite {shared} --data {out}/d",
@@ -135,11 +140,12 @@ OUTPUT: dict[str, Case] = {
 def test_what_an_output_leads_to_is_emptied_and_not_the_link(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
-    (tmp_path / "real" / "outside").symlink_to(run)
+    shutil.rmtree(tmp_path / "real" / "student-1")
+    (tmp_path / "real" / "student-1").symlink_to(run)
     words = ["train", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "link"), "--overwrite"]
     assert main(words) == 0
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "report.json").exists()
-    assert not (tmp_path / "real" / "outside").exists() and (run / "report.json").exists()
+    assert not (tmp_path / "real" / "student-1").is_symlink() and (run / "report.json").exists()
 
 
 def test_two_runs_into_one_folder(run: Path, tmp_path: Path) -> None:
