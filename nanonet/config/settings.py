@@ -1,4 +1,4 @@
-"""The settings of each stage of a training run, cut out of the flat TrainConfig in one place: `stage_settings`."""
+"""The settings of each stage of a training run: the flat TrainConfig is cut into them here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -105,16 +105,10 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
-class StageSettings:
+class GeneralSettings:
     """encoder: name of the teacher's encoder; digest: hash of every setting that decides the result"""
 
     encoder: str
-    data: DataSettings
-    teacher: TeacherSettings
-    cohort: CohortSettings
-    loss: LossSettings
-    optimizer: OptimizerSettings
-    batches: BatchSettings
     teacher_cache: str
     precision: str
     tensorboard: bool
@@ -123,42 +117,115 @@ class StageSettings:
     resume: bool
     digest: str
 
+
+@dataclass(frozen=True)
+class StageSettings:
+    data: DataSettings
+    teacher: TeacherSettings
+    cohort: CohortSettings
+    loss: LossSettings
+    optimizer: OptimizerSettings
+    batches: BatchSettings
+    general: GeneralSettings
+
     def with_steps(self, classes: int) -> StageSettings:
         """These settings with the number of steps chosen by the number of classes, unless the user gave it."""
         steps = self.optimizer.steps or max(MIN_STEPS, STEPS_PER_CLASS * classes)
         return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, steps=steps))
 
 
-def stage_settings(config: TrainConfig) -> StageSettings:
-    """The settings of every stage of the run that `config` describes."""
-    given = dataclasses.asdict(config)
-
-    def fields_of(kind: Any, **others: Any) -> Any:
-        """The dataclass `kind`, its fields from `others`, else from the config's fields of the same names."""
-        names = {field.name for field in dataclasses.fields(kind)} - others.keys()
-        return kind(**{name: given[name] for name in names}, **others)
-
-    return fields_of(
-        StageSettings,
-        encoder=config.teacher,
-        data=data_settings(config),
-        teacher=fields_of(
-            TeacherSettings,
-            online=config.teacher_mode == "online",
-            max_steps=config.teacher_steps,
-            store_embedding=config.relation_weight > 0,
-        ),
-        cohort=fields_of(CohortSettings),
-        loss=fields_of(LossSettings),
-        optimizer=fields_of(OptimizerSettings),
-        batches=fields_of(BatchSettings),
-        digest=_digest(config),
+def data_settings(config: TrainConfig) -> DataSettings:
+    """The part of `config` that says what is read."""
+    return DataSettings(
+        data=config.data,
+        unlabelled=config.unlabelled,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        labels_per_class=config.labels_per_class,
+        class_names=config.class_names,
+        max_unlabelled=config.max_unlabelled,
+        max_test=config.max_test,
+        max_tokens=config.max_tokens,
+        seed=config.seed,
     )
 
 
-def data_settings(config: TrainConfig) -> DataSettings:
-    """The part of `config` that says what is read."""
-    return DataSettings(**{field.name: getattr(config, field.name) for field in dataclasses.fields(DataSettings)})
+def teacher_settings(config: TrainConfig) -> TeacherSettings:
+    return TeacherSettings(
+        online=config.teacher_mode == "online",
+        max_steps=config.teacher_steps,
+        targets=config.targets,
+        uniform_prior=config.uniform_prior,
+        sharpen=config.sharpen,
+        store_embedding=config.relation_weight > 0,
+        precision=config.precision,
+        seed=config.seed,
+    )
+
+
+def cohort_settings(config: TrainConfig) -> CohortSettings:
+    return CohortSettings(
+        students=config.students,
+        student=config.student,
+        embedding_width=config.embedding_width,
+        student_layers=config.student_layers,
+        layer_mapping=config.layer_mapping,
+        views=config.views,
+        tuning=config.tuning,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+    )
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    return LossSettings(
+        divergence=config.divergence,
+        beta=config.beta,
+        temperature=config.temperature,
+        ce_weight=config.ce_weight,
+        teacher_weight=config.teacher_weight,
+        peers_weight=config.peers_weight,
+        relation_weight=config.relation_weight,
+        confidence=config.confidence,
+        sharpen=config.sharpen,
+    )
+
+
+def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
+    return OptimizerSettings(
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def batch_settings(config: TrainConfig) -> BatchSettings:
+    return BatchSettings(
+        labelled_batch=config.labelled_batch,
+        unlabelled_batch=config.unlabelled_batch,
+        gradient_accumulation=config.gradient_accumulation,
+        seed=config.seed,
+    )
+
+
+def general_settings(config: TrainConfig) -> GeneralSettings:
+    deciding = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    return GeneralSettings(
+        encoder=config.teacher,
+        teacher_cache=config.teacher_cache,
+        precision=config.precision,
+        tensorboard=config.tensorboard,
+        threads=config.threads,
+        save_every=config.save_every,
+        resume=config.resume,
+        digest=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
+    )
 
 
 def changes(old: Mapping[str, Any], config: TrainConfig) -> str:
@@ -172,8 +239,3 @@ def changes(old: Mapping[str, Any], config: TrainConfig) -> str:
         if name not in FREE
     }
     return ", ".join(f"{name} {before!r} -> {now!r}" for name, (before, now) in pairs.items() if before != now)
-
-
-def _digest(config: TrainConfig) -> str:
-    deciding = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -30,74 +31,76 @@ OURS = re.compile(
 TEMPORARY = re.compile(rf"\.{OURS.pattern}\.(new-|old-)?\d+")
 
 
-def check_folder(config: TrainConfig) -> Path:
-    """The output folder, untouched; refuses one whose content is neither to be continued nor to be replaced.
+@dataclass(frozen=True)
+class OutputFolder:
+    """The output folder of the run that `config` describes."""
 
-    Raises:
-        InputError: names the folder and the flag that says what to do with it.
-    """
-    folder = Path(config.output).expanduser()
-    if any(parent.is_file() for parent in (folder, *folder.parents)):
-        raise InputError(f"--output {folder}: a file is in the way; give a folder")
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"--output {folder}: {nearest} cannot be written to; give another folder")
-    full = folder.is_dir() and any(folder.iterdir())
-    if config.resume:
-        _check_resume(config, folder)
-    elif full and config.overwrite:
-        _check_overwrite(config, folder)
-    elif full:
-        raise InputError(f"--output {folder} is not empty: give --resume to go on, or --overwrite to replace it")
-    return folder
+    config: TrainConfig
 
+    @property
+    def path(self) -> Path:
+        return Path(self.config.output).expanduser()
 
-def is_incomplete(folder: Path) -> bool:
-    """Whether a run in `folder` has its report but was killed before its last files were in place."""
-    missing = not (folder / "report.html").exists() or any((folder / name).exists() for name in UNFINISHED)
-    return (folder / REPORT).exists() and missing
+    def check(self) -> None:
+        """Refuse a folder whose content is neither to be continued nor to be replaced; nothing is changed.
 
+        Raises:
+            InputError: names the folder and the flag that says what to do with it.
+        """
+        config, path = self.config, self.path
+        if any(parent.is_file() for parent in (path, *path.parents)):
+            raise InputError(f"--output {path}: a file is in the way; give a folder")
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not os.access(nearest, os.W_OK):
+            raise InputError(f"--output {path}: {nearest} cannot be written to; give another folder")
+        full = path.is_dir() and any(path.iterdir())
+        if config.resume:
+            _check_resume(config, path)
+        elif full and config.overwrite:
+            _check_overwrite(config, path)
+        elif full:
+            raise InputError(f"--output {path} is not empty: give --resume to go on, or --overwrite to replace it")
 
-@contextmanager
-def open_folder(config: TrainConfig, folder: Path) -> Iterator[Callable[[], None]]:
-    """Make the folder that `check_folder` accepted and lock it against other runs; yields a function that raises if
-    `folder` no longer leads to the locked one.
+    def lacks_last_files(self) -> bool:
+        """Whether the run that is resumed has its report, but was killed before its folder was complete."""
+        return self.config.resume and _is_incomplete(self.path)
 
-    What --overwrite replaces is moved aside; it is deleted at the end of the block, or moved back if the block fails
-    without a checkpoint.
+    @contextmanager
+    def open(self) -> Iterator[Callable[[], None]]:
+        """Make the folder that `check` accepted and lock it against other runs; yields a function that raises if the
+        path no longer leads to the locked folder.
 
-    Raises:
-        InputError: it cannot be made, or another run has it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        locked = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be made ({error.strerror}); give another folder") from error
-    try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                reason = "another run is writing there; wait for it, or give another folder"
-                raise InputError(f"--output {folder}: {reason}") from None
-        check_folder(config)  # again, now that no other run can change it
-        _sweep(folder)
-        if config.overwrite:
-            _move_aside(folder)
-        # what to train, not how this folder was opened: --config with another --output has to work
-        stored = dataclasses.replace(config, resume=False, overwrite=False)
-        write(folder / RUN_CONFIG, yaml.safe_dump(dataclasses.asdict(stored), sort_keys=False))
+        What --overwrite replaces is moved aside; it is deleted at the end of the block, or moved back if the block
+        fails and the run has no checkpoints to be resumed from.
+
+        Raises:
+            InputError: it cannot be made, or another run has it.
+        """
+        path = self.path
         try:
-            yield lambda: _ensure_ours(folder, locked)
-        except BaseException:
-            if _is_ours(folder, locked):
-                _move_back(folder)
-            raise
-        _ensure_ours(folder, locked)
-        remove(folder / REPLACED)
-    finally:
-        os.close(locked)
+            path.mkdir(parents=True, exist_ok=True)
+            locked = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"--output {path}: cannot be made ({error.strerror}); give another folder") from error
+        try:
+            _lock(path, locked)
+            self.check()  # again, now that no other run can change it
+            _sweep(path)
+            if self.config.overwrite:
+                _move_aside(path)
+            # what to train, not how this folder was opened: --config with another --output has to work
+            stored = dataclasses.replace(self.config, resume=False, overwrite=False)
+            write(path / RUN_CONFIG, yaml.safe_dump(dataclasses.asdict(stored), sort_keys=False))
+            try:
+                yield lambda: _ensure_ours(path, locked)
+            except BaseException:
+                if _is_ours(path, locked) and not self.config.save_every:
+                    _move_back(path)
+                raise
+            _ensure_ours(path, locked)
+            remove(path / REPLACED)
+        finally:
+            os.close(locked)
 
 
 def _check_resume(config: TrainConfig, folder: Path) -> None:
@@ -109,7 +112,7 @@ def _check_resume(config: TrainConfig, folder: Path) -> None:
     changed = changes(settings, config)
     if changed:
         raise InputError(f"--resume: {folder} was begun with other settings ({changed}); give the same ones")
-    if (folder / REPORT).exists() and not is_incomplete(folder):
+    if (folder / REPORT).exists() and not _is_incomplete(folder):
         raise InputError(f"--resume: the run in {folder} is finished; give --overwrite to run it again")
 
 
@@ -130,6 +133,11 @@ def _check_overwrite(config: TrainConfig, folder: Path) -> None:
             )
 
 
+def _is_incomplete(folder: Path) -> bool:
+    missing = not (folder / "report.html").exists() or any((folder / name).exists() for name in UNFINISHED)
+    return (folder / REPORT).exists() and missing
+
+
 def _settings(folder: Path) -> dict:
     """The settings of the run in the folder; empty if there is none of ours."""
     try:
@@ -138,6 +146,15 @@ def _settings(folder: Path) -> dict:
         return {}
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     return found if isinstance(found, dict) and found.keys() <= known else {}
+
+
+def _lock(folder: Path, opened: int) -> None:
+    with suppress(OSError):  # a file system without locks
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reason = "another run is writing there; wait for it, or give another folder"
+            raise InputError(f"--output {folder}: {reason}") from None
 
 
 def _is_ours(folder: Path, locked: int) -> bool:
@@ -159,6 +176,11 @@ def _sweep(folder: Path) -> None:
     for path in list(folder.iterdir()):
         if TEMPORARY.fullmatch(path.name):
             remove(path)
+    aside = folder / REPLACED
+    if aside.exists() and not (aside / RUN_CONFIG).exists():  # killed in `_move_aside`: nothing is replaced yet
+        for path in list(aside.iterdir()):
+            path.rename(folder / path.name)
+        aside.rmdir()
     if (folder / REPORT).exists():
         for name in UNFINISHED:
             remove(folder / name)
@@ -182,9 +204,9 @@ def _move_aside(folder: Path) -> None:
 
 
 def _move_back(folder: Path) -> None:
-    """Put back what `_move_aside` moved, unless the new run has a checkpoint to continue from."""
+    """Put back what `_move_aside` moved, unless the new run is finished."""
     aside = folder / REPLACED
-    if not aside.exists() or (folder / checkpoint.NAME).exists() or (folder / REPORT).exists():
+    if not aside.exists() or (folder / REPORT).exists():
         return
     for path in list(folder.iterdir()):
         if path != aside:

@@ -69,12 +69,12 @@ class Run:
     @property
     def cache(self) -> Path | None:
         """The teacher cache, if the user names one."""
-        return Path(self.settings.teacher_cache).expanduser() if self.settings.teacher_cache else None
+        return Path(self.settings.general.teacher_cache).expanduser() if self.settings.general.teacher_cache else None
 
     @property
     def digest(self) -> str:
         """Hash of everything that decides the result: settings, texts, labels and the encoder's weights."""
-        return hashlib.sha256(f"{self.settings.digest} {self.teacher_key}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.settings.general.digest} {self.teacher_key}".encode()).hexdigest()
 
     def logits(self, model: Cohort, rows: Encoded, stage: str) -> Tensor:
         """Logits (K,N,C) of a cohort in eval mode, on the CPU."""
@@ -89,7 +89,7 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator)
     Raises:
         InputError: any bad input.
     """
-    tokenizer, encoder = load_tokenizer(settings.encoder), load_encoder(settings.encoder)
+    tokenizer, encoder = load_tokenizer(settings.general.encoder), load_encoder(settings.general.encoder)
     views = parse_views(settings.cohort.views, settings.cohort.students)
     mapping = _mapping(settings, encoder)
     data = _read_data(settings, tokenizer, encoder)
@@ -97,14 +97,14 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator)
     labelled = int((data.label >= 0).sum())
     check_encoder(encoder, layers=settings.teacher.tuned or settings.cohort.student != "cnn")
     check_labels(data.label)
-    if settings.teacher_cache:
-        teacher_cache.ensure_writable(Path(settings.teacher_cache).expanduser())
+    if settings.general.teacher_cache:
+        teacher_cache.ensure_writable(Path(settings.general.teacher_cache).expanduser())
     unlabelled = len(data.rows) - labelled
     check_parts(settings.batches, settings.loss.relation_weight, labelled, unlabelled, accelerator.num_processes)
     cohort, online = _build_models(settings, encoder, mapping, data.classes)
     # the tuning of the teacher has no gradient scaler, which float16 would need
-    autocast = nullcontext if settings.precision == "float16" else accelerator.autocast
-    pooling = pooling_of(*find_model(settings.encoder))
+    autocast = nullcontext if settings.general.precision == "float16" else accelerator.autocast
+    pooling = pooling_of(*find_model(settings.general.encoder))
     pretrained = Encoder(encoder, pooling, tokenizer.pad_token_id, accelerator.device, autocast)
     return Run(
         settings=settings,
@@ -135,7 +135,7 @@ def _read_data(settings: StageSettings, tokenizer: Any, encoder: PreTrainedModel
     check_tokens(settings.data.max_tokens, most_tokens(encoder))
     data = prepare(settings.data, tokenizer)
     largest = max(int(part.ids.max()) for part in (data.rows, data.validation, data.test) if len(part.ids))
-    check_vocabulary(max(largest, tokenizer.pad_token_id), encoder, f"--teacher {settings.encoder}")
+    check_vocabulary(max(largest, tokenizer.pad_token_id), encoder, f"--teacher {settings.general.encoder}")
     return data
 
 

@@ -53,14 +53,14 @@ def train_students(run: Run, teacher: Teacher) -> None:
     optimizer = settings.optimizer
     if settings.cohort.student == "cnn" and not optimizer.learning_rate:
         optimizer = replace(optimizer, learning_rate=CNN_LEARNING_RATE)
-    if settings.tensorboard:
+    if settings.general.tensorboard:
         run.accelerator.init_trackers("tensorboard")
     run.ensure_ours()
     with run.progress.stage("training the students", optimizer.steps) as tick:
 
         def report(record: dict) -> None:
             tick(1, f"loss {record['loss']:.4f}, {record['rows_per_s']:.0f} rows/s")
-            if settings.tensorboard:
+            if settings.general.tensorboard:
                 numbers = {name: value for name, value in record.items() if isinstance(value, float)}
                 run.accelerator.log(numbers, step=record["step"])
 
@@ -73,7 +73,9 @@ def train_students(run: Run, teacher: Teacher) -> None:
             optimizer=optimizer,
             batches=settings.batches,
             accelerator=run.accelerator,
-            checkpoints=Checkpoints(run.folder, run.digest, settings.save_every, settings.resume, run.ensure_ours),
+            checkpoints=Checkpoints(
+                run.folder, run.digest, settings.general.save_every, settings.general.resume, run.ensure_ours
+            ),
             metrics=run.folder / "metrics.jsonl",
             report=report,
         )
@@ -85,7 +87,7 @@ def _features_path(run: Run, model: Cohort) -> Path | None:
     """The file of a cohort's backbone features in the cache; None without a cache or where layers are trained."""
     if run.cache is None or run.settings.cohort.tuning != "head":
         return None
-    return run.cache / teacher_cache.backbone_features_name(model, run.data.rows, run.settings.precision)
+    return run.cache / teacher_cache.backbone_features_name(model, run.data.rows, run.settings.general.precision)
 
 
 def _backbone_features(run: Run, model: Cohort, stage: str) -> BackboneFeatures | None:

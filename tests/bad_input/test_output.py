@@ -14,7 +14,7 @@ import pytest
 from nanonet.cli.main import main
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
-from nanonet.training.output_folder import open_folder
+from nanonet.training.output_folder import OutputFolder
 
 # files in the working folder, arguments (see conftest.py), fragments of the message
 Case = tuple[dict[str, str | bytes], str, list[str]]
@@ -114,7 +114,7 @@ OUTPUT: dict[str, Case] = {
     "texts over the data": (
         {"d/train.jsonl": TWO},
         "generate --model {run} --labelled {here}/d --overwrite --output {here}/d/train.jsonl",
-        ["for the data of --labelled", "another name"],
+        ["would be read as data of --labelled", "another name"],
     ),
     "export into the model": (
         {},
@@ -150,10 +150,10 @@ def test_what_an_output_leads_to_is_emptied_and_not_the_link(run: Path, tmp_path
 
 def test_two_runs_into_one_folder(run: Path, tmp_path: Path) -> None:
     config = TrainConfig(output=str(tmp_path / "out"))
-    with open_folder(config, tmp_path / "out"), pytest.raises(InputError, match="another run is writing there"):
-        with open_folder(config, tmp_path / "out"):
+    with OutputFolder(config).open(), pytest.raises(InputError, match="another run is writing there"):
+        with OutputFolder(config).open():
             pass
-    with pytest.raises(InputError, match="not empty"), open_folder(config, tmp_path / "out"):
+    with pytest.raises(InputError, match="not empty"), OutputFolder(config).open():
         pass
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanonet.config.settings import stage_settings
+from nanonet.config.settings import teacher_settings
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
 from nanonet.teacher.frozen import FrozenTeacher, load_teacher, pseudo_labels, save_teacher, teacher_of_embeddings
@@ -15,7 +15,7 @@ from nanonet.teacher.soft_labels import classify, diffuse, neighbour_graph, prop
 
 
 def make_teacher(config: TrainConfig, embedding: torch.Tensor, label: torch.Tensor, classes: int) -> FrozenTeacher:
-    settings = stage_settings(config).teacher
+    settings = teacher_settings(config)
     choice = choose(
         embedding.double().numpy(), label.numpy(), classes, settings.targets, settings.seed, settings.uniform_prior
     )

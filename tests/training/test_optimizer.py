@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanonet.config.settings import stage_settings
+from nanonet.config.settings import optimizer_settings
 from nanonet.config.train import TrainConfig
 from nanonet.losses import DistillLoss, confidence, ramp
 from nanonet.teacher.soft_labels import calibrate_confidence
@@ -40,7 +40,7 @@ def test_optimizers_that_share_a_scale_step_before_it_moves() -> None:
 
 
 def test_schedules() -> None:
-    at = lambda step, **k: learning_rate(stage_settings(TrainConfig(steps=100, warmup=0.1, **k)).optimizer, step, 2.0)  # noqa: E731
+    at = lambda step, **k: learning_rate(optimizer_settings(TrainConfig(steps=100, warmup=0.1, **k)), step, 2.0)  # noqa: E731
     assert at(0) == pytest.approx(0.2) and at(9) == pytest.approx(2.0) and at(55) == pytest.approx(1.0)
     assert at(55, schedule="cosine") == pytest.approx(1.0) and at(99, schedule="constant") == 2.0
     assert 0 < at(99) < 0.05
