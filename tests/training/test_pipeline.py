@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanonet.cohort import model
 from nanonet.config.train import TrainConfig
-from nanonet.data.prepare import prepare, spelled
+from nanonet.data.prepare import prepare, name_as_text
 from nanonet.errors import InputError
 from nanonet.models.load import load_tokenizer
 from nanonet.training.backbone import compute_backbone_features
@@ -352,4 +352,4 @@ def test_a_name_without_a_letter_is_refused_before_anything_is_written(config: T
     with pytest.raises(InputError, match="--class-names: the class '0' of .*jsonl is no word; name the classes"):
         train(dataclasses.replace(config, data=str(data), class_names=True))
     assert not Path(config.output).exists()
-    assert spelled("card_arrival", "x") == "card arrival"
+    assert name_as_text("card_arrival", "x") == "card arrival"
