@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.text import jsonl, write_files
 
 from nanonet.data.read import load_dataset, read_table, read_texts
 from nanonet.errors import InputError
@@ -14,14 +15,7 @@ from nanonet.errors import InputError
 NAMES = ["World", "Sports"]
 
 
-def write(folder: Path, files: dict[str, str | bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return folder
-
-
-ROWS = "".join(json.dumps({"text": f"text {n}", "label": n % 2}) + "\n" for n in range(20))
+ROWS = jsonl({"text": f"text {n}", "label": n % 2} for n in range(20))
 ZIPPED = gzip.compress(("text,label\n" + "some text,World\n" * 5000).encode(), mtime=0)
 FLIPPED = ZIPPED[:40] + bytes([ZIPPED[40] ^ 255]) + ZIPPED[41:]
 
@@ -197,7 +191,7 @@ def test_every_fault_is_one_line_with_file_place_and_cure(tmp_path: Path, fault:
     files, data, fragments = BAD[fault]
     if data.endswith(".parquet"):
         pytest.importorskip("pyarrow")
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     with pytest.raises(InputError) as error:
         load_dataset(str(tmp_path / data))
     message = str(error.value)
@@ -208,7 +202,7 @@ def test_every_fault_is_one_line_with_file_place_and_cure(tmp_path: Path, fault:
 
 
 def test_faults_that_need_other_calls(tmp_path: Path) -> None:
-    write(tmp_path, {"folder/test.csv": "text\na\n", "a.csv": "text,label\na,0\n", "b.csv": "text,label\na,2\n"})
+    write_files(tmp_path, {"folder/test.csv": "text\na\n", "a.csv": "text,label\na,0\n", "b.csv": "text,label\na,2\n"})
     with pytest.raises(InputError, match="is a folder"):
         read_table(tmp_path / "folder", "text", None, None)
     with pytest.raises(InputError, match="no table in this folder"):

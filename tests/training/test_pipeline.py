@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanonet.cohort import model
 from nanonet.config.train import TrainConfig
-from nanonet.data.prepare import prepare, name_as_text
+from nanonet.data.prepare import name_as_text, prepare
 from nanonet.errors import InputError
 from nanonet.models.load import load_tokenizer
 from nanonet.training.backbone import compute_backbone_features
