@@ -10,6 +10,7 @@ import pytest
 from support.text import jsonl, write_files
 
 from nanonet.data.dataset import Dataset
+from nanonet.data.labels import Names
 from nanonet.data.read import load_dataset, read_classes, read_table, read_texts
 from nanonet.data.split import in_test_fifth
 from nanonet.errors import InputError
@@ -50,14 +51,14 @@ def test_classes_without_labels_json(tmp_path: Path, labels: list[str], classes:
     table, found = read_table(tmp_path / "a.csv", "text", "label", None)
     assert (found, table.labels) == (classes, indices)
     # the classes of one table read another: what evaluate does
-    assert read_table(tmp_path / "a.csv", "text", "label", found)[0].labels == indices
+    assert read_table(tmp_path / "a.csv", "text", "label", Names(found))[0].labels == indices
 
 
 def test_the_columns_are_the_ones_named(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.csv": "text,label,body,topic\na,0,c,x\nb,1,d,y\n"})
     table, classes = read_table(tmp_path / "a.csv", "body", "topic", None)
     assert (table.texts, table.labels, classes) == (["c", "d"], [0, 1], ["x", "y"])
-    unlabelled, classes = read_table(tmp_path / "a.csv", "text", None, ["p", "q"])
+    unlabelled, classes = read_table(tmp_path / "a.csv", "text", None, Names(["p", "q"]))
     assert (unlabelled.texts, unlabelled.labels, classes) == (["a", "b"], None, ["p", "q"])
     data = load_dataset(
         str(write_files(tmp_path / "f", {"train.csv": "body,topic\nc,x\nd,y\n"})),
@@ -97,10 +98,10 @@ def test_read_texts_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {"b.jsonl": '{"text": "b"}\n', "a.csv.gz": gzip.compress(b"text\na\n")}
     files |= {"test.csv": "text\nnever\n", "labels.json": "[]", "README.md": "x"}
     write_files(tmp_path, files)
-    assert read_texts(tmp_path) == ["a", "b"]
-    assert read_texts(tmp_path / "b.jsonl") == ["b"]
+    assert [split.texts for split in read_texts(tmp_path)] == [["a"], ["b"]]
+    assert read_texts(tmp_path / "b.jsonl")[0].texts == ["b"]
     write_files(tmp_path, {"c.csv": "body\nc\n"})
-    assert read_texts(tmp_path / "c.csv", "body") == ["c"]
+    assert read_texts(tmp_path / "c.csv", "body")[0].texts == ["c"]
 
 
 def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

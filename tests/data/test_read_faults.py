@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.text import jsonl, write_files
 
+from nanonet.data.labels import Names
 from nanonet.data.read import load_dataset, read_table, read_texts
 from nanonet.errors import InputError
 
@@ -61,8 +62,8 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
         ["line 1, column 'text'", "half"],
     ),
     # --- labels
-    "empty label": ({"a.csv": "text,label\na,0\nb,\n"}, "a.csv", ["line 3, column 'label'", "missing", "fill it in"]),
-    "null label": ({"a.jsonl": '{"text": "a", "label": null}\n'}, "a.jsonl", ["line 1, column 'label'", "missing"]),
+    "one class and a blank": ({"a.csv": "text,label\na,0\nb,\n"}, "a.csv", ["column 'label'", "'0'", "two classes"]),
+    "no label": ({"a.jsonl": '{"text": "a", "label": null}\n'}, "a.jsonl", ["column 'label'", "no row has a label"]),
     "fractional label": ({"a.jsonl": '{"text": "a", "label": 1.5}\n'}, "a.jsonl", ["line 1, column 'label'", "1.5"]),
     "boolean label": ({"a.jsonl": '{"text": "a", "label": true}\n'}, "a.jsonl", ["line 1, column 'label'", "True"]),
     "one class": ({"a.csv": "text,label\na,x\nb,x\n"}, "a.csv", ["a.csv, column 'label'", "'x'", "two classes"]),
@@ -82,9 +83,9 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
         ["train.jsonl, line 1, column 'label'", "2 is out of range", "count from 0"],
     ),
     "negative label": (
-        {"train.csv": "text,label\na,-1\n", "labels.json": json.dumps(NAMES)},
+        {"train.csv": "text,label\na,-2\n", "labels.json": json.dumps(NAMES)},
         ".",
-        ["train.csv, line 2, column 'label'", "-1 is out of range"],
+        ["train.csv, line 2, column 'label'", "-2 is out of range"],
     ),
     "labels.json is no JSON": (
         {"train.csv": "text,label\na,0\n", "labels.json": "[World"},
@@ -215,4 +216,4 @@ def test_faults_that_need_other_calls(tmp_path: Path) -> None:
         load_dataset("")
     # names that are numbers: a number is never taken for a position
     with pytest.raises(InputError, match=r"b.csv, line 2, column 'label': unknown label '2': the classes are '0', '1'"):
-        read_table(tmp_path / "b.csv", "text", "label", ["0", "1"])
+        read_table(tmp_path / "b.csv", "text", "label", Names(["0", "1"]))

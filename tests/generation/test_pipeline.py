@@ -23,7 +23,7 @@ from nanonet.generation.pipeline import _labelled
 @pytest.fixture(scope="module")
 def generator(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model of the tiny data's kind, a second old."""
-    folder, texts = tmp_path_factory.mktemp("generator"), read_texts(tiny_data / "train.jsonl")
+    folder, texts = tmp_path_factory.mktemp("generator"), read_texts(tiny_data / "train.jsonl")[0].texts
     with threads(1):
         tokenizer = train_tokenizer(texts, 320)
         model = train_generator(texts, tokenizer, layers=2, width=48, block=32, rows=8, steps=60, learning_rate=5e-3)
