@@ -50,7 +50,7 @@ def models(width: int) -> dict[str, Any]:
     teacher = load_encoder(TEACHER)
     torch.manual_seed(0)
     return {
-        "bert-base": BertForSequenceClassification(BertConfig(num_labels=len(LABELS))).eval(),
+        "bert-base": BertForSequenceClassification(BertConfig(id2label=dict(enumerate(LABELS)))).eval(),
         "minilm": plain_student(teacher, range(teacher.config.num_hidden_layers), LABELS, "full", 0),
         "student": plain_student(teacher, (0, teacher.config.num_hidden_layers - 1), LABELS, "full", 0),
         "cnn": student(build_cnn_cohort(teacher, LABELS, 1, width), 0),

@@ -47,7 +47,7 @@ def ends(encoder: PreTrainedModel) -> list[int]:
 def full_teacher(case: Case, C: int) -> nn.Module:
     encoder = load_encoder(case.teacher)
     model = plain_student(encoder, range(encoder.config.num_hidden_layers), [str(c) for c in range(C)], "full", 0)
-    return model.to(case.device).eval()
+    return model.eval().to(case.device)  # type: ignore[arg-type]
 
 
 def autocast(case: Case) -> torch.autocast:
@@ -115,7 +115,7 @@ def plain_models(case: Case, C: int) -> list[nn.Module]:
         if tuning == "lora":
             wanted = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layer." in n]
             model = get_peft_model(
-                model, LoraConfig(TaskType.SEQ_CLS, r=LORA.rank, lora_alpha=LORA.alpha, target_modules=wanted)
+                model, LoraConfig(TaskType.SEQ_CLS, r=LORA.rank, lora_alpha=int(LORA.alpha), target_modules=wanted)
             )
         models.append(model.to(case.device))
     return models

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def title(reading: str, blocks: dict[str, Any]) -> str:
     return f"{sizes} {blocks['num_warps']} warps {blocks['num_stages']} stages {kind}"
 
 
-def clocked(run: Callable[[], None]):
+def clocked(run: Callable[[], Any]) -> np.ndarray:
     return graph_ms({"": run}, calls=10)[""]
 
 

@@ -14,6 +14,7 @@ from nanonet.config.train import Divergence, Targets, TrainConfig, Tuning
 MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
 # settings that may differ between a run and its resumption: they do not decide the result
 FREE = {"output", "resume", "overwrite", "save_every", "threads", "tensorboard", "max_test", "teacher_cache"}
+FREE |= {"max_text_bytes", "max_data_bytes"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class DataSettings:
     max_unlabelled: int
     max_test: int
     max_tokens: int
+    deduplicate: bool
+    max_text_bytes: int
+    max_data_bytes: int
     seed: int
 
 
@@ -146,6 +150,9 @@ def data_settings(config: TrainConfig) -> DataSettings:
         max_unlabelled=config.max_unlabelled,
         max_test=config.max_test,
         max_tokens=config.max_tokens,
+        deduplicate=config.deduplicate,
+        max_text_bytes=config.max_text_bytes,
+        max_data_bytes=config.max_data_bytes,
         seed=config.seed,
     )
 

@@ -7,7 +7,7 @@ are a pure function of seed and step (`BatchPlan`), so a checkpoint stores nothi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from nanonet.errors import InputError
 
 _TEXTS_AT_ONCE = 1000  # bounds the Python lists of ids that exist at any one time
+_CHARACTERS_AT_ONCE = 2_000_000
+_CHARACTERS_A_TOKEN = 64  # more than a token has in any language; a text of fewer tokens is tokenised as a whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,34 +47,71 @@ class Encoded:
         return _join(self.ids[offsets[row] : offsets[row + 1]] for row in rows)
 
 
-def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int, where: Callable[[int], str] | None = None) -> Encoded:
     """Return the token ids of `texts`, special tokens included, each cut to `max_tokens` [tokens].
 
-    tokenizer: a transformers tokenizer. Raises InputError where max_tokens leaves no room for the text, or a text
-    has no token at all (its attention would be over nothing).
+    tokenizer: a transformers tokenizer; where(n): where text n stands, for the message.
+    Raises InputError where max_tokens leaves no room for the text, or a text has no token at all (its attention would
+    be over nothing).
     """
+    encoded = encode_any(tokenizer, texts, max_tokens)
+    if 0 in (lengths := encoded.lengths):
+        n = lengths.index(0)
+        place = where(n) if where else f"text {n + 1} of {len(texts)}"
+        raise InputError(f"{place}: the text {texts[n]!r:.40} has no tokens: delete it")
+    return encoded
+
+
+def encode_any(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+    """As `encode`; a text without a token is a row of length 0."""
     special = tokenizer.num_special_tokens_to_add()
     if max_tokens <= special:
         raise InputError(f"--max-tokens {max_tokens}: the tokenizer itself takes {special} of them; give more")
     chunks: list[Tensor] = []
     lengths: list[int] = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        # verbose=False: no warning about sequences longer than the model, they are cut
-        chunk = tokenizer(
-            list(texts[start : start + _TEXTS_AT_ONCE]),
-            truncation=True,
-            max_length=max_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        lengths += [len(ids) for ids in chunk]
-        chunks.append(torch.tensor([i for ids in chunk for i in ids], dtype=torch.int32))
-    if 0 in lengths:
-        text = texts[lengths.index(0)]
-        raise InputError(f"text {lengths.index(0) + 1} of {len(texts)}, {text!r:.40}, has no tokens: delete it")
+    for chunk in _chunks(texts):
+        short = [_shortened(text, max_tokens) for text in chunk]
+        rows = _ids(tokenizer, short, max_tokens)
+        for n, (text, cut) in enumerate(zip(chunk, short, strict=True)):
+            if len(cut) < len(text) and len(rows[n]) < max_tokens:  # its words are few and long
+                rows[n : n + 1] = _ids(tokenizer, [text], max_tokens)
+        lengths += [len(ids) for ids in rows]
+        chunks.append(torch.tensor([i for ids in rows for i in ids], dtype=torch.int32))
     ids = torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.int32)
     return Encoded(ids, torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0))
+
+
+def _ids(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
+    # verbose=False: no warning about sequences longer than the model, they are cut
+    ids: list[list[int]] = tokenizer(
+        texts,
+        truncation=True,
+        max_length=max_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return ids
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts, some at a time: a tokenizer takes hundreds of bytes of memory for a character."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if len(chunk) == _TEXTS_AT_ONCE or size > _CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _shortened(text: str, max_tokens: int) -> str:
+    """A long text up to the last space of what its first `max_tokens` tokens can be made of."""
+    most = _CHARACTERS_A_TOKEN * max_tokens
+    return text[:most].rpartition(" ")[0] or text if len(text) > most else text
 
 
 def collate(encoded: Encoded, rows: Sequence[int], pad_id: int, multiple_of: int = 8) -> tuple[Tensor, Tensor]:

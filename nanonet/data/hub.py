@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nanonet.data.formats import TableRow, check_columns, problem, shorten
+from nanonet.data.formats import TableRow, check_columns
+from nanonet.data.problems import problem, shorten
 
 _ASK_TIMEOUT_S = 8.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanonet.config.commands import GenerateConfig
+from nanonet.data.lines import Limits
 from nanonet.data.read import load_dataset, read_table
 from nanonet.data.split import draw_labels, in_test_fifth
 from nanonet.device import device, threads
@@ -133,14 +134,16 @@ def _check_output(config: GenerateConfig) -> Path:
 
 def _labelled(config: GenerateConfig) -> tuple[list[str], list[int], list[str]]:
     """Texts, the class of each, and the classes' names; one class without a name where labels are not used."""
-    path = Path(config.labelled).expanduser()
+    path, limits = Path(config.labelled).expanduser(), Limits(config.max_text_bytes, config.max_data_bytes)
     if not config.conditioned and not config.labels_per_class and path.is_file():
         # the test rows of `nanonet train` are not trained on
-        texts = [text for text in read_table(path, config.text_column, None, None)[0].texts if not in_test_fifth(text)]
+        table, _ = read_table(path, config.text_column, None, None, limits)
+        texts = [text for text in table.texts if not in_test_fifth(text)]
         if not texts:
             raise InputError(f"--labelled {config.labelled}: too few rows to leave a fifth out for testing; add rows")
         return texts, [0] * len(texts), [""]
-    dataset = load_dataset(config.labelled, text_column=config.text_column, label_column=config.label_column)
+    columns = {"text_column": config.text_column, "label_column": config.label_column}
+    dataset = load_dataset(config.labelled, **columns, limits=limits)
     table, classes = dataset.train, dataset.classes
     labels = table.labels or []
     drawn = draw_labels(labels, config.labels_per_class, config.seed, len(classes), classes).labelled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students
 from nanonet.config.train import RUN_CONFIG
-from nanonet.data.batches import Encoded, encode
+from nanonet.data.batches import Encoded, encode, encode_any
 from nanonet.errors import InputError
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
@@ -32,16 +33,28 @@ class Classifier:
     classes: list[str]
     folder: Path
 
-    def encode(self, texts: list[str], max_tokens: int) -> Encoded:
+    def encode(self, texts: list[str], max_tokens: int, where: Callable[[int], str] | None = None) -> Encoded:
         """Token ids, cut to `max_tokens`; 0 takes the setting of the model's run, else MAX_TOKENS.
 
         Raises:
             InputError: more tokens than the model has positions, or a tokenizer of another model.
         """
+        return self._checked(encode(self.tokenizer, texts, self._length(max_tokens), where))
+
+    def encode_any(self, texts: list[str], max_tokens: int) -> tuple[Encoded, list[int]]:
+        """As `encode`, of the texts of which the tokenizer leaves something; and their numbers."""
+        encoded = self._checked(encode_any(self.tokenizer, texts, self._length(max_tokens)))
+        special = self.tokenizer.num_special_tokens_to_add()
+        rows = [row for row, length in enumerate(encoded.lengths) if length > special]
+        return encoded[rows], rows
+
+    def _length(self, max_tokens: int) -> int:
         room = most_tokens(self.model)
         wanted = max_tokens or min(_run_tokens(self.folder) or MAX_TOKENS, room)
         check_tokens(wanted, room)
-        encoded = encode(self.tokenizer, texts, wanted)
+        return wanted
+
+    def _checked(self, encoded: Encoded) -> Encoded:
         if len(encoded.ids):
             check_vocabulary(int(encoded.ids.max()), self.model, f"--model {self.folder}")
         return encoded

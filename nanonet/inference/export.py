@@ -24,6 +24,7 @@ from nanonet.config.commands import EvaluateConfig, ExportConfig
 from nanonet.config.describe import describe
 from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded
+from nanonet.data.dataset import Split
 from nanonet.errors import InputError
 from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
 from nanonet.inference.evaluate import labelled_texts
@@ -60,11 +61,16 @@ def export(config: ExportConfig) -> dict[str, Any]:
     elif config.data:
         raise InputError("--data goes with --format onnx: the copy of a folder is as good and as fast as the folder")
     classifier = load_classifier(folder)
-    texts: list[str] = []
-    labels: list[int] = []
+    table = None
     if config.data:
-        evaluated = EvaluateConfig(data=config.data, text_column=config.text_column, label_column=config.label_column)
-        texts, labels = labelled_texts(evaluated, classifier.classes)
+        evaluated = EvaluateConfig(
+            data=config.data,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            max_text_bytes=config.max_text_bytes,
+            max_data_bytes=config.max_data_bytes,
+        )
+        table = labelled_texts(evaluated, classifier.classes)
     encoded = classifier.encode(list(describe(TrainConfig).values()), 0)
     wanted = _logits(logits_of(classifier.model), encoded, classifier)
     try:
@@ -75,11 +81,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
         if config.format == "onnx":
             written, facts = _onnx(classifier, Path(place), config.int8, encoded, wanted)
             size = written.stat().st_size
-            if texts:
+            if table:
                 forwards = {"before": logits_of(classifier.model), "after": onnx_session(written)}
-                facts |= {
-                    name: accuracy_and_speed(forward, texts, labels, classifier) for name, forward in forwards.items()
-                }
+                facts |= {name: accuracy_and_speed(forward, table, classifier) for name, forward in forwards.items()}
         else:
             written = Path(place) / output.name
             shutil.copytree(folder, written)
@@ -192,22 +196,22 @@ def onnx_session(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def accuracy_and_speed(
-    forward: Callable[[Tensor, Tensor], Tensor], texts: list[str], labels: list[int], classifier: Classifier
+    forward: Callable[[Tensor, Tensor], Tensor], table: Split, classifier: Classifier
 ) -> dict[str, float]:
     """accuracy and macro_f1 [fractions]; rows_per_s, 32 texts at a time; ms_per_text, one at a time, of at most 200.
 
     Tokenisation is not timed; texts of similar length share a batch.
     """
-    encoded, pad_id = classifier.encode(texts, 0), classifier.tokenizer.pad_token_id
-    few = encoded[range(min(len(texts), 200))]
+    encoded, pad_id = classifier.encode(table.texts, 0, table.where), classifier.tokenizer.pad_token_id
+    few = encoded[range(min(len(encoded), 200))]
     run(forward, few, pad_id, rows_per_batch=32)  # warm
     began = time.perf_counter()
     logits = run(forward, encoded, pad_id, rows_per_batch=32)
     middle = time.perf_counter()
     run(forward, few, pad_id, rows_per_batch=1)
     return {
-        **{name: round(value, 6) for name, value in scores(logits, labels).items()},
-        "rows_per_s": round(len(texts) / (middle - began), 1),
+        **{name: round(value, 6) for name, value in scores(logits, table.labels or []).items()},
+        "rows_per_s": round(len(encoded) / (middle - began), 1),
         "ms_per_text": round(1000 * (time.perf_counter() - middle) / len(few), 3),
     }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.data.formats import extension, listing, problem, read_rows, shorten
+from nanonet.data.formats import extension, read_rows
+from nanonet.data.problems import listing, problem, shorten
 from nanonet.errors import InputError
 
 COLUMNS = {"text_column": "text", "label_column": "label"}

@@ -78,7 +78,7 @@ FAULTS: list[tuple[object, BaseException | None, list[str]]] = [
     (
         {"train": Table(["a", "b"], text=["a"], label=[-1])},
         None,
-        ["owner/set [train], row 1, column 'label'", "-1 is out"],
+        ["owner/set [train]: no row has a label"],
     ),
     (
         ValueError("Config name is missing.\nPick one"),
