@@ -30,6 +30,17 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def apply_umask(folder: Path) -> None:
+    """Give the files below a folder that was just made the permissions of the umask.
+
+    safetensors and save_pretrained write files that only their owner can read.
+    """
+    mode = folder.stat().st_mode & 0o666  # a new folder's own are what the umask left
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def empty(folder: Path, last: str = "") -> None:
     """Delete what the folder holds, not the folder itself; the file named `last` when all else is gone."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == last):

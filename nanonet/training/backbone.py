@@ -58,7 +58,7 @@ def find_head_input(cohort: Cohort) -> str | None:
     try:
         logits = cohort(ids, mask, chunk=cohort.students).logits
         head, shape = entered[0]
-        if shape[:-1] != (cohort.students * len(ids),):
+        if shape[:-1] != (cohort.students_at_once * len(ids),):
             return None
         seen = cohort(ids, mask, features=head).features
         again = cohort(ids, mask, head_input={head: seen}).logits

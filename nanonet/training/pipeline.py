@@ -15,10 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nanonet.cohort.build import check_encoder
 from nanonet.cohort.cnn import LEARNING_RATE, build_cnn_cohort
 from nanonet.cohort.extract import save_adapter, save_student
-from nanonet.cohort.mapping import layer_mapping
+from nanonet.cohort.mapping import choose_layers
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.stack import build_cohort
 from nanonet.cohort.views import parse_views
@@ -30,6 +29,7 @@ from nanonet.device import threads
 from nanonet.errors import InputError
 from nanonet.inference.classifier import check_tokens, most_tokens
 from nanonet.inference.forward import run
+from nanonet.models.checks import check_encoder
 from nanonet.models.load import check_vocabulary, find_model, load_encoder, load_tokenizer
 from nanonet.models.pooling import pooling_of
 from nanonet.ops import distill_terms
@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     convolutional = config.student == "cnn"
     mapping: list[list[int]] = [[] for _ in range(config.students)]
     if not convolutional:
-        mapping = layer_mapping(config.layer_mapping, config.students, config.student_layers, depth)
+        mapping = choose_layers(config.layer_mapping, config.students, config.student_layers, encoder)
     check_tokens(config.max_tokens, most_tokens(encoder))
     material = prepare(config, tokenizer)
     largest = max(int(part.ids.max()) for part in (material.rows, material.held, material.test) if len(part.ids))
