@@ -1,13 +1,13 @@
 """A cohort: K students in one model, and how it runs.
 
-Stacking (stack.py, cnn.py) keeps the parameter names of the plain model; a stacked tensor gains a leading K. A weight
-that is frozen and that every student has alike is stored once.
+Stacking (stack.py, cnn.py) keeps the parameter names of the plain model; a stacked tensor gains a leading K. A frozen
+weight that is equal in all students is stored once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from nanonet.cohort.hooks import captured_input, replaced_inputs
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLayerNorm, CohortLinear, Span
+from nanonet.cohort.output import CohortOutput, cat, lengths, row_groups, run_groups
 from nanonet.cohort.packing import packed
 from nanonet.config.train import Tuning
-from nanonet.data.batches import length_buckets
+from nanonet.errors import InputError
 from nanonet.models.parts import Parts
 
-# between the dropout masks of two chunks of students and of two groups of rows
-CHUNK_STRIDE, GROUP_STRIDE = 104729, 1299709
+CHUNK_STRIDE = 104729  # between the dropout masks of two chunks of students
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters on every linear layer of the encoder's layers; their scale is alpha / rank."""
+    """Adapters on every linear layer of the encoder's layers, scaled by alpha / rank."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -38,20 +39,34 @@ class Lora:
 class Cohort(nn.Module):
     """K students in one Hugging Face model. Made by `stack` or `build_cohort`.
 
-    forward: input_ids, attention_mask (B,L), the same for every student, or (K,B,L) -> logits (K,B,C)
-        chunk: students that run at a time, by default K; 1 on a CPU, where all at once take 4 to 12% longer
-            (2-layer MiniLM, K=2 and 4). The result is the same but for rounding and the masks of dropout
+    classifier: name of the linear layer that makes the logits; its input are the features of a row
+    unbatched: names of stacked parameters whose modules know nothing of K. They get one student's slice, so that the
+        students run one at a time
+    students_at_once: the most that one forward of the model can hold, K or 1; a larger chunk is cut to it
+    forward: input_ids, attention_mask (B,L), the same for every student, or (K,B,L) -> CohortOutput
+        chunk: students that run at once. By default K; on a CPU 1, because all at once take 4 to 12% longer there
+            (2-layer MiniLM, K=2 and 4). Changes rounding and the masks of dropout, nothing else
         perturbation: {student: (B,L,D)} added to the output of the embeddings: words, positions and norm together
-        features: name of a module; return (K,B,C+D): behind its logits what this module reads of each row
-        head_input: {name of a module: (K,B,D)} what it reads instead. Nothing below it matters: one token a row runs
-    group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
-        longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
-    packing: types of the devices on which layers see no padding at all (packing.py); the result is the same likewise
-    checkpointing: keep no activations of a student's forward, make them again in the backward: the memory of one
-        student instead of K, for a second forward. The students run one at a time then
+        features: name of a module whose input, one vector a row, is returned as the features
+        head_input: {name of a module: (K,B,D)} read by it in place of its input. The layers below it then run on one
+            token a row, because their output is not used
+    group_rows: on a CPU, rows of like length run together in groups of at most so many, each group padded to its
+        longest row; 0 runs all rows as they are padded. Changes rounding and the masks of dropout, nothing else
+    packing: types of the devices on which the layers run without padding (packing.py); changes the same
+    checkpointing: a student's activations are not stored, but computed again in the backward: the memory of one
+        student instead of K, for a second forward. The students then run one at a time
     """
 
-    def __init__(self, model: PreTrainedModel, span: Span, parts: Parts, tuning: Tuning, lora: Lora):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        span: Span,
+        parts: Parts,
+        tuning: Tuning,
+        lora: Lora,
+        classifier: str,
+        unbatched: frozenset[str] = frozenset(),
+    ):
         super().__init__()
         self.model = model
         self.span = span
@@ -59,8 +74,10 @@ class Cohort(nn.Module):
         self.parts = parts
         self.tuning = tuning
         self.lora = lora
-        self.stacked = frozenset(_stacked_names(model))
-        self.last = [name for name, module in model.named_modules() if isinstance(module, CohortLinear)][-1]
+        self.classifier = classifier
+        self.unbatched = unbatched
+        self.stacked = frozenset(_stacked_names(model)) | unbatched
+        self.students_at_once = 1 if unbatched else self.students
         self.checkpointing = False
         self.group_rows = 16
         self.packing: tuple[str, ...] = ()
@@ -75,7 +92,7 @@ class Cohort(nn.Module):
         perturbation: dict[int, Tensor] | None = None,
         features: str = "",
         head_input: dict[str, Tensor] | None = None,
-    ) -> Tensor:
+    ) -> CohortOutput:
         K = self.students
         if head_input:
             input_ids = input_ids[..., :1]
@@ -83,39 +100,29 @@ class Cohort(nn.Module):
         ids, mask = (t.expand(K, *t.shape[-2:]) for t in (input_ids, attention_mask))
         if chunk is None:
             chunk = 1 if ids.device.type == "cpu" or self.checkpointing else K
-        seed = None
-        if self.training and self.lora.dropout and self.tuning == "lora":
-            seed = torch.randint(2**31, (), device=ids.device)
-        run = partial(self.run, features=features)
+        chunk = min(chunk, self.students_at_once)
+        seed = self._draw_seed(ids.device)
+        run: Callable[..., CohortOutput] = partial(self.run, features=features)
         if self.checkpointing and torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False)
-        groups: list[list[int]] = []
-        lengths: list[int] = []
-        whole = perturbation or head_input or torch.compiler.is_compiling() or ids.device.type != "cpu"
-        if not whole and 0 < self.group_rows < ids.shape[1]:
-            lengths = _lengths(mask)
-            groups = length_buckets(lengths, self.group_rows)
-        if chunk >= K and len(groups) < 2:
+        # a perturbation is given for rows as they are padded
+        may_group = ids.device.type == "cpu" and not (perturbation or head_input or torch.compiler.is_compiling())
+        groups = row_groups(mask, self.group_rows) if may_group and 0 < self.group_rows < ids.shape[1] else []
+        if chunk >= K and not groups:
             return run(0, K, ids, mask, perturbation, None, seed, head_input=head_input)
         # split once, not a slice per chunk: the backward is one concatenation, not a sum of K zero-padded gradients
-        tensors = {name: tensor.split(chunk) for name, tensor in self._stacked_tensors()}
-        logits = []
+        split = {name: tensor.split(chunk) for name, tensor in self._stacked_tensors()}
+        outputs = []
         for i, start in enumerate(range(0, K, chunk)):
-            stop = min(start + chunk, K)
-            own = {name: parts[i] for name, parts in tensors.items()}
-            if len(groups) < 2:
-                read = {name: tensor[start:stop] for name, tensor in (head_input or {}).items()}
-                own_ids, own_mask = ids[start:stop], mask[start:stop]
-                logits.append(run(start, stop, own_ids, own_mask, perturbation, own, seed, head_input=read))
-                continue
-            of_group = []
-            for g, rows in enumerate(groups):
-                some = slice(start, stop), rows, slice(max(lengths[row] for row in rows))
-                mixed = None if seed is None else seed + g * GROUP_STRIDE
-                of_group.append(run(start, stop, ids[some], mask[some], None, own, mixed))
-            back = torch.tensor([row for rows in groups for row in rows]).argsort()
-            logits.append(torch.cat(of_group, 1)[:, back])
-        return torch.cat(logits)
+            own = slice(start, min(start + chunk, K))
+            tensors = {name: pieces[i] for name, pieces in split.items()}
+            run_own = partial(run, own.start, own.stop, tensors=tensors)
+            if groups:
+                outputs.append(run_groups(run_own, ids[own], mask[own], seed, groups))
+            else:
+                read = {name: tensor[own] for name, tensor in (head_input or {}).items()}
+                outputs.append(run_own(ids[own], mask[own], perturbation, seed=seed, head_input=read))
+        return cat(outputs, 0)
 
     def run(
         self,
@@ -128,52 +135,70 @@ class Cohort(nn.Module):
         seed: Tensor | None = None,
         features: str = "",
         head_input: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        """Logits (k,B,C) of the k students start <= student < stop, whose stacked tensors are `tensors`.
+    ) -> CohortOutput:
+        """The output of the k students start <= student < stop, whose stacked tensors are `tensors`.
 
-        ids, mask: (k,B,L). seed: () int64 of LoRA's dropout, None leaves it out. Without `tensors` a part of the
+        ids, mask: (k,B,L). seed: () int64 of LoRA's dropout, None for no dropout. Without `tensors` a part of the
         cohort runs detached: no gradient reaches the weights.
         """
         k, B, L = ids.shape
         if tensors is None and k < self.students:
             tensors = self.detached(start, stop)
+        if self.unbatched:
+            tensors = {
+                name: tensor[0] if name in self.unbatched else tensor
+                for name, tensor in (tensors or dict(self._stacked_tensors())).items()
+            }
+        arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
+        replacements = {name: read.flatten(0, 1) for name, read in (head_input or {}).items()}
+        with (
+            self._active(start, stop, seed, perturbation or {}),
+            nullcontext() if head_input else self._packed(mask),
+            replaced_inputs(self.model, replacements),
+            captured_input(self.model, features) as seen,
+        ):
+            if tensors is None:
+                output = self.model(**arguments)
+            else:
+                output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
+        if features and seen[0].dim() != 2:
+            what = f"--relation-weight: {features} of {type(self.model).__name__}"
+            raise InputError(f"{what} reads every token, not one vector of each text; leave it out")
+        # contiguous: a view would keep the hidden states of every token alive
+        return CohortOutput(output.logits.view(k, B, -1), seen[0].reshape(k, B, -1).contiguous() if features else None)
+
+    def _draw_seed(self, device: torch.device) -> Tensor | None:
+        """The seed of LoRA's dropout in one forward; None where there is no such dropout."""
+        if self.training and self.lora.dropout and self.tuning == "lora":
+            return torch.randint(2**31, (), device=device)
+        return None
+
+    @contextmanager
+    def _active(self, start: int, stop: int, seed: Tensor | None, perturbation: dict[int, Tensor]) -> Iterator[None]:
+        """Within, the layers hold the students start <= student < stop, each under its perturbation."""
         span = self.span
-        whole = span.start, span.stop, span.seed
+        before = span.start, span.stop, span.seed
         span.start, span.stop = start, stop
         span.seed = None if seed is None else seed + start * CHUNK_STRIDE
-        self._perturbation = [(perturbation or {}).get(student) for student in range(start, stop)]
-        arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
-        seen: list[Tensor] = []
-        hooks = [
-            self.model.get_submodule(name).register_forward_pre_hook(lambda *_, read=read: (read.flatten(0, 1),))
-            for name, read in (head_input or {}).items()
-        ]
-        if features:
-            module = self.model.get_submodule(features)
-            hooks.append(module.register_forward_pre_hook(lambda module, given: seen.append(given[0])))
-        without_padding: AbstractContextManager = nullcontext()
-        if ids.device.type in self.packing and not head_input and not torch.compiler.is_compiling():
-            without_padding = packed(self.model, self.parts.layers[:-1], k * _lengths(mask), L)
+        self._perturbation = [perturbation.get(student) for student in range(start, stop)]
         try:
-            with without_padding:
-                if tensors is None:
-                    output = self.model(**arguments)
-                else:
-                    output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
+            yield
         finally:
-            for hook in hooks:
-                hook.remove()
-            span.start, span.stop, span.seed = whole
+            span.start, span.stop, span.seed = before
             self._perturbation = []
-        made = torch.cat([output.logits, seen[0]], -1) if features else output.logits
-        return made.view(k, B, -1)
+
+    def _packed(self, mask: Tensor) -> AbstractContextManager:
+        """Within, the layers run without padding where `packing` says so; mask (k,B,L)."""
+        if mask.device.type not in self.packing or torch.compiler.is_compiling():
+            return nullcontext()
+        return packed(self.model, self.parts.layers[:-1], len(mask) * lengths(mask), mask.shape[-1])
 
     def embeddings(self) -> nn.Module:
-        """Whose output (B,L,D) the first layer reads."""
+        """The module whose output (B,L,D) the first layer reads."""
         return self.model.get_submodule(self.parts.embeddings[:-1])
 
     def detached(self, start: int, stop: int) -> dict[str, Tensor]:
-        """The stacked tensors of some students, cut off from autograd."""
+        """The stacked tensors of some students, detached from autograd."""
         return {name: tensor.detach()[start:stop] for name, tensor in self._stacked_tensors()}
 
     def set_dropout(self, probability: Sequence[float]) -> None:
@@ -195,12 +220,6 @@ class Cohort(nn.Module):
         rows = output.chunk(len(self._perturbation))
         pairs = zip(rows, self._perturbation, strict=True)
         return torch.cat([row if delta is None else row + delta for row, delta in pairs])
-
-
-def _lengths(mask: Tensor) -> list[int]:
-    """Up to where any student sees each row [tokens], at least 1: mask (K,B,L)."""
-    place = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
-    return (mask.amax(0) * place).amax(-1).clamp(min=1).tolist()
 
 
 def _stacked_names(model: nn.Module) -> Iterator[str]:
@@ -230,12 +249,15 @@ def matrix_names(cohort: Cohort) -> frozenset[str]:
     """The parameters that weight decay is for: weights of linear layers, convolutions and adapters, never biases, norms
     or embeddings.
 
-    By layer, not by dimensions: a stacked bias has two.
+    By layer, not by dimensions: a stacked bias has two. Of other modules' parameters those of two or more dimensions
+    apart from K.
     """
-    return frozenset(
+    of_layers = {
         f"{path}.{name}"
         for path, module in cohort.named_modules()
         if isinstance(module, CohortLinear | CohortConv2d)
         for name in ("weight", "lora_a", "lora_b")
         if getattr(module, name, None) is not None
-    )
+    }
+    others = {f"model.{name}" for name in cohort.unbatched if cohort.model.get_parameter(name).dim() > 2}
+    return frozenset(of_layers | others)

@@ -26,6 +26,7 @@ Config = TypeVar("Config")
 
 METAVAR = {int: "N", float: "X", str: "TEXT"}
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+NONE = ("none", "null")  # an optional number that is left out; a text may be `none`
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +48,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def parse(config: type[Config], argv: Sequence[str], prog: str, summary: str, positional: str = "") -> Config:
-    """A `config` from the flags in `argv`, on top of the file that --config names, on top of the defaults.
+    """A `config` from the flags in `argv`, which override the file that --config names, which overrides the defaults.
 
     positional: the field that is also taken without a flag.
     Prints the help and raises SystemExit(0) for --help.
@@ -120,9 +121,8 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
 
 def _convert(kind: Any, value: str | None, source: str) -> Any:
     """`value` as `kind`; `source` names it in a message, with what was given."""
-    optional = isinstance(kind, types.UnionType)
-    plain = next(k for k in typing.get_args(kind) if k is not types.NoneType) if optional else kind
-    if value is None:
+    plain, optional = _plain(kind), isinstance(kind, types.UnionType)
+    if value is None or (optional and plain is not str and value.lower() in NONE):
         if optional:
             return None
     elif typing.get_origin(plain) is Literal:
@@ -139,6 +139,13 @@ def _convert(kind: Any, value: str | None, source: str) -> Any:
         except ValueError:
             pass
     raise InputError(f"{source}: give {_takes(plain)}")
+
+
+def _plain(kind: Any) -> Any:
+    """The type of an optional field's value; another field's type as it is."""
+    if isinstance(kind, types.UnionType):
+        return next(k for k in typing.get_args(kind) if k is not types.NoneType)
+    return kind
 
 
 def _takes(kind: Any) -> str:
@@ -200,7 +207,7 @@ def _flags(config: type, prog: str, summary: str, positional: str) -> argparse.A
         elif kind is bool:
             group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, help=text)
         else:
-            plain = kind if not isinstance(kind, types.UnionType) else str
+            plain = _plain(kind)
             choice = typing.get_origin(plain) is Literal
             metavar = "{" + ",".join(typing.get_args(plain)) + "}" if choice else METAVAR[plain]
             group.add_argument(_flag(field.name), metavar=metavar, help=text)

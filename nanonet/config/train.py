@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Tuning = Literal["bias", "lora", "full", "head"]
-Divergence = Literal["kl", "reverse_kl", "js", "mse"]
+# the names of nanonet.reference.DIVERGENCES
+Divergence = Literal[
+    "kl", "reverse_kl", "js", "mse", "symmetric_kl", "skew_kl", "skew_reverse_kl", "tv", "cross_entropy"
+]
 Targets = Literal["auto", "classifier", "self_training", "diffusion", "propagation"]
 RUN_CONFIG = "config.yaml"  # the file of a run's folder that holds its settings
 VIEWS = ("none", "dropout", "cutoff", "shuffle", "adversarial")
@@ -29,6 +32,12 @@ class TrainConfig:
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
+    # leave out the training texts that are also test texts
+    deduplicate: bool = False
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # labels drawn per class; the rest of the train split is used without its labels. 0 uses every label
     labels_per_class: int = 10
     # the name of each class is one more text that has its label: a gain of points where names are words (`sports`) and
@@ -63,29 +72,32 @@ class TrainConfig:
     lora_alpha: float = 16.0
     # dropout on the input of the LoRA adapters [probability]
     lora_dropout: float = 0.0
-    # views, one per student, separated by commas and repeated as needed:
-    # none, dropout, cutoff, shuffle, adversarial
+    # views, one per student, separated by commas and repeated as needed: none, dropout, cutoff, shuffle, adversarial
     views: str = "none"
     # --- teacher
-    # `frozen` makes the soft targets once; `online` trains the teacher at the same time as the students
+    # `frozen` makes the soft labels once; `online` trains the teacher at the same time as the students
     teacher_mode: Literal["frozen", "online"] = "frozen"
-    # a frozen teacher is tuned on the labels, for at most so many steps [steps], and for fewer where 20 passes over the
-    # labels take fewer; then for half that number of steps on what it is surest of. 0 leaves it as it was pretrained
+    # a frozen teacher is tuned on the labels for at most so many steps [steps], or 20 passes over the labels where that
+    # is fewer; then for half that number of steps on its most confident pseudo-labels. 0 leaves it as it was pretrained
     teacher_steps: int = 200
-    # folder that keeps frozen teachers, and what frozen layers make of the texts where only heads are trained: a run
-    # with the same texts, labels, encoder and settings takes them there
+    # cache of frozen teachers and, where only heads are trained, of the backbone features of the texts: a run with the
+    # same texts, labels, encoder and settings reads them there
     teacher_cache: str = ""
-    # soft targets: the teacher's classifier, that classifier trained on its own guesses, those diffused over
-    # the nearest neighbours, or (auto) whichever of these cross-validation inside the labels prefers; or label
-    # propagation
+    # rule that makes the soft labels: a classifier on the labelled embeddings, self-training of it on pseudo-labels,
+    # diffusion of its probabilities over the nearest neighbours, or (auto) whichever of these cross-validation inside
+    # the labels prefers; or label propagation
     targets: Targets = "auto"
-    # state that the classes are equally frequent and balance propagated targets to it
+    # state that the classes are equally frequent, and balance propagated labels to it
     uniform_prior: bool = False
-    # the soft targets' mean confidence is set to the cross-validated accuracy; an exponent above 1 sharpens them more
+    # the mean confidence of the soft labels is set to the cross-validated accuracy; an exponent above 1 sharpens them
+    # further
     sharpen: float = 1.0
     # --- loss
     # divergence of the teacher's term
     divergence: Divergence = "kl"
+    # mixing weight of js, symmetric_kl, skew_kl and skew_reverse_kl, between 0 and 1; without it 0.5 (js, symmetric_kl)
+    # or 0.1 (skew_kl, skew_reverse_kl)
+    beta: float | None = None
     # temperature of the soft terms
     temperature: float = 1.0
     # weight of the cross-entropy on the labels
@@ -94,9 +106,10 @@ class TrainConfig:
     teacher_weight: float = 1.0
     # weight of the mutual divergence between the students
     peers_weight: float = 0.1
-    # weight of the relations: a student's rows are to lie to each other as the embeddings of a frozen teacher do
+    # weight of the relation loss: the cosines between a student's rows should equal those of the frozen teacher's
+    # embeddings
     relation_weight: float = 0.0
-    # weigh the soft terms of a row by the confidence of its soft target
+    # weigh the soft terms of a row by the confidence of its soft label
     confidence: bool = False
     # --- optimisation
     # optimizer steps of the students [steps]; 0 chooses 200, or 10 a class where that is more
@@ -118,7 +131,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     # micro-batches that make up a step
     gradient_accumulation: int = 1
-    # make a student's activations again in the backward instead of keeping them: less memory for a second forward
+    # recompute a student's activations in the backward instead of storing them: less memory for a second forward
     gradient_checkpointing: bool = False
     # arithmetic of the matrix products
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -127,7 +140,7 @@ class TrainConfig:
     # --- run
     # steps between checkpoints [steps]; 0 writes none
     save_every: int = 0
-    # go on from the checkpoint in `output`
+    # continue from the checkpoint in `output`
     resume: bool = False
     # replace what `output` holds
     overwrite: bool = False

@@ -31,7 +31,7 @@ def _trained(teacher, tuning):
 def _logits(cohort, k, batch):
     cohort.eval()
     with torch.no_grad():
-        return cohort(*batch, chunk=1)[k]
+        return cohort(*batch, chunk=1).logits[k]
 
 
 @pytest.mark.parametrize("kind", KINDS)

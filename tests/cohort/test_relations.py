@@ -66,10 +66,10 @@ def test_features_are_what_the_plain_models_head_sees(kind, checkpointing, make_
     for model in models:
         model.eval()
     cohort.set_dropout([0.0, 0.0])
-    both = cohort(ids, mask, features=cohort.last)
-    classes = models[0].config.num_labels
-    logits, features = both[..., :classes], both[..., classes:]
-    torch.testing.assert_close(logits, cohort(ids, mask), rtol=1e-6, atol=1e-6)
+    logits, features = cohort(ids, mask, features=cohort.classifier)
+    plain = cohort(ids, mask)
+    assert plain.features is None
+    torch.testing.assert_close(logits, plain.logits, rtol=1e-6, atol=1e-6)
     for k, model in enumerate(models):
         head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
         torch.testing.assert_close(features[k], seen_by_head(model, head, ids, mask), rtol=1e-5, atol=1e-5)

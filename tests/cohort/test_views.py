@@ -79,18 +79,18 @@ def test_masks_padded_on_the_left_keep_their_ends_too() -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_changes_its_student_and_no_other(view, cohort, batch) -> None:
     ids, mask = batch
-    plain = cohort(ids, mask).detach()
+    plain = cohort(ids, mask).logits.detach()
     views = ["none", view, "none"]
     set_views(cohort, views)
     arguments = view_batch(cohort, views, ids, mask, seed=0)
     assert cohort.training
     for chunk in (1, 3):
-        seen = cohort(**arguments, chunk=chunk)
+        seen = cohort(**arguments, chunk=chunk).logits
         same = [torch.allclose(seen[k], plain[k], atol=1e-6) for k in range(3)]
         assert same == [True, view == "none", True], chunk
     seen.sum().backward()
     set_views(cohort, ["none"] * 3)
-    torch.testing.assert_close(cohort(ids, mask), plain)
+    torch.testing.assert_close(cohort(ids, mask).logits, plain)
 
 
 @pytest.mark.parametrize("view", ["shuffle", "cutoff", "adversarial"])
@@ -137,7 +137,7 @@ def test_adversarial_steps_have_length_one_and_hurt_more_than_random_ones(kind, 
 
     def divergence(step: torch.Tensor) -> float:
         with torch.no_grad():
-            clean, moved = cohort(ids, mask)[1], cohort(ids, mask, perturbation={1: 0.05 * step})[1]
+            clean, moved = cohort(ids, mask).logits[1], cohort(ids, mask, perturbation={1: 0.05 * step}).logits[1]
         return float((clean.softmax(-1) * (clean.log_softmax(-1) - moved.log_softmax(-1))).sum())
 
     random = [torch.nn.functional.normalize(torch.randn_like(steps[1]), dim=-1) * mask[..., None] for _ in range(8)]
