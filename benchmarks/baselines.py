@@ -1,12 +1,11 @@
-"""What else a handful of labels can be spent on, on the draws of `nanonet evidence`: the other columns of its table.
+"""Other methods for few labels on the draws of `nanonet evidence`: the other columns of its table.
 
     python benchmarks/baselines.py supervised --data DIR --seeds 0-2 --output benchmarks/results/evidence.jsonl
 
-supervised: the teacher tuned on the labels alone, a logistic regression on its embeddings. propagation: the labels
-spread over the graph of the pretrained embeddings of the same unlabelled rows, a classifier that says the same for new
-ones. setfit (`pip install setfit`): SetFit (arXiv 2209.11055), the few-shot classifier that practitioners reach for, on
-the same encoder; its own defaults, but for at most 200 contrastive steps; no unlabelled text. All layers, the same
-labelled rows, the whole test set, float32.
+supervised: the teacher tuned on the labels alone, a logistic regression on its embeddings. propagation: label
+propagation over the neighbour graph of the pretrained embeddings of the same unlabelled rows, and a classifier trained
+on its labels. setfit (`pip install setfit`): SetFit (arXiv 2209.11055) on the same encoder with its own defaults, but
+at most 200 contrastive steps; no unlabelled text. All layers, the same labelled rows, the full test set, float32.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ def setfit(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def own(config: TrainConfig, method: str) -> dict[str, Any]:
-    """The two that need no other library."""
+def without_extra_library(config: TrainConfig, method: str) -> dict[str, Any]:
+    """The methods supervised and propagation."""
     tokenizer, model = load_tokenizer(config.teacher), load_encoder(config.teacher)
     material = prepare(config, tokenizer)
     encoder = Encoder(model, pooling_of(*find_model(config.teacher)), tokenizer.pad_token_id, torch.device("cpu"))
@@ -103,6 +102,6 @@ if __name__ == "__main__":
         if any(key.items() <= record.items() for record in read_lines(path)):
             continue
         config = TrainConfig(data=given.data, labels_per_class=labels, seed=seed)
-        found = setfit(config) if given.method == "setfit" else own(config, given.method)
-        append(path, {**key, "floor": None, "best": None, "ensemble": None, **found, "commit": commit()})
+        found = setfit(config) if given.method == "setfit" else without_extra_library(config, given.method)
+        append(path, {**key, "linear_probe": None, "best": None, "ensemble": None, **found, "commit": commit()})
         print(*key.values(), found["teacher"], flush=True)

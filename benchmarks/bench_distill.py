@@ -123,9 +123,9 @@ def ours(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
 
 
 def with_backward(
-    loss: Callable[..., Tensor], student: Tensor, *others: Tensor, held: bool = True
+    loss: Callable[..., Tensor], student: Tensor, *others: Tensor, in_leaf: bool = True
 ) -> Callable[[], Tensor]:
-    """held: the gradient stays in the leaf until the next call, as between two steps."""
+    """in_leaf: the gradient stays in leaf.grad until the next call, as between two steps."""
     leaf = student.detach().requires_grad_()
 
     def run() -> Tensor:
@@ -134,7 +134,7 @@ def with_backward(
         assert leaf.grad is not None
         return leaf.grad
 
-    return run if held else lambda: torch.autograd.grad(loss(leaf, *others), leaf)[0]
+    return run if in_leaf else lambda: torch.autograd.grad(loss(leaf, *others), leaf)[0]
 
 
 def op_fresh(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
@@ -171,7 +171,7 @@ def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, floa
     N = student.shape[1]
     w, counts = torch.tensor(WEIGHTS, device=student.device), torch.tensor([float(N // 2), N], device=student.device)
     mine, error, own = with_backward(ours, student, teacher, label)(), 0.0, 0.0
-    for n in range(0, N, ROWS_CHECKED):  # a piece at a time: float64 takes eight times the memory
+    for n in range(0, N, ROWS_CHECKED):  # in slices: float64 takes eight times the memory
         rows = slice(n, n + ROWS_CHECKED)
         part = student[:, rows], teacher[rows], label[rows]
         truth = reference.distill_loss(part[0].double(), part[1].double(), part[2], w.double(), None, counts)[2]
@@ -198,7 +198,7 @@ def implementations(inputs: tuple[Tensor, Tensor, Tensor], compiled: bool, devic
         if device == "cpu":
             losses["compiled-naive"] = torch.compile(naive, fullgraph=True, dynamic=False)
     # a GPU has no room for a gradient of each
-    return {name: with_backward(loss, *inputs, held=device == "cpu") for name, loss in losses.items()}
+    return {name: with_backward(loss, *inputs, in_leaf=device == "cpu") for name, loss in losses.items()}
 
 
 def timed(

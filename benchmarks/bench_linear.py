@@ -90,7 +90,7 @@ def peft(arguments: Arguments) -> tuple[Callable[[Tensor], Tensor], list[Tensor]
     assert a is not None and b is not None
     layers = torch.nn.ModuleList()
     for w_k, b_k in zip(weight if weight.dim() == 3 else [weight] * len(x), bias, strict=True):
-        layer = torch.nn.Linear(*reversed(w_k.shape), device="meta")
+        layer = torch.nn.Linear(w_k.shape[1], w_k.shape[0], device="meta")
         layer.weight, layer.bias = torch.nn.Parameter(w_k, False), torch.nn.Parameter(b_k)
         layers.append(layer)
     config = LoraConfig(r=a.shape[1], lora_alpha=a.shape[1], target_modules=[str(k) for k in range(len(x))])
@@ -156,7 +156,8 @@ def errors(arguments: Arguments, dtype: torch.dtype) -> tuple[float, float]:
     Raises:
         InputError: ours is more than twice torch's: there is nothing to be timed.
     """
-    truth, _ = reference.cohort_linear(*(None if t is None else t.double() for t in arguments))
+    wider: Any = [None if t is None else t.double() for t in arguments]
+    truth, _ = reference.cohort_linear(*wider)
     error, own = ((y.double() - truth).abs().max().item() for y in (cohort_linear(*arguments), linear(*arguments)))
     if not error <= 2 * own + ATOL[dtype]:
         raise InputError(f"cohort_linear is wrong by {error:.3g} (torch: {own:.3g}): not timed")

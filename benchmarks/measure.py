@@ -24,8 +24,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def fresh_memory() -> None:
-    """Have the allocator give large freed buffers back to the system at once, so that each new one costs its page
-    faults, as a fresh gradient at every step does. Without glibc nothing happens."""
+    """Make the allocator return large freed buffers to the system at once, so that each new one costs its page faults,
+    as a new gradient at every step does. No effect without glibc."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except OSError:
@@ -56,11 +56,11 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
     """As `times_ms`, for calls of microseconds: each time is the mean of `calls` calls in a row."""
 
     def many(run: Callable[[], Any]) -> Callable[[], None]:
-        def body() -> None:
+        def repeat() -> None:
             for _ in range(calls):
                 run()
 
-        return body
+        return repeat
 
     times = times_ms({name: many(run) for name, run in runs.items()}, seconds=60, most=rounds)
     return {name: values / calls for name, values in times.items()}
@@ -107,9 +107,9 @@ def graph_ms(runs: dict[str, Callable[[], Any]], calls: int = 20) -> dict[str, n
 
 
 def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> float:
-    """Peak memory of one call beyond what was held before it [MB]: the high-water mark of the resident set.
+    """Peak memory of one call beyond the memory allocated before it [MB]: the high-water mark of the resident set.
 
-    Held before are the inputs and, after a `warm` call, the gradient of that call: it says what is needed beyond these.
+    Allocated before are the inputs and, after a `warm` call, its gradient.
     """
     if warm:
         run()
@@ -119,7 +119,7 @@ def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> f
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     gc.collect()
-    _give_back()
+    _trim_heap()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # not Linux: the mark cannot be set back
@@ -131,8 +131,8 @@ def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> f
     return (_status("VmHWM") - before) / 1024
 
 
-def _give_back() -> None:
-    """Freed memory that the allocator still holds would hide what a call takes."""
+def _trim_heap() -> None:
+    """Return freed memory to the system: a call that reuses it would seem to need none."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):

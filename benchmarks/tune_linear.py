@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ CANDIDATES = (
     ("descriptors", tile(256, 128, 64, 8, 3, persistent=True)),
     ("pointers", tile(128, 128, 64, 8, 3)),
 )
-PLAIN = tile(64, 64, 32, 4, 3)  # by pointers: what the others are held against
+PLAIN = tile(64, 64, 32, 4, 3)  # by pointers: the others are compared with it
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
 
 
@@ -73,7 +74,7 @@ def title(reading: str, blocks: dict[str, Any]) -> str:
     return f"{sizes} {blocks['num_warps']} warps {blocks['num_stages']} stages {kind}"
 
 
-def clocked(run: Callable[[], None]):
+def clocked(run: Callable[[], Any]) -> np.ndarray:
     return graph_ms({"": run}, calls=10)[""]
 
 

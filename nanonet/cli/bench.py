@@ -23,7 +23,7 @@ def bench(config: BenchConfig) -> None:
     """Run a suite and print it as it goes.
 
     Raises:
-        InputError: a shape, dtype or file name that makes no sense; or our result is wrong, so nothing is timed.
+        InputError: an invalid shape, dtype or file name; or a wrong result of nanonet's, which is not timed.
     """
     if config.plot and Path(config.plot).suffix not in (".png", ".svg"):
         raise InputError(f"--plot {config.plot}: give a name that ends in .png or .svg")
@@ -70,7 +70,7 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
             students = (0,)
         if min(students) < 1:
             raise InputError(f"--students {config.students}: give numbers of students, such as 2,4")
-        from nanonet.benchmarks import bench_step  # transformers and peft, which the others do without
+        from nanonet.benchmarks import bench_step  # imports transformers and peft, which the other suites do not need
 
         tunings = _names("--tunings", config.tunings, get_args(Tuning))
         if config.batch < 3:
@@ -117,7 +117,7 @@ def _title(record: dict[str, Any]) -> str:
 
 
 def _table(title: str, records: list[dict[str, Any]]) -> str:
-    """A table whose ratios say how many times faster nanonet is than the row."""
+    """A table; its ratios: time of the row over nanonet's time."""
     own = next(r["p50_ms"] for r in records if r["implementation"] in ("nanonet", "cohort"))
     rows: list[tuple[str, ...]] = [COLUMNS]
     for r in sorted(records, key=lambda r: r["p50_ms"]):
@@ -129,9 +129,9 @@ def _table(title: str, records: list[dict[str, Any]]) -> str:
                 *(_number(value, form) for value, form in _optional(r)),
             )
         )
-    kept = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows[1:])]
+    shown = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows[1:])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = ["  ".join(row[i].rjust(widths[i]) for i in kept) for row in rows]
+    lines = ["  ".join(row[i].rjust(widths[i]) for i in shown) for row in rows]
     return "\n".join(["", f"{title}, {records[0]['device']}, {records[0]['commit']}", *lines])
 
 

@@ -1,4 +1,4 @@
-"""What this installation has: versions, devices, and who serves each op."""
+"""This installation: versions, devices, and the backend of each op."""
 
 from __future__ import annotations
 

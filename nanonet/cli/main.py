@@ -39,7 +39,7 @@ class Command:
     positional: str = ""
 
 
-# What a command needs is imported where it runs: --help and a wrong flag answer at once.
+# Each command imports its package when it runs: --help and a wrong flag answer at once.
 
 
 def _train(config: TrainConfig) -> None:
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without these letters still gets the table
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     config: Any = None
@@ -144,10 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("nanonet: error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("nanonet: interrupted" + _how_to_go_on(config), file=sys.stderr)
+        print("nanonet: interrupted" + _how_to_resume(config), file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # whoever read our output has gone; the interpreter's own flush at exit must find something open
+        # the reader of the pipe has exited; the interpreter flushes standard output at exit, so it must be open
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, SafetensorError) as error:  # the second: weights that could not be written
@@ -173,9 +173,9 @@ def _usage() -> str:
     )
 
 
-def _how_to_go_on(config: Any) -> str:
+def _how_to_resume(config: Any) -> str:
     if not isinstance(config, TrainConfig):
         return ""
     if config.save_every:
-        return f"; to go on from {config.output}, give the same command with --resume and without --overwrite"
+        return f"; to resume {config.output}, give the same command with --resume and without --overwrite"
     return "; nothing was saved: give --save-every 50 to be able to --resume"

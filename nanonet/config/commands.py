@@ -17,6 +17,10 @@ class EvaluateConfig:
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # texts are cut to this many tokens [tokens]; 0 takes what the model's run was told, else 128
     max_tokens: int = 0
     # rows that go through the model at a time [rows]
@@ -36,6 +40,10 @@ class PredictConfig:
     overwrite: bool = False
     # name of the text column, where the file is a table
     text_column: str = "text"
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # repeat the text in every prediction
     text: bool = True
     # texts are cut to this many tokens [tokens]; 0 takes what the model's run was told, else 128
@@ -62,6 +70,10 @@ class ExportConfig:
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # replace what `output` names
     overwrite: bool = False
 
@@ -79,6 +91,10 @@ class GenerateConfig:
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # labels drawn per class, the same rows that `nanonet train` draws under this seed; 0 takes every row
     labels_per_class: int = 0
     # texts are cut to this many tokens, the prompt included [tokens]

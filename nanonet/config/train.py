@@ -29,6 +29,12 @@ class TrainConfig:
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
+    # leave out the training texts that are also test texts
+    deduplicate: bool = False
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # labels drawn per class; the rest of the train split is used without its labels. 0 uses every label
     labels_per_class: int = 10
     # the name of each class is one more text that has its label: a gain of points where names are words (`sports`) and

@@ -6,6 +6,9 @@ Import from the modules, so that reading a table does not load torch:
     hub       the splits of a Hugging Face dataset
     read      tables of texts and labels, checked
     pydocs    the built-in corpus
-    split     the draw of labels, cross-validation, the held-out fifth
+    split     the draw of labels, cross-validation folds, the test fifth
+    prepare   a run's texts and labels, drawn and tokenised
     batches   token ids, padding and the batches of every step
+
+Not here: models, and anything that needs one.
 """

@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         mapping = layer_mapping(config.layer_mapping, config.students, config.student_layers, depth)
     check_tokens(config.max_tokens, most_tokens(encoder))
     material = prepare(config, tokenizer)
-    largest = max(int(part.ids.max()) for part in (material.rows, material.held, material.test) if len(part.ids))
+    largest = max(int(part.ids.max()) for part in (material.rows, material.validation, material.test) if len(part.ids))
     check_vocabulary(max(largest, tokenizer.pad_token_id), encoder, f"--teacher {config.teacher}")
     tuned = config.teacher_mode == "frozen" and config.teacher_steps > 0
     check_encoder(encoder, layers=tuned or not convolutional)
@@ -177,7 +177,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             return {}
 
         # The choice of the best student: whoever is nearest to the soft targets of rows that it was not trained on.
-        held = material.held if len(material.held) else material.rows
+        held = material.validation if len(material.validation) else material.rows
         if online:
             wanted = logits(online.model, held, "held rows")[0]
         else:
@@ -192,8 +192,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         outcome: dict[str, Tensor] = {}
         if len(material.test):
             outcome["students"] = logits(cohort, material.test, "testing the students")
-            plain = embed(progress, pretrained, material.test, "testing the floor")
-            outcome["floor"] = frozen.floor(plain)
+            plain = embed(progress, pretrained, material.test, "testing the linear probe")
+            outcome["linear_probe"] = frozen.floor(plain)
             if online:
                 outcome["teacher"] = logits(online.model, material.test, "testing the teacher")[0]
             else:
@@ -209,7 +209,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             material.name,
             material.classes,
             material.label,
-            len(material.held),
+            len(material.validation),
             views,
             mapping,
             gap.tolist(),

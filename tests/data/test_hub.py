@@ -78,7 +78,7 @@ FAULTS: list[tuple[object, BaseException | None, list[str]]] = [
     (
         {"train": Table(["a", "b"], text=["a"], label=[-1])},
         None,
-        ["owner/set [train], row 1, column 'label'", "-1 is out"],
+        ["owner/set [train]: no row has a label"],
     ),
     (
         ValueError("Config name is missing.\nPick one"),
@@ -119,7 +119,7 @@ def test_an_id_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_silent_network_fails_within_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, None)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *a, **k: time.sleep(2))
-    monkeypatch.setattr(hub, "_PROBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(hub, "_ASK_TIMEOUT_S", 0.1)
     start = time.perf_counter()
     with pytest.raises(InputError, match="TimeoutError"):
         load_dataset("owner/set")

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nanonet.data.split import digest, draw_labels, folds, held_out
+from nanonet.data.split import digest, draw_labels, folds, in_test_fifth
 from nanonet.errors import InputError
 
 LABELS = [n % 4 if n % 7 else 3 for n in range(200)]  # uneven on purpose
@@ -69,7 +69,7 @@ def test_folds_cover_every_row_once_and_are_stratified(count: int) -> None:
         assert max(counts) - min(counts) <= 1
 
 
-def test_the_only_row_of_a_class_is_never_held_out() -> None:
+def test_the_only_row_of_a_class_is_never_in_test_fifth() -> None:
     parts = folds([0, 0, 0, 1], 2, 0)
     assert all(3 in train for train, _ in parts)
     assert sorted(row for _, held in parts for row in held) == [0, 1, 2]
@@ -85,4 +85,4 @@ def test_the_seed_changes_the_folds() -> None:
 
 def test_held_out_is_a_fixed_fifth() -> None:
     assert digest("abc") == 0xBA7816BF8F01CFEA  # sha256 of "abc", FIPS 180-2
-    assert 1900 < sum(held_out(f"text {n}") for n in range(10_000)) < 2100
+    assert 1900 < sum(in_test_fifth(f"text {n}") for n in range(10_000)) < 2100

@@ -39,7 +39,7 @@ def test_a_kept_teacher_is_taken_and_changes_nothing(config: TrainConfig) -> Non
     other = dataclasses.replace(config, output=config.output + "-2", peers_weight=1.0, steps=2)
     second = train(other)
     assert "tuning on its guesses" not in second["seconds"] and len(entries(config)) == 1
-    assert second["teacher"] == first["teacher"] and second["floor"] == first["floor"]
+    assert second["teacher"] == first["teacher"] and second["linear_probe"] == first["linear_probe"]
     again = dataclasses.replace(config, output=config.output + "-3")
     train(again)
     a, b = (load_file(Path(c.output) / "student-0" / "model.safetensors") for c in (config, again))

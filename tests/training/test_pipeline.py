@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanonet.cohort import model
 from nanonet.config.train import TrainConfig
-from nanonet.data.prepare import prepare, spelled
+from nanonet.data.prepare import name_as_text, prepare
 from nanonet.errors import InputError
 from nanonet.models.load import load_tokenizer
 from nanonet.training.backbone import compute_backbone_features
@@ -253,7 +253,7 @@ def test_a_tuned_teacher_makes_other_targets(config: TrainConfig, monkeypatch: p
     monkeypatch.setattr("nanonet.teacher.encoder.LEARNING_RATE", 3e-3)  # the encoder is small and random
     config = dataclasses.replace(config, labels_per_class=30, labelled_batch=15, steps=4, targets="classifier")
     (plain, a), (tuned, b) = run(config, "plain", teacher_steps=0), run(config, "tuned", teacher_steps=200)
-    assert distance(a, b) > 1e-4 and tuned["floor"] == plain["floor"]
+    assert distance(a, b) > 1e-4 and tuned["linear_probe"] == plain["linear_probe"]
     assert tuned["teacher"]["accuracy"] > 0.6
     assert not Path(config.output).with_name("tuned").joinpath("teacher").exists()
 
@@ -342,7 +342,7 @@ def test_the_names_of_the_classes_are_labelled_texts(config: TrainConfig):
     texts = [named.rows[[few + c]].ids.tolist() for c in range(C)]
     assert texts == [tokenizer(name)["input_ids"] for name in plain.classes]
     assert named.rows[range(few)].ids.tolist() == plain.rows[range(few)].ids.tolist()
-    assert len(named.held) == len(plain.held) and named.test_label == plain.test_label
+    assert len(named.validation) == len(plain.validation) and named.test_label == plain.test_label
     assert run(dataclasses.replace(config, class_names=True), "named")[0]["data"]["labelled"] == few + C
 
 
@@ -352,4 +352,4 @@ def test_a_name_without_a_letter_is_refused_before_anything_is_written(config: T
     with pytest.raises(InputError, match="--class-names: the class '0' of .*jsonl is no word; name the classes"):
         train(dataclasses.replace(config, data=str(data), class_names=True))
     assert not Path(config.output).exists()
-    assert spelled("card_arrival", "x") == "card arrival"
+    assert name_as_text("card_arrival", "x") == "card arrival"
