@@ -1,7 +1,7 @@
 """The main job over label draws, and the tables of its results.
 
     nanonet evidence --data DIR --labels 10,30 --seeds 0-4 --output benchmarks/results/evidence.jsonl
-    python benchmarks/evidence.py      # writes the tables of README.md (defaults) and docs/results.md from these lines
+    python benchmarks/evidence.py      # writes the tables of README.md and docs from these lines
 
 Each run is one `nanonet train` and appends one line; a run that stands there already (same data, labels, seed and
 flags) is skipped, so an interrupted command goes on. `--flags` go to `nanonet train` and name the variant.
