@@ -20,16 +20,12 @@ def _sum(divergence: str, logits: Tensor, target_logits: Tensor, mask: Tensor | 
     return mean_divergence(logits, target_logits, 1, row_weight=mask, temperature=temperature, divergence=divergence)
 
 
-def dense_kl_div(
-    logits: Tensor, target_logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
-) -> Tensor:
+def dense_kl_div(logits: Tensor, target_logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """sum of KL(p, q) over the rows, in the logits' dtype."""
     return _sum("kl", logits, target_logits, mask, temperature).to(logits.dtype)
 
 
-def dense_js_div(
-    logits: Tensor, target_logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
-) -> Tensor:
+def dense_js_div(logits: Tensor, target_logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """sum of (KL(p, m) + KL(q, m)) / 2 over the rows, m = (p + q) / 2, in the logits' dtype."""
     return _sum("js", logits, target_logits, mask, temperature).to(logits.dtype)
 
@@ -49,7 +45,9 @@ class _DenseLoss:
         self, temperature: float, missing_probability_handling: Any = None, sparse_chunk_length: int | None = None
     ) -> None:
         if missing_probability_handling is not None or sparse_chunk_length is not None:
-            raise NotImplementedError("missing_probability_handling, sparse_chunk_length: sparse teachers are not offered")
+            raise NotImplementedError(
+                "missing_probability_handling, sparse_chunk_length: sparse teachers are not offered"
+            )
         self.temperature = temperature
 
     @classmethod

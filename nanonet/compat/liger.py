@@ -1,11 +1,10 @@
 """Liger-Kernel's losses of probabilities over our op: rows (N,C) of a student and of a constant teacher.
 
-Exact: values, and the gradient of whatever the student's `log_softmax` (`softmax` for TVD) was taken of, which is all
-that a model needs; ignored rows; the reductions batchmean, sum and mean. Rows are normalised once more, within the
-rounding of their dtype. The check that they are normalised reads them once more.
-Not offered, all of it raises: reduction="none"; a gradient at the log-probabilities themselves, of a leaf or of anything
-but `log_softmax`; rows that are no probabilities (on a GPU, where looking would wait for it, NaN); another eps than the
-default: 0 log 0 is 0 here.
+Exact: values, and the gradient of whatever the student's `log_softmax` (`softmax` for TVD) was taken of; ignored rows;
+the reductions batchmean, sum and mean. Rows are normalised once more, within the rounding of their dtype; to check that
+they are normalised, they are read once more.
+Not offered, all of it raises: reduction="none"; a gradient at the probabilities themselves, of a leaf or anything else
+but `log_softmax`; rows that are no probabilities (on a GPU, where looking would wait for it, NaN); an eps of one's own.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PASSED = {f"{name}Backward{i}" for name in (*MOVES, "ToCopy", "Clone", "Alias", 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 
-def _log_rows(name: str, x: Tensor, log: bool) -> Tensor:
+def _log_rows(name: str, x: Tensor, log: bool, counted: Tensor | None = None) -> Tensor:
     """Log-probabilities of rows (N,C) of log-probabilities or probabilities; NaN or an error where they are neither."""
     if x.requires_grad:
         made_by, wanted = x.grad_fn, "LogSoftmaxBackward0" if log else "SoftmaxBackward0"
@@ -35,6 +34,7 @@ def _log_rows(name: str, x: Tensor, log: bool) -> Tensor:
     seen = x.detach().float() if x.dtype != torch.float64 else x.detach()
     total = (seen.exp() if log else seen).sum(-1, keepdim=True)
     good = (total - 1).abs() <= TOLERANCE[x.dtype]
+    good = good if counted is None else good | ~counted[:, None]
     if x.device.type == "cpu" and not good.all():
         n = int((~good[:, 0]).nonzero()[0])
         raise ValueError(f"{name}[{n}]: expected {'log-' * log}probabilities, their sum is {total[n].item():.4g}")
@@ -46,7 +46,9 @@ def _reduced(divergence: str, student: Tensor, teacher: Tensor, reduction: str, 
     rows: Tensor | int = len(student) if counted is None else counted.sum()
     sizes: dict[str, Tensor | int] = {"batchmean": rows, "sum": 1, "mean": rows * student.shape[-1]}
     if reduction not in sizes:
-        raise ValueError(f"reduction: expected {', '.join(sizes)}, got {reduction!r}: an element a class is not offered")
+        raise ValueError(
+            f"reduction: expected {', '.join(sizes)}, got {reduction!r}: an element a class is not offered"
+        )
     return mean_divergence(student, teacher, sizes[reduction], row_weight=counted, divergence=divergence, **beta)
 
 
@@ -72,7 +74,7 @@ class LigerJSD(nn.Module):
 
     def forward(self, log_q: Tensor, log_p: Tensor, shift_labels: Tensor | None = None) -> Tensor:
         counted = None if shift_labels is None else shift_labels != self.ignore_index
-        student, teacher = _log_rows("log_q", log_q, True), _log_rows("log_p", log_p, True)
+        student, teacher = _log_rows("log_q", log_q, True, counted), _log_rows("log_p", log_p, True, counted)
         return _reduced("js", student, teacher, "batchmean", counted, beta=self.beta).to(log_q.dtype)
 
 
@@ -85,4 +87,5 @@ class LigerTVDLoss(nn.Module):
 
     def forward(self, p: Tensor, q: Tensor, shift_labels: Tensor | None = None) -> Tensor:
         counted = None if shift_labels is None else shift_labels != self.ignore_index
-        return _reduced("tv", _log_rows("p", p, False), _log_rows("q", q, False), self.reduction, counted)
+        student, teacher = _log_rows("p", p, False, counted), _log_rows("q", q, False, counted)
+        return _reduced("tv", student, teacher, self.reduction, counted)

@@ -1,9 +1,9 @@
 """transformers' Trainer with a teacher: `DistillTrainer(model, args, teacher_model=teacher, ...)`.
 
-The student is any model with `logits` (B,C), or (B,T,C), which a causal language model's are shifted against its labels;
-or a cohort (`nanonet.cohort`), K students that learn from one another too. Labels of -100 have no hard loss; those of
-tokens no soft loss either. With several processes or accumulated steps a causal language model's tokens all weigh the
-same, as in Trainer; other models' steps do. The teacher's parameters are frozen, and it sees what the student sees.
+The student is any model with `logits` (B,C) or (B,T,C); a causal language model's are shifted against the labels. Or it
+is a cohort (`nanonet.cohort`), K students that learn from one another too. Labels of -100 have no hard loss; those of
+tokens no soft loss either. Over several processes and accumulated steps each token of a causal language model weighs
+the same, as in Trainer; of other models each step does. The teacher is frozen, and sees what the student sees.
 Not offered: teachers with another vocabulary, encoder-decoders, DeepSpeed's sharding of the teacher.
 """
 
@@ -44,14 +44,16 @@ class DistillTrainer(Trainer):
         teacher_model.requires_grad_(False)
         self.teacher_model = self.accelerator.prepare_model(teacher_model, evaluation_mode=True).eval()
         self.weights = tuple(weights)
-        self.options = {"temperature": temperature, "divergence": divergence, "beta": beta}
+        self.options: dict[str, Any] = {"temperature": temperature, "divergence": divergence, "beta": beta}
         model = self.accelerator.unwrap_model(self.model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.causal = type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.model_accepts_loss_kwargs = self.causal  # Trainer counts their tokens, and divides by steps for the others
         self.label_names = self.label_names or ["labels"]  # a cohort's forward has none
 
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ):
         labels = inputs.get("labels")
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**inputs)
@@ -74,7 +76,9 @@ class DistillTrainer(Trainer):
         denominators = None
         if items is not None and self.causal:
             share = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            denominators = torch.as_tensor(items, dtype=torch.float32, device=student.device).reshape(1).repeat(2) / share
+            denominators = (
+                torch.as_tensor(items, dtype=torch.float32, device=student.device).reshape(1).repeat(2) / share
+            )
         return distill_loss(
             student.reshape(K, -1, student.shape[-1]),
             teacher.flatten(0, -2),

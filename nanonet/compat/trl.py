@@ -2,14 +2,15 @@
 
 Exact: beta from 0 (KL(teacher, student)) to 1 (KL(student, teacher)), temperature (no tau^2, as TRL has it), labels of
 -100, the reductions batchmean, sum and mean, `num_items_in_batch`. The loss is float32, or float64 for float64 logits,
-where TRL's has the logits' dtype; where no row counts it is 0. The teacher is a constant: one that requires grad raises.
-Not offered: reduction="none", an element for each class, which raises; top-k teachers.
+where TRL's has the logits' dtype; where no row counts it is 0.
+Not offered: reduction="none", an element for each class, and a gradient of the teacher, which raise; top-k teachers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import getattr_static
 from typing import Any
 
 from torch import Tensor
@@ -60,7 +61,7 @@ def patch(trainer: Any = None) -> Any:
     """Have TRL's GKDTrainer (or the class given, with the same method) call our loss; returns the method before."""
     if trainer is None:
         from trl.experimental.gkd import GKDTrainer as trainer
-    before = vars(trainer)["generalized_jsd_loss"]
+    before = getattr_static(trainer, "generalized_jsd_loss")
     trainer.generalized_jsd_loss = staticmethod(generalized_jsd_loss)
     return before
 
