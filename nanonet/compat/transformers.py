@@ -53,38 +53,35 @@ class DistillTrainer(Trainer):
 
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
-    ):
+    ) -> Any:
         labels = inputs.get("labels")
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**inputs)
         with torch.no_grad():
             teacher = _logits(self.teacher_model(**inputs))
         student = _logits(outputs)
-        if self.causal:
-            student, teacher, labels = student[:, :-1], teacher[:, :-1], None if labels is None else labels[:, 1:]
-        counted = None if labels is None or labels.dim() == 1 else labels != -100
-        loss, self.means = self.distill(student, teacher, labels, counted, num_items_in_batch)
-        if isinstance(outputs, Tensor):
-            outputs = {"logits": outputs.transpose(0, 1)}
+        cohort = student.dim() > teacher.dim()
+        loss, self.means = self.distill(student if cohort else student[None], teacher, labels, num_items_in_batch)
+        if cohort:
+            outputs = {"logits": student.transpose(0, 1)}
         return (loss, outputs) if return_outputs else loss
 
-    def distill(
-        self, student: Tensor, teacher: Tensor, labels: Tensor | None, counted: Tensor | None, items: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and means; over `items` rows of all processes and accumulated steps where they are known."""
-        K = 1 if student.shape == teacher.shape else len(student)
+    def distill(self, student: Tensor, teacher: Tensor, labels: Tensor | None, items: Any) -> tuple[Tensor, Tensor]:
+        """Loss and means of logits (K,...,C) and (...,C); over `items` tokens in all where these are known."""
+        if self.causal:
+            student, teacher = student[..., :-1, :], teacher[..., :-1, :]
+            labels = None if labels is None else labels[..., 1:]
         denominators = None
         if items is not None and self.causal:
-            share = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            denominators = (
-                torch.as_tensor(items, dtype=torch.float32, device=student.device).reshape(1).repeat(2) / share
-            )
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            denominators = torch.as_tensor(items, dtype=torch.float32, device=student.device).reshape(1).repeat(2)
+            denominators = denominators / processes  # whose gradients are averaged
         return distill_loss(
-            student.reshape(K, -1, student.shape[-1]),
+            student.flatten(1, -2),
             teacher.flatten(0, -2),
             None if labels is None else labels.flatten(),
             weights=self.weights,
-            row_weight=None if counted is None else counted.flatten().float(),
+            row_weight=None if labels is None or labels.dim() == 1 else (labels != -100).flatten().float(),
             denominators=denominators,
             **self.options,
         )
