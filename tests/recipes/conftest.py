@@ -1,53 +1,11 @@
-"""Tiny random causal language models, texts of token ids for them, and the options of a short training."""
+"""The options of a short training in a folder of its own."""
+
+from functools import partial
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
-
-VOCABULARY = 61
-
-
-@pytest.fixture(scope="session")
-def make_model():
-    """Makes a Llama of two layers with sharp logits; another seed, other weights."""
-
-    def make_model(seed, width=16):
-        torch.manual_seed(seed)
-        sizes = dict(hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **sizes))
-        with torch.no_grad():
-            model.lm_head.weight.mul_(20)
-        return model
-
-    return make_model
-
-
-@pytest.fixture(scope="session")
-def make_rows():
-    """Makes rows of ids, mask and labels; each has a prompt of another length, and every second is padded."""
-
-    def make_rows(count, length=12):
-        g = torch.Generator().manual_seed(0)
-        rows = []
-        for i in range(count):
-            ids = torch.randint(3, VOCABULARY, (length,), generator=g)
-            mask = torch.ones(length, dtype=torch.int64)
-            mask[length - 3 * (i % 2) :] = 0
-            labels = ids.masked_fill(mask == 0, -100)
-            labels[: 2 + i % 5] = -100
-            rows.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
-        return rows
-
-    return make_rows
+from support import causal
 
 
 @pytest.fixture
 def arguments(tmp_path):
-    """Training arguments of a short run on the CPU, without a network or files to look at."""
-
-    def arguments(kind=TrainingArguments, **options):
-        quiet = dict(report_to="none", use_cpu=True, save_strategy="no", logging_steps=1, disable_tqdm=True)
-        steps = dict(max_steps=3, learning_rate=1e-2, per_device_train_batch_size=4, lr_scheduler_type="constant")
-        return kind(output_dir=str(tmp_path), **{**quiet, **steps, **options})
-
-    return arguments
+    return partial(causal.arguments, tmp_path)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from support.causal import collate, make_model, make_rows
 from transformers import BertConfig, BertForSequenceClassification
 
 from nanonet.cohort.stack import stack
@@ -24,7 +25,7 @@ def train(arguments, model, teacher, rows, options=None, **training):
 
 def formula(model, teacher, rows, weights, temperature):
     """Mean over the tokens that have a label, after the shift."""
-    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = collate(rows)
     labels = batch.pop("labels")[:, 1:]
     q, p = ((m(**batch).logits[:, :-1] / temperature).softmax(-1) for m in (model, teacher))
     kl = temperature**2 * (p * (p / q).log()).sum(-1)[labels != -100].mean()
@@ -32,7 +33,7 @@ def formula(model, teacher, rows, weights, temperature):
     return weights[0] * ce + weights[1] * kl
 
 
-def test_the_loss_of_a_causal_language_model_is_the_formula_and_falls(arguments, make_model, make_rows):
+def test_the_loss_of_a_causal_language_model_is_the_formula_and_falls(arguments):
     model, teacher, rows = make_model(0), make_model(1), make_rows(4)
     expected = formula(model, teacher, rows, (0.5, 2.0), 2.0).item()
     training = dict(weights=(0.5, 2.0, 0.0), temperature=2.0)
@@ -43,7 +44,7 @@ def test_the_loss_of_a_causal_language_model_is_the_formula_and_falls(arguments,
     assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.training
 
 
-def test_accumulated_steps_equal_one_large_batch(arguments, make_model, make_rows):
+def test_accumulated_steps_equal_one_large_batch(arguments):
     rows, ends = make_rows(12), []
     for size, accumulation in ((4, 1), (2, 2), (1, 4)):
         options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, optim="sgd")
@@ -54,7 +55,7 @@ def test_accumulated_steps_equal_one_large_batch(arguments, make_model, make_row
         torch.testing.assert_close(parameters, ends[0][1], rtol=1e-4, atol=1e-5)
 
 
-def test_each_option_changes_the_loss(arguments, make_model, make_rows):
+def test_each_option_changes_the_loss(arguments):
     options = {"max_steps": 1}
     changes = [
         {},
@@ -68,7 +69,7 @@ def test_each_option_changes_the_loss(arguments, make_model, make_rows):
     assert len({round(loss, 4) for (loss,) in found}) == len(changes)
 
 
-def test_evaluation_and_adapters(arguments, make_model, make_rows):
+def test_evaluation_and_adapters(arguments):
     model = get_peft_model(make_model(0), LoraConfig(r=2, target_modules=["q_proj"]))
     given = arguments(per_device_eval_batch_size=2)
     training = dict(teacher_model=make_model(1), weights=(0.5, 2.0, 0.0), temperature=2.0)
@@ -88,14 +89,14 @@ def classifier(seed, width=16):
     return BertForSequenceClassification(config)
 
 
-def texts(make_rows, count):
+def texts(count):
     """Rows with one label each, every third unlabelled."""
     rows = [{"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]} for row in make_rows(count)]
     return [row | {"labels": -100 if i % 3 == 2 else i % 3} for i, row in enumerate(rows)]
 
 
-def test_a_classifier_learns_from_unlabelled_rows_too(arguments, make_rows):
-    model, teacher, rows = classifier(0), classifier(1, 32), texts(make_rows, 4)
+def test_a_classifier_learns_from_unlabelled_rows_too(arguments):
+    model, teacher, rows = classifier(0), classifier(1, 32), texts(4)
     batch = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask")}
     labels = torch.tensor([row["labels"] for row in rows])
     q, p = (m(**batch).logits.softmax(-1) for m in (model, teacher.eval()))
@@ -104,8 +105,8 @@ def test_a_classifier_learns_from_unlabelled_rows_too(arguments, make_rows):
     assert not trainer.causal and losses(trainer)[0] == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_accumulated_steps_of_a_classifier_are_averaged(arguments, make_rows):
-    rows = texts(make_rows, 6)
+def test_accumulated_steps_of_a_classifier_are_averaged(arguments):
+    rows = texts(6)
     ends = []
     for size, accumulation in ((6, 1), (3, 2)):  # as many labels in each half
         options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, max_steps=1)
@@ -113,8 +114,8 @@ def test_accumulated_steps_of_a_classifier_are_averaged(arguments, make_rows):
     assert ends[0] == pytest.approx(ends[1], abs=1e-4)
 
 
-def test_a_cohort_learns_and_its_students_from_one_another(arguments, make_rows):
-    rows = texts(make_rows, 12)
+def test_a_cohort_learns_and_its_students_from_one_another(arguments):
+    rows = texts(12)
     found = []
     for peers in (0.0, 1.0):
         students = [classifier(k) for k in range(2)]
@@ -129,7 +130,7 @@ def test_a_cohort_learns_and_its_students_from_one_another(arguments, make_rows)
     assert predicted.predictions.shape == (12, 2, 3) and predicted.metrics["test_loss"] > 0
 
 
-def test_another_vocabulary_raises(arguments, make_model, make_rows):
+def test_another_vocabulary_raises(arguments):
     teacher = make_model(1)
     teacher.resize_token_embeddings(64)
     with pytest.raises(ValueError, match="teacher"):
