@@ -1,5 +1,5 @@
-// The loss ops for CUDA tensors: checks, allocation, the current stream, registration. Through torch's stable ABI alone,
-// as csrc/register.cpp does for the CPU. Nothing here waits for the device.
+// The loss ops for CUDA tensors: checks, allocation, the current stream, registration. Through torch's stable ABI
+// alone, as csrc/register.cpp does for the CPU. Nothing here waits for the device.
 #define USE_CUDA
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -68,8 +68,8 @@ Tensor with_contiguous_rows(const Tensor& logits) {
 
 bool has_code(const Tensor& on) { return device_at(on.get_device_index()).has_code; }
 
-// Whether there are kernels for these logits: not for float64, nor for very many students, classes or rows, nor on a GPU
-// of an architecture that was not built for.
+// Whether there are kernels for these logits: not for float64, nor for very many students, classes or rows, nor on a
+// GPU of an architecture that was not built for.
 bool served(const Tensor& student, const Optional& teacher, int64_t divergence) {
   const auto narrow = [](const Tensor& logits) { return dtype_of(logits) != Dtype::kFloat64; };
   return has_code(student) && narrow(student) && (!teacher || narrow(*teacher)) &&
@@ -218,7 +218,7 @@ std::tuple<Tensor, Tensor> loss_into(Work& work, const Tensor& weights, const Op
     p.row_weight = values_of(*row_weight, {0, alike ? 0 : row_weight->stride(0), row_weight->stride(alike ? 0 : 1)});
   }
   launch.plan = plan_for(p, launch.device);
-  const int count_blocks = launch.device.processors;
+  const int count_blocks = launch.device.sms;
   const int64_t most = launch.plan.blocks > count_blocks ? launch.plan.blocks : count_blocks;
   const Tensor partials = work.doubles(most * 3 * kMaxStudents + 2 * kMaxStudents);
   p.partials = static_cast<double*>(partials.mutable_data_ptr());

@@ -1,5 +1,5 @@
-// The CUDA kernels, run by the emulation (cuda_on_cpu.h), against the definition: every kernel, values and gradients, in
-// both orders of the threads. Outputs start as NaN between sentinels.
+// The CUDA kernels, emulated (cuda_on_cpu.h), against the definition: every kernel, values and gradients, in both
+// orders of the threads. Outputs start as NaN between guards.
 #include <random>
 #include <string>
 
@@ -17,8 +17,8 @@ struct Case {
   double tau;
   bool teacher, labels, aligned, hard;  // hard: -inf classes, one-hot teacher, logits of 1e4, rows of NaN with weight 0
   int64_t N;
-  int gap = -1;         // elements between two rows, so that each lies otherwise to the 16-byte grid; -1: as `aligned` says
-  bool masked = false;  // student 0 masks class 1 with a large number, which the others' terms must not feel
+  int gap = -1;         // elements between two rows, so that their alignment differs; -1: as `aligned` says
+  bool masked = false;  // student 0 masks class 1 with a large number, which must not change the others' terms
 };
 
 static std::string describe(const Case& t) {
@@ -79,7 +79,7 @@ static Inputs draw(const Case& t, std::mt19937& random) {
   return in;
 }
 
-// Every row's oracle for upstream gradients u(term, k, n); a gradient of 0 masks.
+// Every row's oracle for upstream gradients u(term, k, n); an upstream gradient of 0 masks.
 template <class U>
 static std::vector<Oracle> oracles(const Case& t, const Inputs& in, U u) {
   std::vector<Oracle> all;
@@ -128,8 +128,8 @@ static void run_case(const Case& t, std::mt19937& random) {
   Inputs in = draw(t, random);
   const size_t K = size_t(t.K), N = size_t(t.N), KN = K * N;
   Call p{};
-  p.N = t.N, p.K = t.K, p.C = t.C, p.divergence = int32_t(t.kind), p.temperature = float(t.tau);
-  const size_t skew = t.aligned ? 0 : 1;  // elements by which the logits are off the grid
+  p.N = t.N, p.K = t.K, p.C = t.C, p.divergence = int32_t(t.kind), p.temperature = float(t.tau), p.beta = 0.5f;
+  const size_t skew = t.aligned ? 0 : 1;  // elements by which the logits are misaligned
   std::vector<Output> logits;
   for (size_t r = 0; r <= K; ++r) {
     const size_t element = size_t(size_of(in.logits[r].dtype));
@@ -208,7 +208,7 @@ static void run_case(const Case& t, std::mt19937& random) {
 int main() {
   std::mt19937 random(3);
   const Dtype types[] = {Dtype::kBfloat16, Dtype::kFloat32, Dtype::kFloat16};
-  int turn = 0;  // options that need not be crossed with everything take turns
+  int turn = 0;  // selects the options that are not crossed with everything
   const auto run = [&](Regime regime, int K, int C, int cluster, int64_t kind, int64_t N) {
     ++turn;
     emulation::backwards = turn % 2;
@@ -220,9 +220,9 @@ int main() {
   for (int64_t kind : {kKl, kReverseKl, kJs, kMse})
     for (int K : {1, 2, 3, 4, 5, 8}) {
       if (kind != kKl && (K == 3 || K > 4)) continue;  // the same code as 4; none
-      // one class; fewer than a lane's; two lanes a row; a whole warp, ragged; more classes a lane
+      // one class; fewer than a lane has; several lanes; a whole warp, ragged; eight classes per lane
       for (int C : {1, 3, 30, 100, 250})
-        if (C <= 128 || K <= 4) run(Regime::kSmall, K, C, 1, kind, 9);
+        if (C <= 128 || (K <= 4 && kind == kKl)) run(Regime::kSmall, K, C, 1, kind, 9);
       // fewer chunks than threads; whole chunks; ragged
       for (int C : {40, 1040, 611}) {
         if (C != 611 && kind != kKl && K != 2) continue;
@@ -231,15 +231,15 @@ int main() {
         run(Regime::kCluster, K, C, C == 611 ? 3 : 2, kind, 5);
       }
     }
-  // rows of a cluster of which one has a chunk more than the next: none may be written over before it is done with
+  // in a cluster, a row has one chunk more than the next: the next must not overwrite it too early
   for (bool backwards : {false, true})
     for (int K : {2, 8}) {
       emulation::backwards = backwards, ++turn;
       run_case({Regime::kCluster, K, 1011, 2, K == 2 ? kJs : kKl, Dtype::kBfloat16, Dtype::kBfloat16, 2, true, true, true,
                 false, 16, 0}, random);
     }
-  // the next row comes where the last sweep is done with this one, which is read once more where a class is at -inf; and
-  // where the next lies otherwise to the grid it waits
+  // the next row replaces this one during its last sweep; a class at -inf needs this row once more; and a row of
+  // another alignment is not prefetched
   for (Regime regime : {Regime::kChip, Regime::kCluster})
     for (int K : {1, 4})
       for (Dtype dtype : {Dtype::kBfloat16, Dtype::kFloat32})
