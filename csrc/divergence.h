@@ -39,7 +39,7 @@ template <class V, class F>
 NN_SHARED V mixture(F a, V x, V y) {
   constexpr F kSmallest = sizeof(F) == 4 ? F(0x1p-126) : F(0x1p-1022);
   const V m = a * x + (1 - a) * y;
-  return m > kSmallest ? m : V{} + kSmallest;
+  return m < kSmallest ? V{} + kSmallest : m;
 }
 
 template <int64_t kDivergence>
@@ -94,8 +94,8 @@ template <>
 struct DivergenceOf<kSkewKl> {  // KL(p, m), m = beta p + (1 - beta) q
   template <class V, class F, class Log>
   static NN_SHARED ClassShare<V> share(const ClassPair<V>& c, F beta, Log log) {
-    const V m = mixture(beta, c.p, c.q);
-    return {times(c.p, c.log_p - log(m)), (beta - 1) * c.q * (c.p / m)};
+    const V m = mixture(beta, c.p, c.q), log_m = log(m);
+    return {times(c.p, c.log_p - log_m), (beta - 1) * c.q * (c.p / m)};
   }
 };
 
@@ -103,8 +103,8 @@ template <>
 struct DivergenceOf<kSkewReverseKl> {  // KL(q, m), m = beta q + (1 - beta) p
   template <class V, class F, class Log>
   static NN_SHARED ClassShare<V> share(const ClassPair<V>& c, F beta, Log log) {
-    const V m = mixture(beta, c.q, c.p);
-    const V value = times(c.q, c.log_q - log(m));
+    const V m = mixture(beta, c.q, c.p), log_m = log(m);
+    const V value = times(c.q, c.log_q - log_m);
     return {value, value - beta * c.q * (c.q / m)};
   }
 };
