@@ -6,7 +6,7 @@
 namespace nanonet::cuda {
 
 // The divergences whose gradient is q - p: they share the kernels that are specialised for it.
-constexpr bool is_kl_family(int64_t divergence) { return divergence == kKl || divergence == kCrossEntropy; }
+constexpr bool has_kl_slopes(int64_t divergence) { return divergence == kKl || divergence == kCrossEntropy; }
 
 constexpr int kMaxStudents = 8, kMaxStudentsOfAny = 4;  // of the kl family; of any divergence
 

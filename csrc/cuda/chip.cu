@@ -4,8 +4,8 @@
 namespace nanonet::cuda {
 
 void launch_chip(const Launch& l) {
-  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKlFamily, bool kBfloat16>() {
-    launch_blocks<distill_chip_kernel<kK, kKlFamily, kBfloat16, false>>(l, threads_of(kK, kKlFamily, kBfloat16),
+  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKlSlopes, bool kBfloat16>() {
+    launch_blocks<distill_chip_kernel<kK, kKlSlopes, kBfloat16, false>>(l, threads_of(kK, kKlSlopes, kBfloat16),
                                                                   chip_bytes<kK>(l.call, 1));
   });
 }

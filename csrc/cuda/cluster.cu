@@ -38,8 +38,8 @@ static void launch_clusters(const Launch& l, int threads, int64_t shared_bytes) 
 }
 
 void launch_cluster(const Launch& l) {
-  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKlFamily, bool kBfloat16>() {
-    launch_clusters<distill_chip_kernel<kK, kKlFamily, kBfloat16, true>>(l, threads_of(kK, kKlFamily, kBfloat16),
+  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKlSlopes, bool kBfloat16>() {
+    launch_clusters<distill_chip_kernel<kK, kKlSlopes, kBfloat16, true>>(l, threads_of(kK, kKlSlopes, kBfloat16),
                                                                    chip_bytes<kK>(l.call, l.plan.cluster));
   });
 }

@@ -43,7 +43,7 @@ constexpr int shared_bytes() {
   return (int(sizeof(Shared)) + 15) / 16 * 16;
 }
 
-template <int kK, bool kKlFamily, int kV>
+template <int kK, bool kKlSlopes, int kV>
 __global__ void __launch_bounds__(kSmallThreads, small_resident(kK, kV))
     distill_small_kernel(const __grid_constant__ Call p, int width) {
   auto& shared = *reinterpret_cast<SmallShared<kK>*>(shared_memory());
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kSmallThreads, small_resident(kK, kV))
     const bool is_row = first + group < p.N;
     const int64_t n = is_row ? first + group : p.N - 1;
     LaneRows<kK, kV> source(p, n, lanes.rank(), width, is_row);
-    run_row<kK, kKlFamily>(p, shared.reduction, lanes, source, n, shared.counted[group]);
+    run_row<kK, kKlSlopes>(p, shared.reduction, lanes, source, n, shared.counted[group]);
     if (!p.loss) continue;
     __syncthreads();
     const int rows = int(min(p.N - first, int64_t(groups)));
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kSmallThreads, small_resident(kK, kV))
 
 // The rows of a block, or of a cluster. make_source(n, next, is_staged, part, parts): row n, already staged or not,
 // with row `next` to follow.
-template <int kK, bool kKlFamily, bool kCluster, class MakeSource>
+template <int kK, bool kKlSlopes, bool kCluster, class MakeSource>
 NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource make_source) {
   Blocks<kK, kCluster> group(shared.exchange);
   const int team = int(blockIdx.x) / group.size(), teams = int(gridDim.x) / group.size();
@@ -81,7 +81,7 @@ NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource mak
   for (int64_t n = team; n < p.N; n += teams) {
     auto source = make_source(n, n + teams, is_staged, group.rank(), group.size());
     source.finite = finite;
-    run_row<kK, kKlFamily>(p, shared.reduction, group, source, n, shared.counted);
+    run_row<kK, kKlSlopes>(p, shared.reduction, group, source, n, shared.counted);
     is_staged = source.next_is_staged, finite = source.finite;
     __syncthreads();
     if (!p.loss) continue;
@@ -92,17 +92,17 @@ NN_DEVICE void run_blocks(const Call& p, BlockShared<kK>& shared, MakeSource mak
   group.cluster_barrier();  // a block must not exit while others send to its shared memory
 }
 
-template <int kK, bool kKlFamily, bool kBfloat16>
-__global__ void __launch_bounds__(threads_of(kK, kKlFamily, kBfloat16), resident(kK, kKlFamily, kBfloat16))
+template <int kK, bool kKlSlopes, bool kBfloat16>
+__global__ void __launch_bounds__(threads_of(kK, kKlSlopes, kBfloat16), resident(kK, kKlSlopes, kBfloat16))
     distill_sweep_kernel(const __grid_constant__ Call p) {
   auto& shared = *reinterpret_cast<BlockShared<kK>*>(shared_memory());
-  run_blocks<kK, kKlFamily, false>(p, shared, [&](int64_t n, int64_t, bool, int part, int parts) {
+  run_blocks<kK, kKlSlopes, false>(p, shared, [&](int64_t n, int64_t, bool, int part, int parts) {
     return GlobalRows<kK, kBfloat16>(p, n, part, parts, shared_memory() + shared_bytes<BlockShared<kK>>());
   });
 }
 
-template <int kK, bool kKlFamily, bool kBfloat16, bool kCluster>
-__global__ void __launch_bounds__(threads_of(kK, kKlFamily, kBfloat16), resident(kK, kKlFamily, kBfloat16))
+template <int kK, bool kKlSlopes, bool kBfloat16, bool kCluster>
+__global__ void __launch_bounds__(threads_of(kK, kKlSlopes, kBfloat16), resident(kK, kKlSlopes, kBfloat16))
     distill_chip_kernel(const __grid_constant__ Call p) {
 #if defined(NN_CLUSTERS)
   constexpr bool kRuns = true;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(threads_of(kK, kKlFamily, kBfloat16), resident
 #endif
   if constexpr (kRuns) {
     auto& shared = *reinterpret_cast<BlockShared<kK>*>(shared_memory());
-    run_blocks<kK, kKlFamily, kCluster>(p, shared, [&](int64_t n, int64_t next, bool is_staged, int part, int parts) {
+    run_blocks<kK, kKlSlopes, kCluster>(p, shared, [&](int64_t n, int64_t next, bool is_staged, int part, int parts) {
       SharedRows<kK, kBfloat16> rows(p, n, next, part, parts, shared_memory() + shared_bytes<BlockShared<kK>>());
       if (!is_staged) rows.stage();
       return rows;

@@ -12,7 +12,7 @@ constexpr int kLanes = 32;
 
 // Classes per lane of the small kernel; 0: the row does not fit.
 inline int values_of(const Call& p) {
-  const bool has_eight = p.K <= 4 && is_kl_family(p.divergence);
+  const bool has_eight = p.K <= 4 && has_kl_slopes(p.divergence);
   return p.C <= 4 * kLanes ? 4 : p.C <= 8 * kLanes && has_eight ? 8 : 0;
 }
 
@@ -20,12 +20,12 @@ inline bool all_bfloat16(const Call& p) {
   return p.student[0].dtype == Dtype::kBfloat16 && (!p.teacher.data || p.teacher.dtype == Dtype::kBfloat16);
 }
 
-// Calls body.operator()<kK, kKlFamily, kExact>() for the kernel of a call, which serves up to kK students. kKlFamily:
+// Calls body.operator()<kK, kKlSlopes, kExact>() for the kernel of a call, which serves up to kK students. kKlSlopes:
 // kl and cross_entropy, with a kernel for each K up to four where `exact` asks for it. One kernel serves all other
 // divergences.
 template <class Body>
 void with_kernel(const Call& p, bool exact, Body body) {
-  if (!is_kl_family(p.divergence)) return body.template operator()<kMaxStudentsOfAny, false, false>();
+  if (!has_kl_slopes(p.divergence)) return body.template operator()<kMaxStudentsOfAny, false, false>();
   if (!exact) {
     if (p.K <= 2) return body.template operator()<2, true, false>();
     if (p.K <= 4) return body.template operator()<4, true, false>();
@@ -46,8 +46,8 @@ int64_t chip_bytes(const Call& p, int parts) {
   return shared_bytes<BlockShared<kK>>() + stage_bytes(p, parts);
 }
 
-template <int kK, bool kKlFamily, bool kBfloat16>
-int64_t sweep_bytes(const Call& p, int threads = threads_of(kK, kKlFamily, kBfloat16)) {
+template <int kK, bool kKlSlopes, bool kBfloat16>
+int64_t sweep_bytes(const Call& p, int threads = threads_of(kK, kKlSlopes, kBfloat16)) {
   return shared_bytes<BlockShared<kK>>() + prefetch_bytes(p, prefetched_chunks(kK, kBfloat16), threads);
 }
 
@@ -58,7 +58,7 @@ int64_t sweep_bytes(const Call& p, int threads = threads_of(kK, kKlFamily, kBflo
 //   longer, or a backward from saved statistics (one read)     sweep
 // Not yet measured: the limits follow from registers and shared memory alone.
 inline Plan plan_of(const Call& p, const Device& device, std::optional<PlanOverride> forced = {}) {
-  const bool kl = is_kl_family(p.divergence);
+  const bool kl = has_kl_slopes(p.divergence);
   const int values = forced && !p.from_stats ? 0 : values_of(p);
   if (values) {
     int width = kMinWidth;
@@ -81,7 +81,7 @@ inline Plan plan_of(const Call& p, const Device& device, std::optional<PlanOverr
   const auto sweep = [&] {
     int64_t bytes = 0;
     with_kernel(p, all_bfloat16(p),
-                [&]<int kK, bool kKlFamily, bool kBfloat16>() { bytes = sweep_bytes<kK, kKlFamily, kBfloat16>(p); });
+                [&]<int kK, bool kKlSlopes, bool kBfloat16>() { bytes = sweep_bytes<kK, kKlSlopes, kBfloat16>(p); });
     return with(Regime::kSweep, 1, bytes);
   };
   if (p.from_stats || (forced && forced->regime == Regime::kSweep)) return sweep();

@@ -121,10 +121,10 @@ NN_DEVICE void finish(const Call& p, Reduction<kK>& shared, double mine, int blo
 }
 
 // One row: sets its upstream gradients, then runs it.
-template <int kK, bool kKlFamily, class Group, class Source>
+template <int kK, bool kKlSlopes, class Group, class Source>
 NN_DEVICE void run_row(const Call& p, const Reduction<kK>& shared, Group& group, Source& source, int64_t n,
                        float* counted) {
-  Row<kK, kKlFamily, Group, Source> row(p, group, source, n);
+  Row<kK, kKlSlopes, Group, Source> row(p, group, source, n);
   const auto counts = [&](int i, int k) {
     return i == 0 ? float(row.labelled) : p.row_weight.data ? value_at(p.row_weight, 0, k, n) : 1.0f;
   };

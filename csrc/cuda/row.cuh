@@ -11,9 +11,9 @@
 
 namespace nanonet::cuda {
 
-template <int kK, bool kKlFamily, class Group, class Source>
-struct Row : KlRow<kK, kKlFamily, Group, Source> {
-  using Base = KlRow<kK, kKlFamily, Group, Source>;
+template <int kK, bool kKlSlopes, class Group, class Source>
+struct Row : KlRow<kK, kKlSlopes, Group, Source> {
+  using Base = KlRow<kK, kKlSlopes, Group, Source>;
   using Base::Base, Base::kRows, Base::kE;
   using Base::p, Base::group, Base::source, Base::n, Base::y, Base::labelled, Base::bad_label;
   using Base::u_ce, Base::u_teacher, Base::u_peers, Base::max, Base::lse_tau, Base::lse_1, Base::slope_sum;
@@ -49,7 +49,7 @@ struct Row : KlRow<kK, kKlFamily, Group, Source> {
         if (k < K()) share[k] = DivergenceOf<kDivergence>::share(pair, p.beta, log);
       }
     };
-    if constexpr (!kKlFamily) with_divergence(p.divergence, set);
+    if constexpr (!kKlSlopes) with_divergence(p.divergence, set);
     else if (p.divergence == kCrossEntropy) set.template operator()<kCrossEntropy>();
     else set.template operator()<kKl>();
   }
@@ -93,7 +93,7 @@ struct Row : KlRow<kK, kKlFamily, Group, Source> {
       for (int k = 0; k < kK; ++k) {
         if (k >= K()) continue;
         sums[k] += share[k].value;
-        if (!kKlFamily) sums[2 * kK + k] += share[k].slope;
+        if (!kKlSlopes) sums[2 * kK + k] += share[k].slope;
       }
     }
     if (K() > 1) add_peers_kl(c, sums, total);
@@ -107,7 +107,7 @@ struct Row : KlRow<kK, kKlFamily, Group, Source> {
   // The gradient of every student for one class.
   NN_DEVICE void gradient_of(const Class& c, float (&d)[kK]) const {
     ClassShare<float> share[kK] = {};
-    if (!kKlFamily && has_teacher() && !mse()) share_of(c, share);
+    if (!kKlSlopes && has_teacher() && !mse()) share_of(c, share);
     float all = 0;
     NN_UNROLL
     for (int j = 0; j < kK; ++j)
@@ -118,7 +118,7 @@ struct Row : KlRow<kK, kKlFamily, Group, Source> {
       const float own = mse() ? c.x[k] : c.q[k];
       d[k] = u_ce[k] == 0 ? 0 : u_ce[k] * softmax_1(c, k);
       if (u_teacher[k] != 0) {
-        const bool difference = kKlFamily || mse();  // q - p, or that of the logits
+        const bool difference = kKlSlopes || mse();  // q - p, or that of the logits
         const float of_teacher = mse() ? c.x[kK] : c.q[kK];
         d[k] += u_teacher[k] * (difference ? own - of_teacher : share[k].slope - times(own, slope_sum[k]));
       }
@@ -204,12 +204,12 @@ struct Row : KlRow<kK, kKlFamily, Group, Source> {
     bool invalid = false;
     NN_UNROLL
     for (int k = 0; k < kK; ++k) invalid |= k < K() && invalid_gradient(k);
-    return kKlFamily && Source::kFast && group.all(all_valid() && teacher_valid() && !invalid && source.in_range());
+    return kKlSlopes && Source::kFast && group.all(all_valid() && teacher_valid() && !invalid && source.in_range());
   }
 
   // Terms and gradient by the fast path; whether its sums are finite.
   NN_DEVICE bool run_fast(float (&sums)[3 * kK]) {
-    if constexpr (kKlFamily && Source::kFast) this->run_kl(sums);
+    if constexpr (kKlSlopes && Source::kFast) this->run_kl(sums);
     if (!p.from_stats) group.sum(sums);
     bool finite = true;
     NN_UNROLL
@@ -223,7 +223,7 @@ struct Row : KlRow<kK, kKlFamily, Group, Source> {
     if constexpr (Source::kStaged)
       if (source.next_is_staged) source.restage();
     run_terms(sums, last);
-    if constexpr (kKlFamily && Source::kFast && Source::kRereads) group.cluster_barrier();  // run_fast's may be unread
+    if constexpr (kKlSlopes && Source::kFast && Source::kRereads) group.cluster_barrier();  // run_fast's may be unread
     group.sum(sums);
     NN_UNROLL
     for (int k = 0; k < kK; ++k) slope_sum[k] = sums[2 * kK + k];

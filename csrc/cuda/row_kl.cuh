@@ -8,9 +8,9 @@
 
 namespace nanonet::cuda {
 
-template <int kK, bool kKlFamily, class Group, class Source>
-struct KlRow : RowState<kK, kKlFamily, Group, Source> {
-  using Base = RowState<kK, kKlFamily, Group, Source>;
+template <int kK, bool kKlSlopes, class Group, class Source>
+struct KlRow : RowState<kK, kKlSlopes, Group, Source> {
+  using Base = RowState<kK, kKlSlopes, Group, Source>;
   using Base::Base, Base::kRows, Base::kE;
   using Base::p, Base::source, Base::y, Base::u_ce, Base::u_teacher, Base::u_peers;
   using Base::max, Base::lse_tau, Base::lse_1, Base::K;

@@ -11,7 +11,7 @@ namespace nanonet::cuda {
 
 constexpr float kLn2 = 0.6931471805599453f;
 
-template <int kK, bool kKlFamily, class Group, class Source>
+template <int kK, bool kKlSlopes, class Group, class Source>
 struct RowState {
   static constexpr int kRows = kK + 1, kE = Source::kElements;
   static constexpr float kAbsent = 300;  // log-sum-exp of an absent row: it makes its probabilities 0
@@ -24,15 +24,15 @@ struct RowState {
   bool labelled, bad_label, separate_ce;  // separate_ce: ce needs a softmax other than that at the temperature
   float u_ce[kK], u_teacher[kK], u_peers[kK];  // upstream gradients, times the constants of the terms' gradients
   float max[kRows], lse_tau[kRows], lse_1[kRows];  // maximum; base-2 log-sum-exp below it
-  float slope_sum[kK];  // sum over the classes of ClassShare::slope, unless kKlFamily
+  float slope_sum[kK];  // sum over the classes of ClassShare::slope, unless kKlSlopes
   uint32_t valid_rows;  // bit r: row r has a softmax
 
   // A constant in the kernels with an exact number of students: their loops have no bounds checks.
-  NN_DEVICE int K() const { return kKlFamily && Source::kExact ? kK : p.K; }
+  NN_DEVICE int K() const { return kKlSlopes && Source::kExact ? kK : p.K; }
   NN_DEVICE bool has_teacher() const { return p.teacher.data != nullptr; }
   NN_DEVICE bool present(int r) const { return r < K() || (r == kK && has_teacher()); }
   NN_DEVICE bool valid(int r) const { return valid_rows >> r & 1; }
-  NN_DEVICE bool mse() const { return !kKlFamily && p.divergence == kMse; }
+  NN_DEVICE bool mse() const { return !kKlSlopes && p.divergence == kMse; }
   NN_DEVICE float pairs() const { return K() > 1 ? float(K() - 1) : 1.0f; }
 
   NN_DEVICE RowState(const Call& p, Group& group, Source& source, int64_t n)
@@ -138,7 +138,7 @@ struct RowState {
       max[r] = there ? stats[0] : 0;
       lse_tau[r] = there ? stats[1] * kLog2e : 0;
       lse_1[r] = there ? stats[2] * kLog2e : 0;
-      if (!kKlFamily && r < kK) slope_sum[r < kK ? r : 0] = there ? stats[3] : 0;
+      if (!kKlSlopes && r < kK) slope_sum[r < kK ? r : 0] = there ? stats[3] : 0;
       validate(r);
     }
   }
@@ -152,7 +152,7 @@ struct RowState {
       stats[0] = there ? max[r] : 0;
       stats[1] = !there ? 0 : valid(r) ? lse_tau[r] * kLn2 : not_a_number();
       stats[2] = !there ? 0 : valid(r) ? lse_1[r] * kLn2 : not_a_number();
-      stats[3] = !kKlFamily && r < kK && there ? slope_sum[r < kK ? r : 0] : 0;
+      stats[3] = !kKlSlopes && r < kK && there ? slope_sum[r < kK ? r : 0] : 0;
     }
   }
 

@@ -3,9 +3,9 @@
 
 namespace nanonet::cuda {
 
-template <int kK, bool kKlFamily, int kV>
+template <int kK, bool kKlSlopes, int kV>
 static void run(const Launch& l) {
-  distill_small_kernel<kK, kKlFamily, kV>
+  distill_small_kernel<kK, kKlSlopes, kV>
       <<<l.plan.blocks, kSmallThreads, sizeof(SmallShared<kK>), l.stream>>>(l.call, l.plan.width);
   check(cudaGetLastError());
 }
@@ -24,10 +24,10 @@ void override_plan(const std::optional<PlanOverride>& plan) { plan_override = pl
 Plan plan_for(const Call& call, const Device& device) { return plan_of(call, device, plan_override); }
 
 void launch_small(const Launch& l) {
-  with_kernel(l.call, true, [&]<int kK, bool kKlFamily, bool>() {
-    if constexpr (kKlFamily && kK <= 4)
-      if (l.plan.values == 8) return run<kK, kKlFamily, 8>(l);
-    run<kK, kKlFamily, 4>(l);
+  with_kernel(l.call, true, [&]<int kK, bool kKlSlopes, bool>() {
+    if constexpr (kKlSlopes && kK <= 4)
+      if (l.plan.values == 8) return run<kK, kKlSlopes, 8>(l);
+    run<kK, kKlSlopes, 4>(l);
   });
 }
 

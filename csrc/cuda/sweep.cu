@@ -4,9 +4,9 @@
 namespace nanonet::cuda {
 
 void launch_sweep(const Launch& l) {
-  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKlFamily, bool kBfloat16>() {
-    launch_blocks<distill_sweep_kernel<kK, kKlFamily, kBfloat16>>(l, threads_of(kK, kKlFamily, kBfloat16),
-                                                            sweep_bytes<kK, kKlFamily, kBfloat16>(l.call));
+  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKlSlopes, bool kBfloat16>() {
+    launch_blocks<distill_sweep_kernel<kK, kKlSlopes, kBfloat16>>(l, threads_of(kK, kKlSlopes, kBfloat16),
+                                                            sweep_bytes<kK, kKlSlopes, kBfloat16>(l.call));
   });
 }
 

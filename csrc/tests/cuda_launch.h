@@ -15,26 +15,26 @@ constexpr unsigned kThreads = 64;  // of a block: fewer than on a GPU, so that e
 
 inline void launch(const Call& p, const Plan& plan) {
   const bool exact = plan.regime == Regime::kSmall || cuda::all_bfloat16(p);
-  cuda::with_kernel(p, exact, [&]<int kK, bool kKlFamily, bool kExact>() {
+  cuda::with_kernel(p, exact, [&]<int kK, bool kKlSlopes, bool kExact>() {
     const auto chip_bytes = [&](int parts) { return size_t(cuda::chip_bytes<kK>(p, parts)); };
     if (plan.regime == Regime::kSmall) {
       const auto kernel = [&] {
-        if constexpr (kKlFamily && kK <= 4)
-          if (plan.values == 8) return cuda::distill_small_kernel<kK, kKlFamily, 8>(p, plan.width);
-        cuda::distill_small_kernel<kK, kKlFamily, 4>(p, plan.width);
+        if constexpr (kKlSlopes && kK <= 4)
+          if (plan.values == 8) return cuda::distill_small_kernel<kK, kKlSlopes, 8>(p, plan.width);
+        cuda::distill_small_kernel<kK, kKlSlopes, 4>(p, plan.width);
       };
       emulation::launch(unsigned(plan.blocks), kThreads, 1, sizeof(cuda::SmallShared<kK>), kernel);
     } else if (plan.regime == Regime::kSweep) {
-      const int64_t bytes = cuda::sweep_bytes<kK, kKlFamily, kExact>(p, int(kThreads));
+      const int64_t bytes = cuda::sweep_bytes<kK, kKlSlopes, kExact>(p, int(kThreads));
       emulation::launch(unsigned(plan.blocks), kThreads, 1, size_t(bytes),
-                        [&] { cuda::distill_sweep_kernel<kK, kKlFamily, kExact>(p); });
+                        [&] { cuda::distill_sweep_kernel<kK, kKlSlopes, kExact>(p); });
     } else if (plan.regime == Regime::kChip) {
       emulation::launch(unsigned(plan.blocks), kThreads, 1, chip_bytes(1),
-                        [&] { cuda::distill_chip_kernel<kK, kKlFamily, kExact, false>(p); });
+                        [&] { cuda::distill_chip_kernel<kK, kKlSlopes, kExact, false>(p); });
     } else {
       emulation::launch(unsigned(plan.blocks), kThreads, unsigned(plan.cluster),
                         chip_bytes(plan.cluster),
-                        [&] { cuda::distill_chip_kernel<kK, kKlFamily, kExact, true>(p); });
+                        [&] { cuda::distill_chip_kernel<kK, kKlSlopes, kExact, true>(p); });
     }
   });
 }

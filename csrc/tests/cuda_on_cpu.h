@@ -70,7 +70,10 @@ inline float exp2_fast(float x) {
   const float y = exp2f(x);
   return y < 0x1p-126f ? 0 : y;
 }
-inline float log2_fast(float x) { return log2f(x); }
+inline float log2_fast(float x) {  // as far off as the hardware's may be
+  const float y = log2f(x);
+  return y + 0x1p-22f * fmaxf(1, fabsf(y));
+}
 inline float float_of_half(uint16_t bits) { return float(std::bit_cast<_Float16>(bits)); }
 inline uint32_t two_halves(float low, float high) {
   return std::bit_cast<uint16_t>(_Float16(low)) | uint32_t(std::bit_cast<uint16_t>(_Float16(high))) << 16;

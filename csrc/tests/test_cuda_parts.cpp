@@ -102,7 +102,7 @@ static void test_near_agreement() {
     const Real none[3] = {};
     for (size_t k = 0; k < K; ++k) {
       found += terms[2 * K + k];
-      truth += definition(rows, nullptr, kUnlabelled, k, 1, kKl, none).peers;
+      truth += definition(rows, nullptr, kUnlabelled, k, 1, kKl, 0, none).peers;
     }
     CHECK(std::fabs(double(found / truth - 1)) < 0.03, "kernel %d: %Lg, not %Lg", int(plan.regime), found, truth);
   }
@@ -125,7 +125,7 @@ static void test_far_logits() {
         p.N = 1, p.K = 1, p.C = C, p.temperature = tau, p.terms = terms, p.stats = stats;
         p.label = &label, p.label_stride = 1;
         p.student[0] = {reinterpret_cast<char*>(logits.data()), int64_t(C * 4), Dtype::kFloat32};
-        const Real none[3] = {}, want = definition(rows, nullptr, label, 0, tau, kKl, none).ce;
+        const Real none[3] = {}, want = definition(rows, nullptr, label, 0, tau, kKl, 0, none).ce;
         for (const Plan& plan : kBlockKernels) {
           launch(p, plan);
           CHECK(close(terms[0], want, 1e-5L * (1 + std::fabs(want)), 1), "kernel %d offset %g spread %g tau %g: %g, not %Lg",
