@@ -59,7 +59,7 @@ inline void share(Real log_p, Real log_q, int64_t kind, Real beta, Real* value, 
       *value = apart(log_q, q, m), *slope = q == 0 ? 0 : *value - beta * q * q / m;
       return;
     }
-    case kTv: *value = std::fabs(p - q) / 2, *slope = p > q ? -q / 2 : p < q ? q / 2 : 0; return;
+    case kTv: *value = std::fabs(p - q) / 2, *slope = p > q ? -q / 2 : p < q ? q / 2 : p - q; return;
   }
 }
 
