@@ -1,7 +1,7 @@
 """A flat dataclass as command-line flags and as a YAML file: one converter, one message for a wrong value.
 
 YAML scalars are read as they are written (`1e-3` is a number, a column named `yes` stays `yes`): the field's type
-decides what they are, not YAML's guess.
+decides their type, not YAML's rules.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NONE = ("none", "null")  # an optional number that is left out; a text may be `n
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, whose own complaints (a flag without its value) are InputErrors too."""
+    """argparse, whose own errors (a flag without its value) are InputErrors too."""
 
     def error(self, message: str) -> NoReturn:
         what = message.removeprefix("argument ")
