@@ -139,7 +139,7 @@ def evidence(config: EvidenceConfig) -> None:
         InputError: bad flags, or a run that failed.
     """
     path = Path(config.output).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise InputError(f"--output {path}: give a file in a folder that exists")
     if not config.data and (config.gold or config.flags or config.teacher_cache):
         raise InputError("--data is missing: without it the table of the lines is printed, and nothing is run")
