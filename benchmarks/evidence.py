@@ -1,7 +1,7 @@
 """The main job over label draws, and the tables of its results.
 
     nanonet evidence --data DIR --labels 10,30 --seeds 0-4 --output benchmarks/results/evidence.jsonl
-    python benchmarks/evidence.py      # writes the tables of README.md (defaults) and docs/results.md from these lines
+    python benchmarks/evidence.py      # writes the tables of README.md and docs from these lines
 
 Each run is one `nanonet train` and appends one line; a run that stands there already (same data, labels, seed and
 flags) is skipped, so an interrupted command goes on. `--flags` go to `nanonet train` and name the variant.
@@ -139,7 +139,7 @@ def evidence(config: EvidenceConfig) -> None:
         InputError: bad flags, or a run that failed.
     """
     path = Path(config.output).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise InputError(f"--output {path}: give a file in a folder that exists")
     if not config.data and (config.gold or config.flags or config.teacher_cache):
         raise InputError("--data is missing: without it the table of the lines is printed, and nothing is run")

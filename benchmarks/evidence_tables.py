@@ -123,9 +123,11 @@ def costs(records: list[dict]) -> str:
 
 
 def write() -> None:
-    """Put the committed lines into README.md (the comparison alone) and docs/results.md."""
+    """Put the committed lines into docs/explanation/evidence.md (the comparison), README.md (its rows of 10 labels) and
+    docs/lab/results.md (everything)."""
     records = read_lines(LINES)
     defaults, compared = [r for r in records if r["flags"] in DEFAULTS], comparison(records)
-    put(ROOT / "README.md", {"results": compared})
+    put(ROOT / "README.md", {"results": comparison([r for r in records if r["labels_per_class"] == 10])})
+    put(ROOT / "docs" / "explanation" / "evidence.md", {"comparison": compared})
     tables = {"comparison": compared, "results": table(records), "costs": costs(defaults)}
-    put(ROOT / "docs" / "results.md", tables)
+    put(ROOT / "docs" / "lab" / "results.md", tables)

@@ -24,6 +24,7 @@ from nanonet.errors import InputError
 
 Config = TypeVar("Config")
 
+MAX_BYTES = 1_000_000  # of a YAML file
 METAVAR = {int: "N", float: "X", str: "TEXT"}
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 NONE = ("none", "null")  # an optional number that is left out; a text may be `none`
@@ -79,8 +80,13 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
     Raises:
         InputError: names the file, the line and the key.
     """
+    file = Path(path).expanduser()
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise InputError(f"--config {path} is a pipe, socket or device; give a YAML file of flags and values")
+    if file.is_file() and file.stat().st_size > MAX_BYTES:
+        raise InputError(f"--config {path} has more than {MAX_BYTES} bytes; give a YAML file of flags and values")
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"--config {path}: there is no such file; give a YAML file of flags and values") from None
     except IsADirectoryError:

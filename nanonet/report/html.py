@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 from typing import Any, NamedTuple
 
+from nanonet.progress import escape_controls
 from nanonet.report import figures
 
 CSS = """
@@ -107,6 +108,11 @@ def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> st
         f"<title>{escape(title)}</title><style>{CSS}</style></head>"
     )
     return head + "<body>\n" + "\n".join(part for part in parts if part) + "\n</body></html>\n"
+
+
+def escape(text: str) -> str:
+    """`text` as text of the page, control characters escaped."""
+    return escape_html(escape_controls(text))
 
 
 def _section(title: str, body: str) -> str:

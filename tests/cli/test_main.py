@@ -99,6 +99,10 @@ def test_help_loads_no_transformers() -> None:
     ("error", "code", "said"),
     [
         (InputError("two\nlines"), 2, "error: two lines\n"),
+        (InputError("a\x1b[31mb\x07 \u202ec\ud800 é"), 2, "error: a\\x1b[31mb\\x07 \\u202ec\\ud800 é\n"),
+        (OSError(28, "No space left", "/a\x1bb"), 2, "error: /a\\x1bb: No space left; give another path"),
+        (MemoryError(), 2, "error: out of memory; give fewer or shorter texts"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"), 2, "error: out of memory; give fewer"),
         (KeyboardInterrupt(), 130, "--resume and without --overwrite\n"),
     ],
 )
@@ -111,15 +115,16 @@ def test_an_end_before_the_end(
     monkeypatch.setitem(COMMANDS, "train", cli.Command(TrainConfig, stop, ""))
     assert main(["train", "--save-every", "5"]) == code
     err = capsys.readouterr().err
-    assert err.endswith(said) and err.count("\n") == 1
+    assert said in err and err.count("\n") == 1
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bug", [ZeroDivisionError, RuntimeError("shapes differ")])
+def test_a_bug_keeps_its_traceback(bug: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(config: TrainConfig) -> None:
-        raise ZeroDivisionError
+        raise bug
 
     monkeypatch.setitem(COMMANDS, "train", cli.Command(TrainConfig, stop, ""))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises((ZeroDivisionError, RuntimeError)):
         main(["train"])
 
 

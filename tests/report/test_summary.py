@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nanonet.config.train import TrainConfig
+from nanonet.report import figures
 from nanonet.report import summary as report
 from nanonet.report.html import headline, render_html, report_rows
 from nanonet.report.summary import Facts, write_report
@@ -122,11 +123,22 @@ def test_names_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     # markup, mathematics, a line break, a control character, another script
     names = ["<script>alert('x')</script>", '$\\frac{ & "$', "two\nlines\x07 类"]
     config = TrainConfig(output=str(tmp_path), teacher="</code><script>", data="<b>")
-    found = make(tmp_path, monkeypatch, classes=names, name="<img src=x>", config=config)
+    found = make(tmp_path, monkeypatch, classes=names, name="<img src=x>\x1b[2J", config=config)
     assert found["data"]["classes"] == names
     html = (tmp_path / "report.html").read_text()
     assert "img" not in check(html).seen
     assert "&lt;script&gt;" in html and "currentColor" in html
+    assert "\x07" not in html and "\x1b" not in html and "&lt;img src=x&gt;\\x1b[2J" in html
+
+
+def test_a_class_name_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what the figures' ids and colours are made of
+    names = ["url(#a)", 'id="b" href="#c"', figures.INK]
+    make(tmp_path, monkeypatch, classes=names)
+    html = (tmp_path / "report.html").read_text()
+    check(html)
+    shown = [part.split("<")[0] for part in html.split("<text")[1:] for part in part.split(">")[1:2]]
+    assert {"url(#a)", figures.INK} <= set(shown) and any(text.startswith('id="b" href="#c"') for text in shown)
 
 
 def test_numbers_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
