@@ -162,6 +162,42 @@ def test_an_overwrite_killed_while_it_moves_things_aside_loses_nothing(
         assert (folder / REPLACED / "report.json").read_bytes() == report
 
 
+@pytest.mark.parametrize("count", range(1, 9))
+def test_moving_back_may_be_killed_at_any_file(
+    config: TrainConfig, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, save_every=0)
+    folder, overwrite = Path(config.output), dataclasses.replace(config, overwrite=True)
+    with OutputFolder(config).open():
+        for name in FINISHED - {"config.yaml"}:
+            (folder / name).write_text("old")
+    calls, rename = [], Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == count:
+            raise Killed
+        return rename(path, target)
+
+    with pytest.raises(Killed), OutputFolder(overwrite).open():
+        (folder / "metrics.jsonl").write_text("new")
+        monkeypatch.setattr(Path, "rename", killed)
+        raise Killed
+    monkeypatch.undo()
+    assert len(calls) == min(count, 8)
+    with OutputFolder(overwrite).open():
+        assert names(folder) == {"config.yaml", REPLACED} and names(folder / REPLACED) == FINISHED
+        assert all((folder / REPLACED / name).read_text() == "old" for name in FINISHED - {"config.yaml"})
+
+
+def test_a_run_killed_before_it_had_settings_leaves_a_folder_that_is_free(config: TrainConfig) -> None:
+    folder = Path(config.output)
+    folder.mkdir()
+    (folder / ".config.yaml.123").write_text("steps: ")
+    with OutputFolder(config).open():
+        assert names(folder) == {"config.yaml"}
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", "src", "notes.txt", ".git"])
 def test_a_folder_with_anything_else_is_not_emptied(config: TrainConfig, name: str) -> None:
     train(config)
