@@ -18,6 +18,8 @@ from nanonet.data.split import draw_labels
 from nanonet.errors import InputError
 from nanonet.progress import note
 
+PYDOCS_LABELS = 10  # drawn per class of pydocs unless the user says
+MANY_LABELS = 20_000  # rows above which the user is told that all are used
 VALIDATION_ROWS = 500  # at most: unlabelled rows that are not trained on; the best student is chosen on them
 
 
@@ -30,6 +32,7 @@ class RunData:
     validation: unlabelled rows that are not trained on
     test, test_label: the test rows; both are empty where there is none
     test_in_train: how many of the test texts are also training texts
+    labels_per_class: how many labels of each class were drawn; 0 where every label is used
     """
 
     name: str
@@ -40,6 +43,7 @@ class RunData:
     test: Encoded
     test_label: list[int]
     test_in_train: int = 0
+    labels_per_class: int = 0
 
 
 def name_as_text(name: str, data: str) -> str:
@@ -67,12 +71,11 @@ def prepare(config: DataSettings, tokenizer: Any) -> RunData:
     """
     limits = Limits(config.max_text_bytes, config.max_data_bytes)
     columns = {"text_column": config.text_column, "label_column": config.label_column}
-    dataset = load_dataset(config.data, **columns, limits=limits)
+    dataset = load_dataset(config.data, **columns, limits=limits, test_fraction=config.test_fraction)
     further = read_texts(config.unlabelled, config.text_column, limits) if config.unlabelled else ()
     dataset, test_in_train = _without_test_texts(dataset, further, config.deduplicate)
-    draw = draw_labels(
-        dataset.train.labels or [], config.labels_per_class, config.seed, len(dataset.classes), dataset.classes
-    )
+    per_class = labels_per_class(config, len(dataset.train.texts))
+    draw = draw_labels(dataset.train.labels or [], per_class, config.seed, len(dataset.classes), dataset.classes)
     few, free = dataset.train.select(draw.labelled), [dataset.train.select(draw.unlabelled), *dataset.unlabelled]
     places = [(split, row) for split in free for row in range(len(split.texts))]
     order = np.random.default_rng([config.seed, 1]).permutation(len(places))
@@ -103,7 +106,19 @@ def prepare(config: DataSettings, tokenizer: Any) -> RunData:
         test=ids([(test, row) for row in range(len(test.texts))]),
         test_label=test.labels or [],
         test_in_train=test_in_train,
+        labels_per_class=per_class,
     )
+
+
+def labels_per_class(config: DataSettings, rows: int) -> int:
+    """The labels that are drawn per class of `rows` labelled rows; 0 for every label."""
+    if config.labels_per_class is not None:
+        return config.labels_per_class
+    if config.data == "pydocs":
+        return PYDOCS_LABELS
+    if rows > MANY_LABELS:
+        note(f"{config.data}: all {rows} labelled rows are used; --labels-per-class draws some of them")
+    return 0
 
 
 def _without_test_texts(dataset: Dataset, further: tuple[Split, ...], deduplicate: bool) -> tuple[Dataset, int]:
