@@ -53,7 +53,7 @@ def note_forms(forms: Mapping[str, set[str]], source: Path | str, column: str) -
     if forms:
         form, written = next(iter(forms.items()))
         ways = ", ".join(ascii(way) for way in sorted(written)[:3])
-        what = f"{len(forms)} labels have another Unicode form or invisible characters somewhere"
+        what = f"labels with another Unicode form or invisible characters: {len(forms)}"
         note(f"{located(source, '', column)}: {what} ({ways} is read as {ascii(form)})")
 
 

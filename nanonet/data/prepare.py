@@ -125,19 +125,22 @@ def _without_test_texts(dataset: Dataset, further: tuple[Split, ...], deduplicat
     """The dataset with `further` unlabelled texts, and how many of its test texts stand among those to train on, which
     `deduplicate` leaves out there."""
     dataset = replace(dataset, unlabelled=dataset.unlabelled + further)
-    tested = {one_line(text) for text in dataset.test.texts} if dataset.test else set()
-    splits = (dataset.train, *dataset.unlabelled)
-    found = {one_line(text) for split in splits for text in split.texts} & tested
-    if not found or dataset.test is None:
+    if dataset.test is None:
         return dataset, 0
-    count = sum(one_line(text) in found for text in dataset.test.texts)
-    told = f"{dataset.name}: {count} of {len(dataset.test.texts)} test texts stand in the training texts too"
+    tested = {one_line(text) for text in dataset.test.texts}
+    splits = (dataset.train, *dataset.unlabelled)
+    common = {one_line(text) for split in splits for text in split.texts} & tested
+    if not common:
+        return dataset, 0
+    count = sum(one_line(text) in common for text in dataset.test.texts)
+    message = f"{dataset.name}: {count} of {len(dataset.test.texts)} test texts stand in the training texts too"
     if not deduplicate:
-        note(f"{told}; --deduplicate leaves them out there")
+        note(f"{message}; --deduplicate leaves them out there")
         return dataset, count
-    kept = [split.select([i for i, text in enumerate(split.texts) if one_line(text) not in found]) for split in splits]
-    note(f"{told}: {sum(len(s.texts) for s in splits) - sum(len(s.texts) for s in kept)} rows are left out there")
-    return replace(dataset, train=kept[0], unlabelled=tuple(kept[1:])), 0
+    rest = [split.select([i for i, text in enumerate(split.texts) if one_line(text) not in common]) for split in splits]
+    removed = sum(len(split.texts) for split in splits) - sum(len(split.texts) for split in rest)
+    note(f"{message}: {removed} rows are left out there")
+    return replace(dataset, train=rest[0], unlabelled=tuple(rest[1:])), 0
 
 
 def one_line(text: str) -> str:
