@@ -247,6 +247,15 @@ def test_shards_are_one_table(tmp_path: Path) -> None:
         load_dataset(str(tmp_path))
 
 
+def test_the_one_folder_with_tables_is_read(tmp_path: Path) -> None:
+    write_files(tmp_path, {"plain_text/train-00000-of-00001.csv": "text,label\na,x\nb,y\n", "README.md": "x"})
+    assert load_dataset(str(tmp_path)).train.texts == ["a", "b"]
+    write_files(tmp_path, {"other/train.csv": "text,label\nc,x\nd,y\n"})
+    with pytest.raises(InputError, match="several folders with a train table .'other', 'plain_text'.: give one"):
+        load_dataset(str(tmp_path))
+    assert load_dataset(str(tmp_path / "other")).train.texts == ["c", "d"]
+
+
 def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nanonet.data.read import read_texts
 
