@@ -94,7 +94,9 @@ def gold_folder(data: str, labels: int, seed: int, place: Path, given: TrainConf
     from nanonet.data.read import load_dataset
     from nanonet.data.split import draw_labels
 
-    dataset = load_dataset(data, text_column=given.text_column, label_column=given.label_column)
+    dataset = load_dataset(
+        data, text_column=given.text_column, label_column=given.label_column, test_fraction=given.test_fraction
+    )
     known = dataset.train.labels or []
     draw = draw_labels(known, labels, seed, len(dataset.classes), dataset.classes)
     order = np.random.default_rng([seed, 1]).permutation(len(draw.unlabelled))[: given.max_unlabelled or None]

@@ -10,8 +10,7 @@ from typing import Literal
 class EvaluateConfig:
     # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
     model: str = ""
-    # texts with labels: a file (every row of it), a folder (its test table, else the test fifth of its train
-    # table), `pydocs`, or a Hugging Face dataset id
+    # texts with labels: a file (every row of it), a folder (its test table), `pydocs`, or a Hugging Face dataset id
     data: str = ""
     # name of the text column
     text_column: str = "text"
@@ -97,6 +96,8 @@ class GenerateConfig:
     max_data_bytes: int = 8_000_000_000
     # labels drawn per class, the same rows that `nanonet train` draws under this seed; 0 takes every row
     labels_per_class: int = 0
+    # fraction of the labelled rows that is left out, the same rows that `nanonet train` sets aside for testing
+    test_fraction: float = 0.0
     # texts are cut to this many tokens, the prompt included [tokens]
     max_tokens: int = 96
     # --- fine-tuning

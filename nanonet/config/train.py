@@ -38,8 +38,11 @@ class TrainConfig:
     max_text_bytes: int = 1_000_000
     # a larger table, unpacked, is an error [bytes]
     max_data_bytes: int = 8_000_000_000
-    # labels drawn per class; the rest of the train split is used without its labels. 0 uses every label
-    labels_per_class: int = 10
+    # labels drawn per class, to test a method for few labels; the rest of the train table is used without its labels.
+    # Without the flag every label is used (of pydocs 10 per class), as with 0
+    labels_per_class: int | None = None
+    # fraction of the labelled rows of each class that is set aside for testing, where there is no test table
+    test_fraction: float = 0.0
     # use the name of each class as one more labelled text: a gain of points if names are words (`sports`) and labels
     # few, a loss if they are codes (`ENTY`)
     class_names: bool = False

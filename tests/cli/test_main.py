@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_every_field_is_a_flag_with_its_text_and_default(
 @pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
 def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> None:
     other: dict = {bool: not field.default, int: 7, float: 0.5, str: "other"}
-    value = other.get(type(field.default), "other")
+    kind = typing.get_type_hints(TrainConfig)[field.name]
+    value = other.get(next(k for k in (*typing.get_args(kind), kind) if k is not type(None)), "other")
     for choices in (
         ("bias", "lora"),
         ("kl", "js"),
@@ -153,6 +155,8 @@ def test_the_report_has_its_numbers(trained_run: Path) -> None:
         "unlabelled": 54,
         "validation": 6,
         "test": 60,
+        "test_in_train": 0,
+        "labels_per_class": 30,
     }
     assert report["teacher"]["accuracy"] > 0.5 and report["linear_probe"]["accuracy"] > 0.5
     assert report["teacher"]["parameters"] > report["students"][0]["parameters"]["total"]

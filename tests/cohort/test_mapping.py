@@ -6,7 +6,7 @@ from nanonet.cohort.mapping import layer_mapping
 from nanonet.errors import InputError
 
 
-# students, depth, teacher layers: the pair of method.md; halves that complete each other; more students than
+# students, depth, teacher layers: the two students of the default; halves that complete each other; more students than
 # offsets; one layer; one student; all layers
 @pytest.mark.parametrize(
     ("students", "depth", "layers", "expected"),
