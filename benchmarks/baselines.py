@@ -45,7 +45,7 @@ def setfit(config: TrainConfig) -> dict[str, Any]:
     dataset = load_dataset(config.data)
     known, test = dataset.train.labels or [], dataset.test
     assert test is not None
-    rows = draw_labels(known, config.labels_per_class, config.seed, len(dataset.classes), dataset.classes).labelled
+    rows = draw_labels(known, config.labels_per_class or 0, config.seed, len(dataset.classes), dataset.classes).labelled
     few = Dataset.from_dict({"text": [dataset.train.texts[i] for i in rows], "label": [known[i] for i in rows]})
     model = SetFitModel.from_pretrained(str(find_model(config.teacher)[0]))
     model.model_body.max_seq_length = config.max_tokens

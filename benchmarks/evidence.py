@@ -94,7 +94,9 @@ def gold_folder(data: str, labels: int, seed: int, place: Path, given: TrainConf
     from nanonet.data.read import load_dataset
     from nanonet.data.split import draw_labels
 
-    dataset = load_dataset(data, text_column=given.text_column, label_column=given.label_column)
+    dataset = load_dataset(
+        data, text_column=given.text_column, label_column=given.label_column, test_fraction=given.test_fraction
+    )
     known = dataset.train.labels or []
     draw = draw_labels(known, labels, seed, len(dataset.classes), dataset.classes)
     order = np.random.default_rng([seed, 1]).permutation(len(draw.unlabelled))[: given.max_unlabelled or None]
@@ -139,7 +141,7 @@ def evidence(config: EvidenceConfig) -> None:
         InputError: bad flags, or a run that failed.
     """
     path = Path(config.output).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise InputError(f"--output {path}: give a file in a folder that exists")
     if not config.data and (config.gold or config.flags or config.teacher_cache):
         raise InputError("--data is missing: without it the table of the lines is printed, and nothing is run")

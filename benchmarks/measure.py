@@ -1,4 +1,4 @@
-"""How things are timed: interleaved runs, percentiles, peak memory, and a memcpy in the same run to compare with."""
+"""Measurement: interleaved runs, percentiles, peak memory, and a memcpy of the same run for comparison."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fresh_memory() -> None:
 
 
 def times_ms(runs: dict[str, Callable[[], Any]], seconds: float = 2.0, most: int = 400) -> dict[str, np.ndarray]:
-    """Times [ms] of every run, taken in turn (A B C A B C ...), so that a machine that slows down slows all of them."""
+    """Times [ms] of every run, interleaved (A B C A B C ...), so that a slower machine slows all of them."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for run in runs.values():
         run()
@@ -69,7 +69,7 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
 def each_ms(
     runs: dict[str, Callable[[], Any]], clock: Callable[[dict], dict[str, np.ndarray]], optional: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Times [ms] of every run by itself, as on a GPU, whose memory would not hold what all of them leave behind; each
+    """Times [ms] of every run alone, as on a GPU, where the buffers of all do not fit at once; each
     is handed out before the next begins, so that what is cut off keeps what it has.
 
     One of the `optional` that does not run (too little memory, a library of another version) is named on standard
@@ -122,7 +122,7 @@ def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> f
     _trim_heap()
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux: the mark cannot be set back
+    except OSError:  # not Linux: the high-water mark cannot be reset
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -154,7 +154,7 @@ def copy_of(size_bytes: int, device: str = "cpu") -> Callable[[], Any]:
 def record(
     op: str, shape: dict[str, int], dtype: str, device: str, implementation: str, times: np.ndarray, **more: Any
 ) -> dict[str, Any]:
-    """One line of results: the same keys for every benchmark, None where one has no meaning, then what is its own."""
+    """One line of results: the same keys for every benchmark, None where one has no meaning, and its own keys."""
     p20, p50, p80 = (float(np.sort(times)[int(len(times) * q)]) for q in (0.2, 0.5, 0.8))
     line = {
         "op": op,

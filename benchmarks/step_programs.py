@@ -55,8 +55,8 @@ def autocast(case: Case) -> torch.autocast:
 
 
 def graphs(cohort: nn.Module) -> Callable[..., Tensor]:
-    """The cohort, compiled for each length that it meets; where it would go on without, it ends instead."""
-    torch._dynamo.reset()  # what other cohorts were compiled for counts against the limit
+    """The cohort, compiled for each length; an error instead of a silent fallback to eager."""
+    torch._dynamo.reset()  # the compilations of other cohorts count against the limit
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(cohort, backend="cudagraphs", dynamic=False)
 
@@ -101,7 +101,7 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
 
 
 def plain_models(case: Case, C: int) -> list[nn.Module]:
-    """K models as a program without cohorts has them; PEFT's for LoRA. It has no tuner for biases alone."""
+    """K separate models; PEFT's for LoRA, which has no tuner for biases alone."""
     encoder, tuning, models = load_encoder(case.teacher), case.tuning, []
     for k in range(case.K):
         model: Any = plain_student(encoder, ends(encoder), [str(c) for c in range(C)], tuning, k).train()

@@ -1,4 +1,4 @@
-"""The base product of the cohort's linear layer in other tiles, on a GPU: what kernels/tiles.py should hold.
+"""Times of the base product of the cohort's linear layer by tiles, on a GPU: the choice in kernels/tiles.py.
 
     python -m nanonet.benchmarks.tune_linear [--seconds 50]
 
@@ -103,7 +103,7 @@ def records(seconds: float) -> Iterator[dict[str, Any]]:
                 if differs(y, wanted):
                     raise ArithmeticError("its result is wrong")
                 times = clocked(partial(product, given, y, reading, blocks))
-            except Exception as error:  # too much shared memory, say, or a compiler that refuses
+            except Exception as error:  # such as too much shared memory, or a compiler error
                 left_out(f"{name}, {phase}", error)
             else:
                 yield own(name, times, phase=phase)

@@ -25,14 +25,15 @@ def bench(config: BenchConfig) -> None:
     Raises:
         InputError: an invalid shape, dtype or file name; or a wrong result of nanonet's, which is not timed.
     """
-    if config.plot and Path(config.plot).suffix not in (".png", ".svg"):
+    plot = Path(config.plot).expanduser()
+    if config.plot and plot.suffix not in (".png", ".svg"):
         raise InputError(f"--plot {config.plot}: give a name that ends in .png or .svg")
-    if config.plot and Path(config.plot).is_dir():
+    if config.plot and plot.is_dir():
         raise InputError(f"--plot {config.plot} is a folder; give a file")
-    if config.plot and Path(config.plot).exists():
+    if config.plot and plot.exists():
         raise InputError(f"--plot {config.plot} is there already; delete it, or give another name")
-    if not Path(config.plot).absolute().parent.is_dir():
-        raise InputError(f"--plot {config.plot}: there is no folder {Path(config.plot).parent}; make it first")
+    if not plot.absolute().parent.is_dir():
+        raise InputError(f"--plot {config.plot}: there is no folder {plot.parent}; make it first")
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     title = ""
     for record in _records(config):
@@ -45,7 +46,7 @@ def bench(config: BenchConfig) -> None:
     if title and not config.json:
         print(_table(title, groups[title]))
     if config.plot:
-        _plot(groups, Path(config.plot))
+        _plot(groups, plot)
 
 
 def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ KEYS = ("CPU", "CUDA")
 
 def facts() -> dict[str, Any]:
     """versions, devices, cpu {threads, native}, cuda {cuda_arches, cuda_toolkit} or None, and ops
-    {op: {CPU, CUDA: who serves it, and why}}."""
+    {op: {CPU, CUDA: its backend, and the reason}}."""
     native = cpp.build_info()
     if native:
         native["isa_forced"] = os.environ.get("NANONET_CPU_ISA")

@@ -27,6 +27,7 @@ from nanonet.config.commands import (
 from nanonet.config.parse import parse
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
+from nanonet.progress import escape_controls
 
 
 class Terminated(BaseException):
@@ -145,8 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return 0
     except InputError as error:
-        print("nanonet: error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except KeyboardInterrupt:
         print("nanonet: interrupted" + _how_to_resume(config), file=sys.stderr)
         return 130
@@ -160,8 +160,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, SafetensorError) as error:  # the second: weights that could not be written
         what, place = getattr(error, "strerror", None) or str(error), getattr(error, "filename", None)
         where = f"{place}: " if place else ""
-        print(f"nanonet: error: {where}{what}; give another path, or make room there", file=sys.stderr)
-        return 2
+        return _fail(f"{where}{what}; give another path, or make room there")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail("out of memory; give fewer or shorter texts, smaller batches, or a machine with more of it")
+
+
+def _fail(what: str) -> int:
+    """Print the one line of an error; the exit code. All errors are printed here, control characters escaped."""
+    print(f"nanonet: error: {escape_controls(what)}", file=sys.stderr)
+    return 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch could not allocate; torch's allocator on the CPU raises a plain RuntimeError."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
 
 
 def _terminate(*_: object) -> NoReturn:

@@ -23,10 +23,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "give 1 or more",
     ),
     (
-        "teacher_steps steps labels_per_class max_unlabelled max_test save_every threads seed",
+        "teacher_steps steps max_unlabelled max_test save_every threads seed",
         lambda value: value >= 0,
         "give 0 or more",
     ),
+    ("labels_per_class", lambda value: value is None or value >= 0, "give 0 or more"),
     ("seed", lambda value: value <= MAX_SEED, f"give {MAX_SEED} or less"),
     ("threads", lambda value: value <= CORES, f"give {CORES} or less"),
     (
@@ -36,7 +37,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("sharpen lora_alpha", lambda value: 0 < value < float("inf"), "give a number above 0"),
     ("temperature", lambda value: 0.01 <= value <= 100, "give 0.01 to 100"),
-    ("warmup lora_dropout", lambda value: 0 <= value < 1, "give a fraction of at least 0 and below 1"),
+    ("warmup lora_dropout test_fraction", lambda value: 0 <= value < 1, "give a fraction of at least 0 and below 1"),
     ("beta", lambda value: value is None or 0 < value < 1, "give a number above 0 and below 1"),
 )
 
@@ -89,7 +90,7 @@ IDLE: tuple[tuple[Callable[[TrainConfig], bool], str, str], ...] = (
     (lambda c: c.student == "cnn", "--student cnn", "student_layers layer_mapping"),
     (lambda c: c.student == "encoder", "--student encoder", "embedding_width"),
     (lambda c: c.teacher_mode == "online", "--teacher-mode online", "teacher_steps"),
-    (lambda c: c.data == "pydocs" and not c.unlabelled, "--data pydocs", "text_column label_column"),
+    (lambda c: c.data == "pydocs" and not c.unlabelled, "--data pydocs", "text_column label_column test_fraction"),
     (lambda c: c.tuning != "lora", "--tuning {tuning}", "lora_rank lora_alpha lora_dropout"),
 )
 

@@ -1,7 +1,7 @@
 """A flat dataclass as command-line flags and as a YAML file: one converter, one message for a wrong value.
 
 YAML scalars are read as they are written (`1e-3` is a number, a column named `yes` stays `yes`): the field's type
-decides what they are, not YAML's guess.
+decides their type, not YAML's rules.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from nanonet.errors import InputError
 
 Config = TypeVar("Config")
 
+MAX_BYTES = 1_000_000  # of a YAML file
 METAVAR = {int: "N", float: "X", str: "TEXT"}
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 NONE = ("none", "null")  # an optional number that is left out; a text may be `none`
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, whose own complaints (a flag without its value) are InputErrors too."""
+    """argparse, whose own errors (a flag without its value) are InputErrors too."""
 
     def error(self, message: str) -> NoReturn:
         what = message.removeprefix("argument ")
@@ -79,8 +80,13 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
     Raises:
         InputError: names the file, the line and the key.
     """
+    file = Path(path).expanduser()
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise InputError(f"--config {path} is a pipe, socket or device; give a YAML file of flags and values")
+    if file.is_file() and file.stat().st_size > MAX_BYTES:
+        raise InputError(f"--config {path} has more than {MAX_BYTES} bytes; give a YAML file of flags and values")
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"--config {path}: there is no such file; give a YAML file of flags and values") from None
     except IsADirectoryError:

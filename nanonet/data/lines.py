@@ -15,6 +15,7 @@ from nanonet.errors import InputError
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 1 << 20  # bytes that are read at a time
+_MOST_DEFLATED = 1032  # bytes that a byte of gzip can hold
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,22 @@ def check_regular(path: Path) -> None:
         raise problem(path, "is a folder: give one of the files in it")
     if not stat.S_ISREG(mode):
         raise problem(path, "is a pipe, socket or device, not a file: copy its content into a file")
+
+
+def check_size(path: Path, limits: Limits) -> None:
+    """Raise InputError where a file, unpacked, has more than `limits.data` bytes, before anything of it is stored."""
+    size = path.stat().st_size
+    if path.suffix.lower() == ".gz" and size <= limits.data < size * _MOST_DEFLATED:
+        size = 0
+        try:
+            with gzip.open(path, "rb") as file:
+                while size <= limits.data and (chunk := file.read(_CHUNK)):
+                    size += len(chunk)
+        except (OSError, EOFError, zlib.error):  # `text_lines` says what is wrong
+            return
+    if size > limits.data:
+        what = f"more than {limits.data} bytes of data: split the file, or raise --max-data-bytes"
+        raise problem(path, what)
 
 
 def raw_lines(file: Any, source: Path | str, limits: Limits) -> Iterator[bytes]:

@@ -18,6 +18,8 @@ from nanonet.data.split import draw_labels
 from nanonet.errors import InputError
 from nanonet.progress import note
 
+PYDOCS_LABELS = 10  # drawn per class of pydocs unless the user says
+MANY_LABELS = 20_000  # rows above which the user is told that all are used
 VALIDATION_ROWS = 500  # at most: unlabelled rows that are not trained on; the best student is chosen on them
 
 
@@ -30,6 +32,7 @@ class RunData:
     validation: unlabelled rows that are not trained on
     test, test_label: the test rows; both are empty where there is none
     test_in_train: how many of the test texts are also training texts
+    labels_per_class: how many labels of each class were drawn; 0 where every label is used
     """
 
     name: str
@@ -40,6 +43,7 @@ class RunData:
     test: Encoded
     test_label: list[int]
     test_in_train: int = 0
+    labels_per_class: int = 0
 
 
 def name_as_text(name: str, data: str) -> str:
@@ -67,12 +71,11 @@ def prepare(config: DataSettings, tokenizer: Any) -> RunData:
     """
     limits = Limits(config.max_text_bytes, config.max_data_bytes)
     columns = {"text_column": config.text_column, "label_column": config.label_column}
-    dataset = load_dataset(config.data, **columns, limits=limits)
+    dataset = load_dataset(config.data, **columns, limits=limits, test_fraction=config.test_fraction)
     further = read_texts(config.unlabelled, config.text_column, limits) if config.unlabelled else ()
     dataset, test_in_train = _without_test_texts(dataset, further, config.deduplicate)
-    draw = draw_labels(
-        dataset.train.labels or [], config.labels_per_class, config.seed, len(dataset.classes), dataset.classes
-    )
+    per_class = labels_per_class(config, len(dataset.train.texts))
+    draw = draw_labels(dataset.train.labels or [], per_class, config.seed, len(dataset.classes), dataset.classes)
     few, free = dataset.train.select(draw.labelled), [dataset.train.select(draw.unlabelled), *dataset.unlabelled]
     places = [(split, row) for split in free for row in range(len(split.texts))]
     order = np.random.default_rng([config.seed, 1]).permutation(len(places))
@@ -103,26 +106,41 @@ def prepare(config: DataSettings, tokenizer: Any) -> RunData:
         test=ids([(test, row) for row in range(len(test.texts))]),
         test_label=test.labels or [],
         test_in_train=test_in_train,
+        labels_per_class=per_class,
     )
+
+
+def labels_per_class(config: DataSettings, rows: int) -> int:
+    """The labels that are drawn per class of `rows` labelled rows; 0 for every label."""
+    if config.labels_per_class is not None:
+        return config.labels_per_class
+    if config.data == "pydocs":
+        return PYDOCS_LABELS
+    if rows > MANY_LABELS:
+        note(f"{config.data}: all {rows} labelled rows are used; --labels-per-class draws some of them")
+    return 0
 
 
 def _without_test_texts(dataset: Dataset, further: tuple[Split, ...], deduplicate: bool) -> tuple[Dataset, int]:
     """The dataset with `further` unlabelled texts, and how many of its test texts stand among those to train on, which
     `deduplicate` leaves out there."""
     dataset = replace(dataset, unlabelled=dataset.unlabelled + further)
-    tested = {one_line(text) for text in dataset.test.texts} if dataset.test else set()
-    splits = (dataset.train, *dataset.unlabelled)
-    found = {one_line(text) for split in splits for text in split.texts} & tested
-    if not found or dataset.test is None:
+    if dataset.test is None:
         return dataset, 0
-    count = sum(one_line(text) in found for text in dataset.test.texts)
-    told = f"{dataset.name}: {count} of {len(dataset.test.texts)} test texts stand in the training texts too"
+    tested = {one_line(text) for text in dataset.test.texts}
+    splits = (dataset.train, *dataset.unlabelled)
+    common = {one_line(text) for split in splits for text in split.texts} & tested
+    if not common:
+        return dataset, 0
+    count = sum(one_line(text) in common for text in dataset.test.texts)
+    message = f"{dataset.name}: {count} of {len(dataset.test.texts)} test texts stand in the training texts too"
     if not deduplicate:
-        note(f"{told}; --deduplicate leaves them out there")
+        note(f"{message}; --deduplicate leaves them out there")
         return dataset, count
-    kept = [split.select([i for i, text in enumerate(split.texts) if one_line(text) not in found]) for split in splits]
-    note(f"{told}: {sum(len(s.texts) for s in splits) - sum(len(s.texts) for s in kept)} rows are left out there")
-    return replace(dataset, train=kept[0], unlabelled=tuple(kept[1:])), 0
+    rest = [split.select([i for i, text in enumerate(split.texts) if one_line(text) not in common]) for split in splits]
+    removed = sum(len(split.texts) for split in splits) - sum(len(split.texts) for split in rest)
+    note(f"{message}: {removed} rows are left out there")
+    return replace(dataset, train=rest[0], unlabelled=tuple(rest[1:])), 0
 
 
 def one_line(text: str) -> str:

@@ -17,7 +17,7 @@ from nanonet.data.formats import TableRow, class_label_names, read_rows
 from nanonet.data.labels import Names, check_unicode, index_labels, note_blanks, note_forms, one_form, read_label
 from nanonet.data.lines import DEFAULT_LIMITS, Limits, check_regular
 from nanonet.data.problems import listing, located, problem, shorten
-from nanonet.data.split import in_test_fifth
+from nanonet.data.split import choose_test_rows
 from nanonet.progress import note
 
 LABELS_BYTES = 10_000_000  # the largest labels.json
@@ -43,7 +43,12 @@ class Columns:
 
 
 def load_dataset(
-    data: str, *, text_column: str = "text", label_column: str = "label", limits: Limits = DEFAULT_LIMITS
+    data: str,
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    limits: Limits = DEFAULT_LIMITS,
+    test_fraction: float = 0.0,
 ) -> Dataset:
     """Return the dataset that `data` names.
 
@@ -54,8 +59,8 @@ def load_dataset(
     Labels are class names; whole numbers count `labels.json` or a ClassLabel from 0. Without these the classes are the
     labels of the train table: sorted as numbers if all are whole numbers, else as text. A row of the train table with a
     blank label (labels.py) is an unlabelled row; one of the test table is left out.
-    Without a test table the rows that split.in_test_fifth chooses by their text become the test split, so equal texts
-    stay on one side and a row never moves when others come or go; test is None if that is no row.
+    test_fraction: the part of the labelled rows that becomes the test split where there is no test table; without it
+    test is None then, and no labelled row is taken away.
 
     Raises InputError.
     """
@@ -66,11 +71,11 @@ def load_dataset(
     columns = Columns(text_column, label_column, limits)
     path = Path(os.path.expanduser(data))
     if data and os.path.isdir(path):
-        return _load_folder(path, columns)
+        return _load_folder(path, columns, test_fraction)
     if data and os.path.exists(path):
         train = _labelled(_read_files([path], columns, None, UNLABELLED))
-        return _split_off_test(train, path.name.split(".")[0])
-    return _load_hub(data, columns)
+        return _split_off_test(train, test_fraction, path.name.split(".")[0])
+    return _load_hub(data, columns, test_fraction)
 
 
 def read_table(
@@ -127,7 +132,7 @@ def labels_beside(path: Path) -> Names | None:
     return Names(read_classes(file), counted=True, given=True) if file.exists() else None
 
 
-def _load_folder(folder: Path, columns: Columns) -> Dataset:
+def _load_folder(folder: Path, columns: Columns, test_fraction: float) -> Dataset:
     tables = find_tables(folder)
     train = _labelled(_read_files(tables["train"], columns, labels_beside(folder), UNLABELLED))
     if "unlabelled" in tables:
@@ -136,11 +141,12 @@ def _load_folder(folder: Path, columns: Columns) -> Dataset:
         train = (train[0], (*train[1], further), train[2])
     name = folder.resolve().name
     if "test" not in tables:
-        return _split_off_test(train, name)
+        return _split_off_test(train, test_fraction, name)
+    _refuse_fraction(test_fraction, folder)
     return _with_test(train, _read_files(tables["test"], columns, train[2]), name)
 
 
-def _load_hub(data: str, columns: Columns) -> Dataset:
+def _load_hub(data: str, columns: Columns, test_fraction: float) -> Dataset:
     from nanonet.data.hub import class_names, hub_rows, looks_like_id, open_splits
 
     if not looks_like_id(data):
@@ -158,7 +164,8 @@ def _load_hub(data: str, columns: Columns) -> Dataset:
     known = class_names(splits["train"], label_column)
     train = _labelled(table("train", None if known is None else Names(known, counted=True), UNLABELLED))
     if "test" not in splits:
-        return _split_off_test(train, data)
+        return _split_off_test(train, test_fraction, data)
+    _refuse_fraction(test_fraction, data)
     return _with_test(train, table("test", train[2], LEFT_OUT), data)
 
 
@@ -168,15 +175,22 @@ def _with_test(train: Table, test: Table, name: str) -> Dataset:
     return Dataset(train[0], labelled if labelled.texts else None, names.names, name, train[1])
 
 
-def _split_off_test(train: Table, name: str) -> Dataset:
-    """The dataset of a train table alone: the rows of `in_test_fifth` become its test split."""
+def _split_off_test(train: Table, fraction: float, name: str) -> Dataset:
+    """The dataset of a train table alone."""
     table, unlabelled, names = train
-    chosen = [in_test_fifth(text) for text in table.texts]
-    rest, test = (table.select([i for i, inside in enumerate(chosen) if inside is side]) for side in (False, True))
-    if not rest.texts:
-        what = f"{len(table.texts)} rows are too few to set a fifth aside for testing: add rows"
+    if not fraction:
+        return Dataset(table, None, names.names, name, unlabelled)
+    chosen = choose_test_rows(table.texts, table.labels or [], fraction)
+    if not chosen:
+        what = f"--test-fraction {fraction} of {len(table.texts)} labelled rows is no row: give more of one of them"
         raise problem(table.source, what)
-    return Dataset(rest, test if test.texts else None, names.names, name, unlabelled)
+    rest = sorted(set(range(len(table.texts))) - set(chosen))
+    return Dataset(table.select(rest), table.select(chosen), names.names, name, unlabelled)
+
+
+def _refuse_fraction(fraction: float, source: Path | str) -> None:
+    if fraction:
+        raise problem(source, f"--test-fraction {fraction}: there is a test table; leave the flag out")
 
 
 def _labelled(train: Table) -> Table:

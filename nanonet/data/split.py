@@ -6,6 +6,7 @@ The draws are published numbers: changing a line here changes every result that 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,29 @@ def digest(text: str) -> int:
 
 
 def in_test_fifth(text: str) -> bool:
-    """Whether `text` belongs to the test split of a table without one: digest(text) % 5 == 0."""
+    """Whether `text` belongs to the test fifth of pydocs: digest(text) % 5 == 0."""
     return digest(text) % 5 == 0
+
+
+def choose_test_rows(texts: Sequence[str], labels: Sequence[int], fraction: float) -> list[int]:
+    """Choose the rows that a table without a test split sets aside for testing, ascending.
+
+    Of each class, its texts with the smallest digests, until they are `fraction` of its rows; equal texts stay
+    together, and at least one text of a class is not chosen. So few rows move when others come or go.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows_of.setdefault(text, []).append(row)
+    chosen: dict[str, bool] = {}
+    for c in sorted(set(labels)):
+        count = Counter(text for text, label in zip(texts, labels, strict=True) if label == c)
+        wanted = round(fraction * count.total()) - sum(n for text, n in count.items() if chosen.get(text))
+        free = sorted((text for text in count if text not in chosen), key=digest)
+        spare = len(free) - (not any(chosen.get(text) is False for text in count))
+        for i, text in enumerate(free):
+            chosen[text] = i < spare and wanted > 0
+            wanted -= count[text] if chosen[text] else 0
+    return sorted(row for text, rows in rows_of.items() if chosen[text] for row in rows)
 
 
 def draw_labels(

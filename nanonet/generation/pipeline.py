@@ -18,7 +18,7 @@ from typing import Any
 from nanonet.config.commands import GenerateConfig
 from nanonet.data.lines import Limits
 from nanonet.data.read import load_dataset, read_table
-from nanonet.data.split import draw_labels, in_test_fifth
+from nanonet.data.split import draw_labels
 from nanonet.device import device, threads
 from nanonet.errors import InputError
 from nanonet.files import write
@@ -106,6 +106,8 @@ def _check(config: GenerateConfig) -> None:
     for name in ("most_repeated", "most_copied"):
         if not 0 <= getattr(config, name) <= 1:
             refuse(name, "give a fraction from 0 to 1")
+    if not 0 <= config.test_fraction < 1:
+        refuse("test_fraction", "give a fraction of at least 0 and below 1")
 
 
 def _check_output(config: GenerateConfig) -> Path:
@@ -135,15 +137,11 @@ def _check_output(config: GenerateConfig) -> Path:
 def _labelled(config: GenerateConfig) -> tuple[list[str], list[int], list[str]]:
     """Texts, the class of each, and the classes' names; one class without a name where labels are not used."""
     path, limits = Path(config.labelled).expanduser(), Limits(config.max_text_bytes, config.max_data_bytes)
-    if not config.conditioned and not config.labels_per_class and path.is_file():
-        # the test rows of `nanonet train` are not trained on
+    if not config.conditioned and not config.labels_per_class and not config.test_fraction and path.is_file():
         table, _ = read_table(path, config.text_column, None, None, limits)
-        texts = [text for text in table.texts if not in_test_fifth(text)]
-        if not texts:
-            raise InputError(f"--labelled {config.labelled}: too few rows to leave a fifth out for testing; add rows")
-        return texts, [0] * len(texts), [""]
+        return table.texts, [0] * len(table.texts), [""]
     columns = {"text_column": config.text_column, "label_column": config.label_column}
-    dataset = load_dataset(config.labelled, **columns, limits=limits)
+    dataset = load_dataset(config.labelled, **columns, limits=limits, test_fraction=config.test_fraction)
     table, classes = dataset.train, dataset.classes
     labels = table.labels or []
     drawn = draw_labels(labels, config.labels_per_class, config.seed, len(classes), classes).labelled

@@ -160,7 +160,7 @@ def _as_tuple(value: Any) -> tuple:
 
 
 @contextlib.contextmanager
-def tokenizer_faults(what: str) -> Iterator[None]:
+def tokenizer_faults(what: str, cure: str = "get the model again") -> Iterator[None]:
     """Within, whatever a tokenizer raises becomes one line; a Rust panic, which is no Exception, as well.
 
     Raises:
@@ -175,7 +175,7 @@ def tokenizer_faults(what: str) -> Iterator[None]:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{what}: its tokenizer fails ({reason:.120}); get the model again") from error
+            raise InputError(f"{what}: its tokenizer fails ({reason:.120}); {cure}") from error
 
 
 @contextlib.contextmanager

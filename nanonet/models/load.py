@@ -157,7 +157,7 @@ def read_pretrained(loader: Any, source: str, what: str, cure: str, **options: A
         InputError: one line of the reason, and the cure.
     """
     if loader is AutoTokenizer:
-        with tokenizer_faults(what):
+        with tokenizer_faults(what, cure):
             return loader.from_pretrained(source, trust_remote_code=False, **options)
     check_files(source, options.get("local_files_only", False), what)
     try:

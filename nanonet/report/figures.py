@@ -134,15 +134,19 @@ def _one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", text)
 
 
+def _own_ids(tag: str, name: str) -> str:
+    """An SVG tag with ids that are unique in a page of several figures, in the page's text colour."""
+    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", tag.replace(INK, "currentColor"))
+
+
 def _svg(figure: Figure, name: str) -> str:
     file = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser draws the text
         figure.savefig(file, format="svg", transparent=True, dpi=200, metadata={"Date": None})
     text = file.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    # ids are unique in a page of several figures
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    # in tags only: a class name may contain any of these words
+    text = re.sub(r"<[^>]*>", lambda tag: _own_ids(tag[0], name), text[text.index("<svg") :])
     width = math.ceil(figure.get_figwidth() * 96)
     shape = f'role="img" aria-label="{name}" style="width:{width}px;max-width:100%;height:auto"'
     return re.sub(r'width="[^"]*pt" height="[^"]*pt"', shape, text, count=1)

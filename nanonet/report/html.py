@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 from typing import Any, NamedTuple
 
+from nanonet.inference.scores import wilson
+from nanonet.progress import escape_controls
 from nanonet.report import figures
 
+WIDE = 0.02  # an interval of an accuracy that is shown [fraction]
 CSS = """
 :root { color-scheme: light dark; --ink: #1c2733; --soft: #66727f; --line: #dfe4ea; --back: #fff; --bar: #3b82f640 }
 @media (prefers-color-scheme: dark) {
@@ -63,30 +66,57 @@ def report_rows(report: dict[str, Any]) -> list[ReportRow]:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """The headline table for a terminal."""
-    table = report_rows(report)
-    width = max(len(row.name) for row in table) + 2
-    lines = [f"{'':<{width}}  accuracy  macro-F1  parameters  trained  smaller"]
-    for row in table:
+    """The headline table and the remarks for a terminal."""
+    table, tested = report_rows(report), report["data"]["test"]
+    shown = [_with_interval(row.accuracy, tested) for row in table]
+    width, wide = max(len(row.name) for row in table) + 2, max(8, *map(len, shown))
+    lines = [f"{'':<{width}}  {'accuracy':>{wide}}  macro-F1  parameters  trained  smaller"]
+    for row, accuracy in zip(table, shown, strict=True):
         name = ("* " if row.best else "  ") + row.name
-        numbers = f"{_percent(row.accuracy):>8}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
+        numbers = f"{accuracy:>{wide}}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
         lines.append(f"{name:<{width}}  {numbers}  {_millions(row.trained):>7}  {row.smaller:>6.2f}x")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"\n{escape_controls(remark)}" for remark in remarks(report))])
+
+
+def remarks(report: dict[str, Any]) -> list[str]:
+    """What has to be known of the numbers: how they were measured where there is no test, and what spoils a test."""
+    data, teacher, best = report["data"], report["teacher"], report["students"][report["best"]]
+    found = []
+    if not data["test"]:
+        accuracy, count = teacher["cross_validation"].get(teacher["targets"]), teacher.get("cross_validated_labels", 0)
+        if accuracy is not None and count:
+            found.append(
+                f"No test rows. The teacher's cross-validated accuracy is {_with_interval(accuracy, count)}%"
+                f" on {count} labels; tested on rows of their own, it may be higher or lower."
+            )
+        if best.get("validation_agreement") is not None:
+            rows = f"{data['validation']} validation rows" if data["validation"] else "the training rows"
+            found.append(f"The best student gives {_percent(best['validation_agreement'])}% of {rows} its label.")
+    elif _interval(best["accuracy"], data["test"]):
+        found.append(f"{data['test']} test rows: in brackets the 95% interval of the accuracy.")
+    if data.get("test_in_train"):
+        found.append(
+            f"{data['test_in_train']} of the test texts are training texts too; --deduplicate drops them there."
+        )
+    return found
 
 
 def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
     """The page. report: what report.json holds; metrics: the lines of metrics.jsonl."""
     data, best = report["data"], report["students"][report["best"]]
     test = f"{data['test']} test rows" if data["test"] else "no test rows, so no accuracies"
+    drawn = data.get("labels_per_class")
+    labels = f"{data['labelled']} labels ({f'{drawn} of each class, drawn' if drawn else 'every one'})"
     title = f"nanonet: {data['name']}"
     validation = f"{data['validation']} validation rows, unlabelled rows that were not trained on"
     chosen_on = validation if data["validation"] else "the training rows, which were too few for validation rows"
     sizes = [(row.name, row.accuracy, row.parameters) for row in report_rows(report)]
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p class=soft>{len(data['classes'])} classes, {data['labelled']} labels, {data['unlabelled']} rows without,"
+        f"<p class=soft>{len(data['classes'])} classes, {labels}, {data['unlabelled']} rows without,"
         f" {test}; tuning {escape(best['tuning'])}, seed {report['config']['seed']}.</p>",
         _headline_table(report),
+        *(f"<p>{escape(remark)}</p>" for remark in remarks(report)),
         f"<p class=soft>The best student, in bold, has the smallest divergence from the soft labels of {chosen_on}:"
         f" no test label was used. Sizes are relative to the teacher; the students' embeddings are"
         f" {'its own, frozen' if best['layers'] else 'cut down from its own and trained'}.</p>",
@@ -109,6 +139,11 @@ def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> st
     return head + "<body>\n" + "\n".join(part for part in parts if part) + "\n</body></html>\n"
 
 
+def escape(text: str) -> str:
+    """`text` as text of the page, control characters escaped."""
+    return escape_html(escape_controls(text))
+
+
 def _section(title: str, body: str) -> str:
     return f"<h2>{title}</h2>\n<div class=scroll>{body}</div>" if body else ""
 
@@ -117,9 +152,10 @@ def _headline_table(report: dict[str, Any]) -> str:
     lines = []
     for row in report_rows(report):
         part = f"{100 * (row.accuracy or 0):.1f}%"
+        accuracy = _with_interval(row.accuracy, report["data"]["test"])
         lines.append(
             f"<tr{' class=best' if row.best else ''}><td>{escape(row.name)}</td>"
-            f'<td class=bar style="--part:{part}">{_percent(row.accuracy)}</td><td>{_percent(row.macro_f1)}</td>'
+            f'<td class=bar style="--part:{part}">{accuracy}</td><td>{_percent(row.macro_f1)}</td>'
             f"<td>{_millions(row.parameters)}</td><td>{_millions(row.trained)}</td><td>{row.smaller:.2f}×</td></tr>"
         )
     columns = ("", "accuracy [%]", "macro-F1 [%]", "parameters", "trained", "smaller")
@@ -164,6 +200,18 @@ def _details(title: str, values: dict[str, Any]) -> str:
         for key, value in values.items()
     )
     return f"<details><summary>{title}</summary><div class=scroll><table>{lines}</table></div></details>"
+
+
+def _interval(accuracy: float | None, rows: int) -> str:
+    """The 95% interval of an accuracy [%]; "" where it is narrower than WIDE."""
+    if accuracy is None or not rows:
+        return ""
+    low, high = wilson(accuracy, rows)
+    return f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > WIDE else ""
+
+
+def _with_interval(accuracy: float | None, rows: int) -> str:
+    return _percent(accuracy) + _interval(accuracy, rows)
 
 
 def _percent(value: float | None) -> str:

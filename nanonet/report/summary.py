@@ -34,6 +34,9 @@ class Facts:
     mapping: teacher layers of each student
     divergence: of each student from the teacher's soft labels of the validation rows [nats]
     best: the student with the smallest divergence
+    agreement: fraction of the validation rows to which each student gives the teacher's label
+    test_in_train: number of test texts that are also training texts
+    labels_per_class: labels drawn per class; 0 where every label is used
     """
 
     config: TrainConfig
@@ -45,6 +48,9 @@ class Facts:
     mapping: list[list[int]]
     divergence: list[float]
     best: int
+    agreement: list[float]
+    test_in_train: int = 0
+    labels_per_class: int = 0
 
 
 def write_report(
@@ -100,6 +106,8 @@ def _data(facts: Facts, test_rows: int) -> dict[str, Any]:
         "unlabelled": len(facts.label) - labelled,
         "validation": facts.validation,
         "test": test_rows,
+        "test_in_train": facts.test_in_train,
+        "labels_per_class": facts.labels_per_class,
     }
 
 
@@ -109,6 +117,7 @@ def _teacher(config: TrainConfig, encoder: PreTrainedModel, choice: Choice) -> d
         "mode": config.teacher_mode,
         "targets": choice.rule if config.teacher_mode == "frozen" else "online",
         "cross_validation": choice.accuracy,
+        "cross_validated_labels": choice.tested,
         "parameters": sum(p.numel() for p in encoder.parameters()),
     }
 
@@ -123,6 +132,7 @@ def _students(facts: Facts, cohort: Cohort, logits: Tensor | None, test_label: l
             **_scores(None if logits is None else logits[k], test_label),
             "parameters": {"total": total, "trainable": trainable},
             "validation_divergence": facts.divergence[k],
+            "validation_agreement": round(facts.agreement[k], 6),
         }
         for k, (layers, view) in enumerate(zip(facts.mapping, facts.views, strict=True))
     ]

@@ -88,7 +88,7 @@ def _choose(
     retune: Retune | None,
     progress: Progress,
 ) -> Choice:
-    with progress.stage("choosing soft targets", 1) as tick:
+    with progress.stage("choosing the rule", 1) as tick:
         x, y = embedding.double().numpy(), label.numpy()
         choice = choose(x, y, classes, settings.targets, settings.seed, settings.uniform_prior, retune)
         tick(1, choice.rule)

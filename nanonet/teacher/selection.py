@@ -37,11 +37,15 @@ Candidate = tuple[str, float]  # a rule and the inverse regularisation of its cl
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen rule, the inverse regularisation of its classifier, and each rule's cross-validated accuracy."""
+    """The chosen rule, the inverse regularisation of its classifier, and each rule's cross-validated accuracy.
+
+    tested: the labels that the accuracies are of; 0 where that is not known.
+    """
 
     rule: str
     inverse_regularisation: float
     accuracy: dict[str, float]
+    tested: int = 0
 
     @property
     def cv_accuracy(self) -> float:
@@ -103,8 +107,9 @@ def choose(
     # {rule: inverse regularisation}: in order of correct predictions, so that the best of a rule's values stays
     best = dict(sorted(correct, key=lambda key: sum(correct[key])))
     hits = {name: np.array(correct[name, value], float) for name, value in best.items()}
-    chosen = _choose_rule(hits, min(tested, len(labelled))) if rule == "auto" else rule
-    return Choice(chosen, best[chosen], {name: float(h.mean()) for name, h in hits.items()})
+    tested = min(tested, len(labelled))
+    chosen = _choose_rule(hits, tested) if rule == "auto" else rule
+    return Choice(chosen, best[chosen], {name: float(h.mean()) for name, h in hits.items()}, tested)
 
 
 def _validation_rows(label: list[int], seed: int, tuned: bool) -> Iterator[list[int]]:

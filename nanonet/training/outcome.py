@@ -23,7 +23,7 @@ from nanonet.training.run import Run
 
 def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     """Choose, test, export and report; returns the report. `config` is what the report says the user gave."""
-    divergence = validation_divergence(run, teacher)
+    divergence, agreement = compare_on_validation(run, teacher)
     best = int(divergence.argmin())
     logits = test_logits(run, teacher)
     run.ensure_ours()
@@ -39,6 +39,9 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
         run.mapping,
         divergence.tolist(),
         best,
+        agreement.tolist(),
+        run.data.test_in_train,
+        run.data.labels_per_class,
     )
     encoder, choice = run.pretrained.model, teacher.frozen.choice
     report = summary.write_report(
@@ -49,9 +52,10 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     return report
 
 
-def validation_divergence(run: Run, teacher: Teacher) -> Tensor:
+def compare_on_validation(run: Run, teacher: Teacher) -> tuple[Tensor, Tensor]:
     """Each student's divergence (K,) from the teacher's soft labels of the validation rows, on which none was trained;
     of the training rows if there are too few to leave some out. The best student is chosen by it, without test labels.
+    And the fraction (K,) of these rows to which it gives the teacher's label.
 
     Raises:
         InputError: a student's training diverged.
@@ -62,11 +66,12 @@ def validation_divergence(run: Run, teacher: Teacher) -> Tensor:
     else:
         logits = teacher.logits(run, rows, "validation rows")
     soft_labels = calibrate_confidence(logits, teacher.frozen.choice.cv_accuracy) * run.settings.loss.sharpen
-    divergence = distill_terms(run.logits(run.cohort, rows, "choosing the best"), soft_labels)[1].mean(-1)
+    students = run.logits(run.cohort, rows, "choosing the best")
+    divergence = distill_terms(students, soft_labels)[1].mean(-1)
     if not divergence.isfinite().all():
         student = int((~divergence.isfinite()).nonzero()[0])
         raise InputError(f"the training of student {student} diverged: lower --learning-rate or raise --warmup")
-    return divergence
+    return divergence, (students.argmax(-1) == soft_labels.argmax(-1)).float().mean(-1)
 
 
 def test_logits(run: Run, teacher: Teacher) -> dict[str, Tensor]:

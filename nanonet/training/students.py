@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nanonet.cohort.cnn import LEARNING_RATE as CNN_LEARNING_RATE
 from nanonet.cohort.model import Cohort
@@ -35,35 +38,15 @@ def check_cached_features(run: Run) -> None:
 
 def train_students(run: Run, teacher: Teacher) -> None:
     """Train the cohort in place, and the online teacher beside it."""
-    settings, frozen = run.settings, teacher.frozen
-    online = None
-    if run.online is not None:
-        features = _backbone_features(run, run.online, "the teacher's frozen layers")
-        online = OnlineTeacher(run.online, frozen.choice.cv_accuracy, features)
-    # a view changes the backbone's output
-    viewed = set(run.views) != {"none"}
-    rows = TrainingSet(
-        encoded=run.data.rows,
-        label=run.data.label,
-        soft_labels=None if online else frozen.soft_labels,
-        pad_id=run.pad_id,
-        embedding=frozen.embedding if settings.loss.relation_weight else None,
-        backbone=None if viewed else _backbone_features(run, run.cohort, "the students' frozen layers"),
-    )
+    settings, general = run.settings, run.settings.general
+    online, rows = _online_teacher(run, teacher), _training_set(run, teacher)
     optimizer = settings.optimizer
     if settings.cohort.student == "cnn" and not optimizer.learning_rate:
         optimizer = replace(optimizer, learning_rate=CNN_LEARNING_RATE)
-    if settings.general.tensorboard:
+    if general.tensorboard:
         run.accelerator.init_trackers("tensorboard")
     run.ensure_ours()
     with run.progress.stage("training the students", optimizer.steps) as tick:
-
-        def report(record: dict) -> None:
-            tick(1, f"loss {record['loss']:.4f}, {record['rows_per_s']:.0f} rows/s")
-            if settings.general.tensorboard:
-                numbers = {name: value for name, value in record.items() if isinstance(value, float)}
-                run.accelerator.log(numbers, step=record["step"])
-
         fit(
             run.cohort,
             run.views,
@@ -73,14 +56,39 @@ def train_students(run: Run, teacher: Teacher) -> None:
             optimizer=optimizer,
             batches=settings.batches,
             accelerator=run.accelerator,
-            checkpoints=Checkpoints(
-                run.folder, run.digest, settings.general.save_every, settings.general.resume, run.ensure_ours
-            ),
+            checkpoints=Checkpoints(run.folder, run.digest, general.save_every, general.resume, run.ensure_ours),
             metrics=run.folder / "metrics.jsonl",
-            report=report,
+            report=partial(_report, run, tick),
         )
     for tracker in run.accelerator.trackers:  # end_training() would also end the process group, which is still needed
         tracker.finish()
+
+
+def _online_teacher(run: Run, teacher: Teacher) -> OnlineTeacher | None:
+    if run.online is None:
+        return None
+    features = _backbone_features(run, run.online, "the teacher's frozen layers")
+    return OnlineTeacher(run.online, teacher.frozen.choice.cv_accuracy, features)
+
+
+def _training_set(run: Run, teacher: Teacher) -> TrainingSet:
+    viewed = set(run.views) != {"none"}  # a view changes the backbone's output
+    return TrainingSet(
+        encoded=run.data.rows,
+        label=run.data.label,
+        soft_labels=None if run.online is not None else teacher.frozen.soft_labels,
+        pad_id=run.pad_id,
+        embedding=teacher.frozen.embedding if run.settings.loss.relation_weight else None,
+        backbone=None if viewed else _backbone_features(run, run.cohort, "the students' frozen layers"),
+    )
+
+
+def _report(run: Run, tick: Callable[[int, str], None], record: dict[str, Any]) -> None:
+    """Show a step on the terminal and, if the user asks for it, in TensorBoard."""
+    tick(1, f"loss {record['loss']:.4f}, {record['rows_per_s']:.0f} rows/s")
+    if run.settings.general.tensorboard:
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        run.accelerator.log(numbers, step=record["step"])
 
 
 def _features_path(run: Run, model: Cohort) -> Path | None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_every_field_is_a_flag_with_its_text_and_default(
 @pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
 def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> None:
     other: dict = {bool: not field.default, int: 7, float: 0.5, str: "other"}
-    value = other.get(type(field.default), "other")
+    kind = typing.get_type_hints(TrainConfig)[field.name]
+    value = other.get(next(k for k in (*typing.get_args(kind), kind) if k is not type(None)), "other")
     for choices in (
         ("bias", "lora"),
         ("kl", "js"),
@@ -53,7 +55,7 @@ def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> 
         ("encoder", "cnn"),
     ):
         value = choices[1] if field.default in choices or (field.name == "tuning") and "lora" in choices else value
-    value = "bfloat16" if field.name == "precision" else value
+    value = {"precision": "bfloat16", "beta": 0.5}.get(field.name, value)
     for name in (field.name, field.name.replace("_", "-")):
         words = [f"--{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
         assert getattr(parse(TrainConfig, words, "nanonet train", ""), field.name) == value
@@ -99,6 +101,10 @@ def test_help_loads_no_transformers() -> None:
     ("error", "code", "said"),
     [
         (InputError("two\nlines"), 2, "error: two lines\n"),
+        (InputError("a\x1b[31mb\x07 \u202ec\ud800 é"), 2, "error: a\\x1b[31mb\\x07 \\u202ec\\ud800 é\n"),
+        (OSError(28, "No space left", "/a\x1bb"), 2, "error: /a\\x1bb: No space left; give another path"),
+        (MemoryError(), 2, "error: out of memory; give fewer or shorter texts"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"), 2, "error: out of memory; give fewer"),
         (KeyboardInterrupt(), 130, "--resume and without --overwrite\n"),
     ],
 )
@@ -111,15 +117,16 @@ def test_an_end_before_the_end(
     monkeypatch.setitem(COMMANDS, "train", cli.Command(TrainConfig, stop, ""))
     assert main(["train", "--save-every", "5"]) == code
     err = capsys.readouterr().err
-    assert err.endswith(said) and err.count("\n") == 1
+    assert said in err and err.count("\n") == 1
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bug", [ZeroDivisionError, RuntimeError("shapes differ")])
+def test_a_bug_keeps_its_traceback(bug: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(config: TrainConfig) -> None:
-        raise ZeroDivisionError
+        raise bug
 
     monkeypatch.setitem(COMMANDS, "train", cli.Command(TrainConfig, stop, ""))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises((ZeroDivisionError, RuntimeError)):
         main(["train"])
 
 
@@ -148,6 +155,8 @@ def test_the_report_has_its_numbers(trained_run: Path) -> None:
         "unlabelled": 54,
         "validation": 6,
         "test": 60,
+        "test_in_train": 0,
+        "labels_per_class": 30,
     }
     assert report["teacher"]["accuracy"] > 0.5 and report["linear_probe"]["accuracy"] > 0.5
     assert report["teacher"]["parameters"] > report["students"][0]["parameters"]["total"]

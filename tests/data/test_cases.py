@@ -13,7 +13,7 @@ import pytest
 from support.text import jsonl, read_jsonl, write_files
 
 from nanonet.data.dataset import Dataset, Split
-from nanonet.data.labels import Names
+from nanonet.data.labels import Names, index_labels, read_label
 from nanonet.data.read import load_dataset, read_table
 from nanonet.errors import InputError
 
@@ -68,8 +68,6 @@ def test_versions_are_names() -> None:
 
 def names_of(written: str) -> list[str]:
     """The classes of a table with these labels."""
-    from nanonet.data.labels import index_labels, read_label
-
     found = [read_label(label, "a.csv", "", "label") for label in written.split(",")]
     return index_labels(found, None, "a.csv", [""] * len(found), "label")[1].names
 
@@ -191,6 +189,17 @@ def test_null_is_blank_and_a_number_of_labels_json_may_be_minus_one(tmp_path: Pa
     assert load_dataset(str(tmp_path)).train.labels == [1, 0, 2, 3]
 
 
+def test_a_blank_that_labels_json_names_is_a_class(tmp_path: Path) -> None:
+    write_files(tmp_path, {"train.csv": "text,label\na,null\nb,some\nc,\n", "labels.json": '["null", "some"]'})
+    data = load_dataset(str(tmp_path))
+    assert data.train.labels == [0, 1] and data.unlabelled[0].texts == ["c"]
+
+
+def test_an_unknown_label_without_a_known_place() -> None:
+    with pytest.raises(InputError, match="pydocs, column 'label': unknown label 'z': the classes are 'x', 'y'"):
+        index_labels(["x", "z"], Names(["x", "y"]), "pydocs", (), "label")
+
+
 def test_a_folder_of_labelled_and_unlabelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_files(
         tmp_path,
@@ -236,6 +245,15 @@ def test_shards_are_one_table(tmp_path: Path) -> None:
     (tmp_path / "data" / "train-00000-of-00002.csv").unlink()
     with pytest.raises(InputError, match="1 of 2 shards of the train table"):
         load_dataset(str(tmp_path))
+
+
+def test_the_one_folder_with_tables_is_read(tmp_path: Path) -> None:
+    write_files(tmp_path, {"plain_text/train-00000-of-00001.csv": "text,label\na,x\nb,y\n", "README.md": "x"})
+    assert load_dataset(str(tmp_path)).train.texts == ["a", "b"]
+    write_files(tmp_path, {"other/train.csv": "text,label\nc,x\nd,y\n"})
+    with pytest.raises(InputError, match="several folders with a train table .'other', 'plain_text'.: give one"):
+        load_dataset(str(tmp_path))
+    assert load_dataset(str(tmp_path / "other")).train.texts == ["c", "d"]
 
 
 def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

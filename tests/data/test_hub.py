@@ -68,7 +68,9 @@ def test_plain_columns_and_no_test_split(monkeypatch: pytest.MonkeyPatch) -> Non
     texts: list[object] = [f"text {n}" for n in range(100)]
     serve(monkeypatch, {"train": Table(body=texts, topic=["x", "y"] * 50)})
     data = load_dataset("plain", text_column="body", label_column="topic")
-    assert data.classes == ["x", "y"] and data.test is not None
+    assert data.classes == ["x", "y"] and data.test is None and data.train.texts == texts
+    data = load_dataset("plain", text_column="body", label_column="topic", test_fraction=0.2)
+    assert data.test is not None and len(data.test.texts) == 20
     assert sorted(data.train.texts + data.test.texts) == sorted(map(str, texts))
 
 

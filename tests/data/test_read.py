@@ -12,7 +12,7 @@ from support.text import jsonl, write_files
 from nanonet.data.dataset import Dataset
 from nanonet.data.labels import Names
 from nanonet.data.read import load_dataset, read_classes, read_table, read_texts
-from nanonet.data.split import in_test_fifth
+from nanonet.data.split import choose_test_rows
 from nanonet.errors import InputError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -68,30 +68,30 @@ def test_the_columns_are_the_ones_named(tmp_path: Path) -> None:
     assert data.classes == ["x", "y"]
 
 
-def test_a_single_file_holds_a_fifth_out_by_the_hash_of_its_texts(tmp_path: Path) -> None:
+def test_a_file_alone_is_all_for_training_unless_a_fraction_is_asked_for(tmp_path: Path) -> None:
     texts = [f"text {n % 900}" for n in range(1000)]
-    write_files(
-        tmp_path, {"my.table.csv": "text,label\n" + "".join(f"{text},{n % 3}\n" for n, text in enumerate(texts))}
-    )
+    rows = "".join(f"{text},{n % 900 % 3}\n" for n, text in enumerate(texts))
+    write_files(tmp_path, {"my.table.csv": f"text,label\n{rows}"})
     data = load_dataset(str(tmp_path / "my.table.csv"))
-    assert (
-        data.name == "my" and data.test is not None and data.test.labels is not None and data.train.labels is not None
-    )
-    assert data.test.texts == [text for text in texts if in_test_fifth(text)]
-    assert 150 < len(data.test.texts) < 250 and not set(data.train.texts) & set(data.test.texts)
-    label_of = {text: {n % 3 for n in range(1000) if texts[n] == text} for text in texts}
+    assert data.name == "my" and data.test is None and data.train.texts == texts
+    data = load_dataset(str(tmp_path / "my.table.csv"), test_fraction=0.2)
+    assert data.test is not None and data.test.labels is not None and data.train.labels is not None
+    chosen = set(choose_test_rows(texts, [n % 900 % 3 for n in range(1000)], 0.2))
+    assert data.test.texts == [text for n, text in enumerate(texts) if n in chosen]
+    assert 190 < len(data.test.texts) < 210 and not set(data.train.texts) & set(data.test.texts)
     for table in (data.train, data.test):
-        assert all(label in label_of[text] for text, label in zip(table.texts, table.labels or [], strict=True))
+        assert all(int(text.split()[1]) % 3 == label for text, label in zip(table.texts, table.labels, strict=True))
+        assert table.where(0).endswith(f"my.table.csv, line {2 + texts.index(table.texts[0])}")
 
 
-def test_a_table_without_a_held_out_row_has_no_test(tmp_path: Path) -> None:
-    kept = [text for text in map(str, range(30)) if not in_test_fifth(text)][:4]
-    write_files(tmp_path, {"a.csv": "text,label\n" + "".join(f"{text},{n % 2}\n" for n, text in enumerate(kept))})
+def test_a_fraction_needs_rows_and_no_test_table(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.csv": "text,label\na,x\nb,y\n", "d/train.csv": "text,label\na,x\nb,y\n"})
     assert load_dataset(str(tmp_path / "a.csv")).test is None
-    taken = [text for text in map(str, range(30)) if in_test_fifth(text)][:2]
-    write_files(tmp_path, {"b.csv": "text,label\n" + "".join(f"{text},{n}\n" for n, text in enumerate(taken))})
-    with pytest.raises(InputError, match="2 rows are too few"):
-        load_dataset(str(tmp_path / "b.csv"))
+    with pytest.raises(InputError, match="a.csv: --test-fraction 0.2 of 2 labelled rows is no row"):
+        load_dataset(str(tmp_path / "a.csv"), test_fraction=0.2)
+    write_files(tmp_path, {"d/test.csv": "text,label\nc,x\n"})
+    with pytest.raises(InputError, match="--test-fraction 0.2: there is a test table"):
+        load_dataset(str(tmp_path / "d"), test_fraction=0.2)
 
 
 def test_read_texts_of_a_file_and_of_a_folder(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from nanonet.cli.main import main
 from nanonet.config.commands import GenerateConfig
 from nanonet.config.parse import parse
 from nanonet.data.read import load_dataset, read_table, read_texts
-from nanonet.data.split import draw_labels, in_test_fifth
+from nanonet.data.split import draw_labels
 from nanonet.device import threads
 from nanonet.generation.filters import REASONS, words
 from nanonet.generation.pipeline import _labelled
@@ -84,17 +84,20 @@ def test_each_setting_changes_the_texts(words_of, tmp_path: Path, change: str) -
 
 
 @pytest.mark.parametrize("flags", ["", "--no-conditioned", "--labels-per-class 3"])
-def test_rows_that_are_tested_on_are_not_learned_from(flags: str, tiny_data: Path, tmp_path: Path) -> None:
-    """A file's fifth for testing is left out, and the draw is the one of `nanonet train`."""
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_rows_that_are_tested_on_are_not_learned_from(
+    flags: str, fraction: float, tiny_data: Path, tmp_path: Path
+) -> None:
+    """What `nanonet train` sets aside is left out, and the draw is its draw."""
     file = tmp_path / "all.jsonl"
     file.write_text((tiny_data / "train.jsonl").read_text())
-    config = parse(GenerateConfig, ["--labelled", str(file), *flags.split()], "", "")
-    texts = _labelled(config)[0]
-    assert texts and not any(map(in_test_fifth, texts))
+    words = ["--labelled", str(file), *flags.split(), "--test-fraction", str(fraction)]
+    texts = _labelled(parse(GenerateConfig, words, "", ""))[0]
+    dataset = load_dataset(str(file), test_fraction=fraction)
+    expected = dataset.train.texts
     if flags.startswith("--labels"):
-        dataset = load_dataset(str(file))
-        drawn = draw_labels(dataset.train.labels, 3, 0, 3).labelled
-        assert texts == [dataset.train.texts[row] for row in drawn]
+        expected = [expected[row] for row in draw_labels(dataset.train.labels, 3, 0, 3).labelled]
+    assert texts == expected and len(dataset.train.texts) == 150 - round(150 * fraction)
 
 
 def test_fine_tuning_learns_the_prompt(generator: Path, tmp_path: Path) -> None:

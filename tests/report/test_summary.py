@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nanonet.config.train import TrainConfig
+from nanonet.report import figures
 from nanonet.report import summary as report
 from nanonet.report.html import headline, render_html, report_rows
 from nanonet.report.summary import Facts, write_report
@@ -58,11 +59,12 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch, K: int = 2, test: bool =
         "views": ["none"] * K,
         "mapping": [[0, 5]] * K,
         "divergence": [0.5] * K,
+        "agreement": [0.25] * K,
         "best": K - 1,
     }
     teacher: Any = SimpleNamespace(parameters=lambda: iter([torch.empty(50, 80)]))
     cohort: Any = nn.Linear(1, 1)
-    choice = Choice("diffusion", 1.0, {"diffusion": 0.8, "classifier": 0.7})
+    choice = Choice("diffusion", 1.0, {"diffusion": 0.8, "classifier": 0.7}, 10)
     write_report(
         folder, Facts(**values | facts), cohort, teacher, choice, outcome, LABELS if test else [], {"fit": 2.0}
     )
@@ -85,6 +87,8 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "unlabelled": 2,
         "validation": 2,
         "test": 6,
+        "test_in_train": 0,
+        "labels_per_class": 0,
     }
     assert found["teacher"]["accuracy"] == found["teacher"]["macro_f1"] == 1 and found["linear_probe"]["accuracy"] == 0
     assert found["teacher"]["targets"] == "diffusion" and found["teacher"]["parameters"] == 4000
@@ -96,6 +100,11 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = {row.name: row for row in report_rows(found)}
     assert table["student 1 (layers 0, 5)"].smaller == 2 and table["student 1 (layers 0, 5)"].best
     assert "* student 1" in headline(found) and "ensemble of 2" in headline(found)
+    # 6 test rows
+    assert "100.0 [61.0, 100.0]" in headline(found) and "6 test rows: in brackets the 95% interval" in headline(found)
+    assert "test texts" not in headline(found)
+    found["data"] |= {"test": 100_000, "test_in_train": 5}
+    assert "[" not in headline(found) and "5 of the test texts are training texts too" in headline(found)
 
 
 def test_no_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +113,9 @@ def test_no_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["teacher"]["accuracy"] is None and found["ensemble"] == {"accuracy": None, "macro_f1": None}
     html = (tmp_path / "report.html").read_text()
     assert "no test rows" in html and "Confusions" not in html and "<svg" not in html
+    told = "cross-validated accuracy is 80.0 [49.0, 94.3]% on 10 labels"
+    assert told in html and told in headline(found)
+    assert "The best student gives 25.0% of 2 validation rows its label." in headline(found)
     check(html)
 
 
@@ -122,11 +134,22 @@ def test_names_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     # markup, mathematics, a line break, a control character, another script
     names = ["<script>alert('x')</script>", '$\\frac{ & "$', "two\nlines\x07 类"]
     config = TrainConfig(output=str(tmp_path), teacher="</code><script>", data="<b>")
-    found = make(tmp_path, monkeypatch, classes=names, name="<img src=x>", config=config)
+    found = make(tmp_path, monkeypatch, classes=names, name="<img src=x>\x1b[2J", config=config)
     assert found["data"]["classes"] == names
     html = (tmp_path / "report.html").read_text()
     assert "img" not in check(html).seen
     assert "&lt;script&gt;" in html and "currentColor" in html
+    assert "\x07" not in html and "\x1b" not in html and "&lt;img src=x&gt;\\x1b[2J" in html
+
+
+def test_a_class_name_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what the figures' ids and colours are made of
+    names = ["url(#a)", 'id="b" href="#c"', figures.INK]
+    make(tmp_path, monkeypatch, classes=names)
+    html = (tmp_path / "report.html").read_text()
+    check(html)
+    shown = [part.split("<")[0] for part in html.split("<text")[1:] for part in part.split(">")[1:2]]
+    assert {"url(#a)", figures.INK} <= set(shown) and any(text.startswith('id="b" href="#c"') for text in shown)
 
 
 def test_numbers_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

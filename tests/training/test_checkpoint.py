@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
+from nanonet.teacher.make import make_frozen_teacher
 from nanonet.tensor_file import load_tensors, save_tensors
 from nanonet.training.checkpoint import NAME, save
 from nanonet.training.pipeline import train
@@ -108,8 +109,6 @@ def test_a_run_whose_folder_was_replaced_stops(config: TrainConfig, tmp_path: Pa
 def test_a_folder_that_was_replaced_while_the_teacher_was_made(
     config: TrainConfig, tmp_path: Path, monkeypatch
 ) -> None:
-    from nanonet.teacher.make import make_frozen_teacher
-
     folder = Path(config.output)
 
     def replaced(*arguments: object) -> object:
