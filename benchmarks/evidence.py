@@ -1,7 +1,7 @@
 """The main job over label draws, and the tables of its results.
 
     nanonet evidence --data DIR --labels 10,30 --seeds 0-4 --output benchmarks/results/evidence.jsonl
-    python benchmarks/evidence.py      # writes the tables of README.md (defaults) and docs/results.md from these lines
+    python benchmarks/evidence.py      # writes the tables of README.md and docs from these lines
 
 Each run is one `nanonet train` and appends one line; a run that stands there already (same data, labels, seed and
 flags) is skipped, so an interrupted command goes on. `--flags` go to `nanonet train` and name the variant.
@@ -27,36 +27,36 @@ from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
 
 GOLD_FLAGS = "--labels-per-class 0 --labelled-batch 48 --teacher-weight 0 --peers-weight 0"
-GOLD_FLAGS += " --teacher-steps 0 --targets classifier"  # the quickest: nobody listens to this teacher
+GOLD_FLAGS += " --teacher-steps 0 --targets classifier"  # the fastest teacher, as its term has weight 0
 
 
 def append(path: Path, record: dict) -> None:
-    """Add a line, on a line of its own also where the last one was left without its end."""
+    """Append a line; where the file does not end in a line break, it gets one first."""
     with path.open("a+") as file:
         file.seek(max(0, file.seek(0, 2) - 1))
-        whole = file.read() in ("", "\n")
-        file.write("" if whole else "\n")
+        complete = file.read() in ("", "\n")
+        file.write("" if complete else "\n")
         file.write(json.dumps(record) + "\n")
 
 
 def name_of(data: str) -> str:
-    """What a data set is called: the last part of its folder, file or id."""
+    """The name of a data set: the last part of its folder, file or id."""
     path = Path(data).expanduser()
     return path.resolve().name if path.exists() else path.name
 
 
 def measure(data: str, seed: int, flags: list[str]) -> dict:
-    """One `nanonet train`, in a folder that is deleted again; what its report says."""
+    """One `nanonet train` in a temporary folder; returns the results of its report."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         command = [sys.executable, "-m", "nanonet", "train", "--data", data, "--seed", str(seed)]
         if subprocess.run([*command, "--output", str(output), *flags]).returncode:
-            raise InputError(f"nanonet train {' '.join(flags)}: failed, as it says above; the lines so far are kept")
+            raise InputError(f"nanonet train {' '.join(flags)}: failed, as it says above; the lines so far are written")
         report = json.loads((output / "report.json").read_text())
     return {
         "data": name_of(data),
         "seed": seed,
-        "floor": report["floor"]["accuracy"] if report["floor"] else None,
+        "linear_probe": report["linear_probe"]["accuracy"] if report["linear_probe"] else None,
         "teacher": report["teacher"]["accuracy"],
         "rule": report["teacher"]["targets"],
         "students": [student["accuracy"] for student in report["students"]],
@@ -71,10 +71,10 @@ def measure(data: str, seed: int, flags: list[str]) -> dict:
 
 
 def train_config(flags: str) -> TrainConfig:
-    """What `nanonet train` makes of the flags.
+    """The settings of `nanonet train` with these flags.
 
     Raises:
-        InputError: it makes nothing of them, or they are for this command to set.
+        InputError: flags that it does not take, or that this command sets itself.
     """
     try:
         words = shlex.split(flags)
@@ -90,15 +90,17 @@ def train_config(flags: str) -> TrainConfig:
 
 def gold_folder(data: str, labels: int, seed: int, place: Path, given: TrainConfig) -> str:
     """A data folder whose train table holds the rows that a run of this draw trains on, every one with its label."""
-    from nanonet.data.prepare import HELD_ROWS
+    from nanonet.data.prepare import VALIDATION_ROWS
     from nanonet.data.read import load_dataset
     from nanonet.data.split import draw_labels
 
-    dataset = load_dataset(data, text_column=given.text_column, label_column=given.label_column)
+    dataset = load_dataset(
+        data, text_column=given.text_column, label_column=given.label_column, test_fraction=given.test_fraction
+    )
     known = dataset.train.labels or []
     draw = draw_labels(known, labels, seed, len(dataset.classes), dataset.classes)
     order = np.random.default_rng([seed, 1]).permutation(len(draw.unlabelled))[: given.max_unlabelled or None]
-    order = order[min(HELD_ROWS, len(order) // 10) :]
+    order = order[min(VALIDATION_ROWS, len(order) // 10) :]
     folder = place / name_of(data)
     folder.mkdir(parents=True)
     tables = {"train": (dataset.train, [*draw.labelled, *(draw.unlabelled[i] for i in order)])}
@@ -117,7 +119,7 @@ def runs(config: EvidenceConfig) -> Iterator[tuple[int, int]]:
     """(labels a class, seed) of every run.
 
     Raises:
-        InputError: numbers that cannot be read.
+        InputError: not numbers.
     """
     first, _, last = config.seeds.partition("-")
     try:
@@ -139,7 +141,7 @@ def evidence(config: EvidenceConfig) -> None:
         InputError: bad flags, or a run that failed.
     """
     path = Path(config.output).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise InputError(f"--output {path}: give a file in a folder that exists")
     if not config.data and (config.gold or config.flags or config.teacher_cache):
         raise InputError("--data is missing: without it the table of the lines is printed, and nothing is run")

@@ -17,10 +17,10 @@ BASELINES = {  # variants, by the methods of baselines.py
     "setfit": "SetFit, at most 200 steps",
     "supervised": "supervised teacher",
 }
-# nobody listens to the unlabelled rows then, so that a few will do
+# the unlabelled rows have weight 0 here, so a few are enough
 ALONE = "--students 1 --teacher-weight 0 --peers-weight 0 --teacher-steps 0 --targets classifier"
 ALONE += " --max-unlabelled 500 --unlabelled-batch 1"
-GOLD = "gold labels"  # a variant: the ceiling, trained on the labels of the rows that the others see without
+GOLD = "gold labels"  # a variant: an upper bound, trained on the labels of the rows that the others see unlabelled
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -33,16 +33,18 @@ def read_lines(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], 1):
         try:
             record = json.loads(line)
-            record["data"], record["labels_per_class"], record["seed"], record["flags"]  # what a run is known by
+            record["data"], record["labels_per_class"], record["seed"], record["flags"]  # the key of a run
         except (ValueError, KeyError, TypeError):
             what = "no record of a run (cut off?); delete it, or give another file"
             raise InputError(f"--output {path}, line {number}: {what}") from None
+        if "floor" in record:  # the name that older versions wrote
+            record["linear_probe"] = record.pop("floor")
         records.append(record)
     return records
 
 
-def spread(values: list[float]) -> str:
-    """mean +- sample standard deviation, in percent; "" of nothing"""
+def mean_and_deviation(values: list[float]) -> str:
+    """mean +- sample standard deviation, in percent; "" without values"""
     if not values:
         return ""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -61,29 +63,29 @@ def table(records: list[dict]) -> str:
     """Markdown: accuracies, one row for each group of draws."""
     rows = []
     for (data, labels, flags), group in groups(records):
-        shown = ("best", "ensemble") if flags.startswith(GOLD) else ("floor", "teacher", "best", "ensemble")
-        cells = {name: spread([r[name] for r in group if r[name] is not None]) for name in shown}
-        columns = [cells.get(name, "") for name in ("floor", "teacher", "best", "ensemble")]
+        shown = ("best", "ensemble") if flags.startswith(GOLD) else ("linear_probe", "teacher", "best", "ensemble")
+        cells = {name: mean_and_deviation([r[name] for r in group if r[name] is not None]) for name in shown}
+        columns = [cells.get(name, "") for name in ("linear_probe", "teacher", "best", "ensemble")]
         rows.append([data, str(labels), str(len(group)), *columns, f"`{flags}`" if flags else ""])
     header = ["data", "labels a class", "draws", "embeddings + LR", "teacher", "best student", "ensemble", "flags"]
     return markdown(header, rows)
 
 
 def comparison(records: list[dict]) -> str:
-    """Markdown: what the labels give by each way to spend them, over the draws that all of a row's cells have."""
+    """Markdown: accuracy of each method, over the draws that all methods of a row have."""
     found = {key: {r["seed"]: r for r in group} for key, group in groups(records)}
     rows = []
     for data, labels in sorted({key[:2] for key in found if key[2] in DEFAULTS}):
         variants = {flags: draws for (*row, flags), draws in found.items() if row == [data, labels]}
         default = max((variants.get(flags, {}) for flags in DEFAULTS), key=len)
         cells = [
-            (default, "floor"),
+            (default, "linear_probe"),
             *((variants.get(name, {}), "teacher") for name in BASELINES.values()),
             (variants.get(ALONE, {}), "best"),
             *((default, name) for name in ("teacher", "best", "ensemble")),
         ]
         seeds = sorted(set.intersection(*(set(draws) for draws, _ in cells if draws)))
-        columns = [spread([draws[seed][name] for seed in seeds]) if draws else "" for draws, name in cells]
+        columns = [mean_and_deviation([draws[seed][name] for seed in seeds]) if draws else "" for draws, name in cells]
         rows.append([data, str(labels), str(len(seeds)), *columns])
     others = [name.split(",")[0] for name in BASELINES.values()]
     header = ["data", "labels a class", "draws", "embeddings + LR", *others, "student alone"]
@@ -91,7 +93,7 @@ def comparison(records: list[dict]) -> str:
 
 
 def costs(records: list[dict]) -> str:
-    """Markdown: a student's parameters, and the times of each group's quickest draw on two threads."""
+    """Markdown: a student's parameters, and the times of each group's fastest draw on two threads."""
     rows = []
     for (data, labels, flags), group in groups(records):
         # a teacher from the cache took no time
@@ -99,12 +101,12 @@ def costs(records: list[dict]) -> str:
         timed = [r for r in group if stages <= r["seconds"].keys() and r["versions"].get("threads") == 2]
         if not timed:
             continue
-        quickest = min(timed, key=lambda r: sum(r["seconds"].values()))
-        seconds, parameters = quickest["seconds"], quickest["parameters"]
+        fastest = min(timed, key=lambda r: sum(r["seconds"].values()))
+        seconds, parameters = fastest["seconds"], fastest["parameters"]
         students, testing = seconds["training the students"], seconds["testing the students"]
         before = sum(list(seconds.values())[: list(seconds).index("training the students")])
         size = [f"{parameters[name] / 1e6:.1f}M" for name in ("total", "trainable")]
-        speed = len(quickest["students"]) * quickest["test_rows"] / testing
+        speed = len(fastest["students"]) * fastest["test_rows"] / testing
         cells = [f"{before:.0f}", f"{students:.0f}", f"{speed:.0f}", f"`{flags}`" if flags else ""]
         rows.append([data, str(labels), *size, *cells])
     header = [
@@ -121,9 +123,11 @@ def costs(records: list[dict]) -> str:
 
 
 def write() -> None:
-    """Put the committed lines into README.md (the comparison alone) and docs/results.md."""
+    """Put the committed lines into docs/explanation/evidence.md (the comparison), README.md (its rows of 10 labels) and
+    docs/lab/results.md (everything)."""
     records = read_lines(LINES)
     defaults, compared = [r for r in records if r["flags"] in DEFAULTS], comparison(records)
-    put(ROOT / "README.md", {"results": compared})
+    put(ROOT / "README.md", {"results": comparison([r for r in records if r["labels_per_class"] == 10])})
+    put(ROOT / "docs" / "explanation" / "evidence.md", {"comparison": compared})
     tables = {"comparison": compared, "results": table(records), "costs": costs(defaults)}
-    put(ROOT / "docs" / "results.md", tables)
+    put(ROOT / "docs" / "lab" / "results.md", tables)

@@ -4,7 +4,7 @@
     python benchmarks/generated.py --data DIR --generator runs/generator --texts 4000 --seeds 0
     python benchmarks/generated.py --table
 
-The student sees the labelled rows of the draw and nothing else of the train table: the other texts come from
+The student trains on the labelled rows of the draw and no other rows of the train table: the other texts come from
 `nanonet generate`, or (real) from that table. Every run is one `nanonet train` and one line of
 benchmarks/results/generated.jsonl; a line that stands there already is not measured again.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from nanonet.benchmarks.evidence import append, measure, name_of
-from nanonet.benchmarks.evidence_tables import read_lines, spread
+from nanonet.benchmarks.evidence_tables import mean_and_deviation, read_lines
 from nanonet.benchmarks.tables import ROOT
 from nanonet.data.read import load_dataset
 from nanonet.data.split import draw_labels
@@ -72,7 +72,9 @@ def table() -> str:
     rows = ["| unlabelled texts | draws | embeddings + LR | teacher | student |", "|---|---|---|---|---|"]
     for texts, kind in sorted(groups, key=lambda key: (key[0], KINDS.index(key[1]))):
         group = groups[texts, kind]
-        columns = " | ".join(spread([r[name] for r in group]) for name in ("floor", "teacher", "best"))
+        columns = " | ".join(
+            mean_and_deviation([r[name] for r in group]) for name in ("linear_probe", "teacher", "best")
+        )
         said = kind if kind == "0" else f"{kind}, {texts * (4 if kind.startswith('4x') else 1):,}"
         rows.append(f"| {said} | {len(group)} | {columns} |")
     return "\n".join(rows)
@@ -100,7 +102,7 @@ def main() -> None:
         ]
         if not kinds:
             continue
-        # kept, so that an interrupted command goes on with the texts that it has
+        # not deleted, so that an interrupted command goes on with the same texts
         place = arguments.place / f"{Path(arguments.data).name}-{arguments.labels}-{seed}-{arguments.texts}"
         flags = prepare(place, arguments.data, arguments.labels, seed, arguments.texts, arguments.generator, kinds)
         for kind in kinds:

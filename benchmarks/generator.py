@@ -3,9 +3,9 @@
     python benchmarks/generator.py --data pydocs --output runs/generator
     nanonet generate --model runs/generator --labelled DIR --labels-per-class 10 --output generated.jsonl --tuning full
 
-It stands in for gpt2 or a Qwen, which are one flag away (`nanonet generate --model gpt2`). It shows that the path works
-from end to end. It does not show what the texts of a real generator are worth: a model this small has read nothing but
-the texts that are called unlabelled elsewhere, so what it writes can hold no more than they do, in worse grammar.
+It replaces gpt2 or a Qwen (`nanonet generate --model gpt2`) where nothing can be downloaded, and shows that the path
+works end to end. It does not show the value of texts from a real generator: it is trained only on the texts that other
+runs use unlabelled, so its samples hold no more information than these.
 N tokens of a block, V words.
 """
 

@@ -1,4 +1,4 @@
-"""The targets on a GPU, and what benchmarks/gpu.sh measured of them: the table of docs/performance.md.
+"""The targets on a GPU and the measurements of benchmarks/gpu.sh: the table of docs/lab/performance.md.
 
 python benchmarks/gpu_table.py [FILE]        of another file than benchmarks/results/gpu.jsonl
 """

@@ -1,4 +1,4 @@
-"""How things are timed: interleaved runs, percentiles, peak memory, and a memcpy in the same run to compare with."""
+"""Measurement: interleaved runs, percentiles, peak memory, and a memcpy of the same run for comparison."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def fresh_memory() -> None:
-    """Have the allocator give large freed buffers back to the system at once, so that each new one costs its page
-    faults, as a fresh gradient at every step does. Without glibc nothing happens."""
+    """Make the allocator return large freed buffers to the system at once, so that each new one costs its page faults,
+    as a new gradient at every step does. No effect without glibc."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except OSError:
@@ -35,7 +35,7 @@ def fresh_memory() -> None:
 
 
 def times_ms(runs: dict[str, Callable[[], Any]], seconds: float = 2.0, most: int = 400) -> dict[str, np.ndarray]:
-    """Times [ms] of every run, taken in turn (A B C A B C ...), so that a machine that slows down slows all of them."""
+    """Times [ms] of every run, interleaved (A B C A B C ...), so that a slower machine slows all of them."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for run in runs.values():
         run()
@@ -56,11 +56,11 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
     """As `times_ms`, for calls of microseconds: each time is the mean of `calls` calls in a row."""
 
     def many(run: Callable[[], Any]) -> Callable[[], None]:
-        def body() -> None:
+        def repeat() -> None:
             for _ in range(calls):
                 run()
 
-        return body
+        return repeat
 
     times = times_ms({name: many(run) for name, run in runs.items()}, seconds=60, most=rounds)
     return {name: values / calls for name, values in times.items()}
@@ -69,7 +69,7 @@ def small_times_ms(runs: dict[str, Callable[[], Any]], rounds: int = 40, calls: 
 def each_ms(
     runs: dict[str, Callable[[], Any]], clock: Callable[[dict], dict[str, np.ndarray]], optional: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Times [ms] of every run by itself, as on a GPU, whose memory would not hold what all of them leave behind; each
+    """Times [ms] of every run alone, as on a GPU, where the buffers of all do not fit at once; each
     is handed out before the next begins, so that what is cut off keeps what it has.
 
     One of the `optional` that does not run (too little memory, a library of another version) is named on standard
@@ -107,9 +107,9 @@ def graph_ms(runs: dict[str, Callable[[], Any]], calls: int = 20) -> dict[str, n
 
 
 def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> float:
-    """Peak memory of one call beyond what was held before it [MB]: the high-water mark of the resident set.
+    """Peak memory of one call beyond the memory allocated before it [MB]: the high-water mark of the resident set.
 
-    Held before are the inputs and, after a `warm` call, the gradient of that call: it says what is needed beyond these.
+    Allocated before are the inputs and, after a `warm` call, its gradient.
     """
     if warm:
         run()
@@ -119,10 +119,10 @@ def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> f
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     gc.collect()
-    _give_back()
+    _trim_heap()
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux: the mark cannot be set back
+    except OSError:  # not Linux: the high-water mark cannot be reset
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -131,8 +131,8 @@ def peak_mb(run: Callable[[], Any], device: str = "cpu", warm: bool = True) -> f
     return (_status("VmHWM") - before) / 1024
 
 
-def _give_back() -> None:
-    """Freed memory that the allocator still holds would hide what a call takes."""
+def _trim_heap() -> None:
+    """Return freed memory to the system: a call that reuses it would seem to need none."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
@@ -154,7 +154,7 @@ def copy_of(size_bytes: int, device: str = "cpu") -> Callable[[], Any]:
 def record(
     op: str, shape: dict[str, int], dtype: str, device: str, implementation: str, times: np.ndarray, **more: Any
 ) -> dict[str, Any]:
-    """One line of results: the same keys for every benchmark, None where one has no meaning, then what is its own."""
+    """One line of results: the same keys for every benchmark, None where one has no meaning, and its own keys."""
     p20, p50, p80 = (float(np.sort(times)[int(len(times) * q)]) for q in (0.2, 0.5, 0.8))
     line = {
         "op": op,

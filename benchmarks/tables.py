@@ -1,4 +1,5 @@
-"""Write docs/performance.md's tables from the lines in benchmarks/results: python benchmarks/tables.py"""
+"""Write the tables of docs/lab/performance.md, and the main ones of docs/explanation/performance.md, from the lines in
+benchmarks/results: python benchmarks/tables.py"""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from nanonet.benchmarks import gpu_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-DOCUMENT = ROOT / "docs" / "performance.md"
+LAB, EXPLANATION = (ROOT / "docs" / folder / "performance.md" for folder in ("lab", "explanation"))
+SUMMARY = ("cohort", "eager-loop", "peft-loop")  # the programs of the short table of steps
 MS = "p50_ms"
 Group = dict[str, dict[str, Any]]
 
@@ -77,11 +79,13 @@ def _by_phase() -> dict[tuple, dict[str, float]]:
     return found
 
 
-def step() -> str:
+def step(dtypes: tuple[str, ...] = ("float32", "bfloat16"), programs: tuple[str, ...] = ()) -> str:
     """Rows/s of the median step and peak memory [MB] of each program, and how much longer it takes than the cohort."""
     rows = []
     for (dtype, K, N, _, tuning), group in groups("step.jsonl", "tuning").items():
-        for name, r in group.items():
+        for name, r in group.items() if dtype in dtypes else ():
+            if programs and name not in programs:
+                continue
             memory = "" if r["peak_mem_mb"] is None else f"{r['peak_mem_mb']:.0f}"
             cpu = r["device"].split(" x ")[-1].removesuffix(" Processor").replace("(R)", "")
             speed = f"{1e3 * N / r[MS]:.1f}", f"{r[MS] / group['cohort'][MS]:.2f}x"
@@ -127,7 +131,6 @@ def put(path: Path, tables: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    both = loss("float32") + "\n\n" + loss("bfloat16")
-    put(
-        DOCUMENT, {"loss": both, "linear": linear(), "step": step(), "inference": inference(), "gpu": gpu_table.table()}
-    )
+    main_ones = {"loss": loss("float32") + "\n\n" + loss("bfloat16"), "inference": inference()}
+    put(LAB, main_ones | {"linear": linear(), "step": step(), "gpu": gpu_table.table()})
+    put(EXPLANATION, main_ones | {"loss": loss("float32"), "step-summary": step(("float32",), SUMMARY)})

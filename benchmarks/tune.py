@@ -1,4 +1,4 @@
-"""What the tuners share: candidates are checked, timed as long as there is time, and named with the fastest first."""
+"""Shared by the tuners: candidates are checked and timed until the time is over; the fastest are listed first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def differs(y: Tensor, wanted: Tensor) -> bool:
-    """By more than the last bits of their dtype, in which sums of another order may differ."""
+    """Whether they differ by more than rounding: sums in another order differ in the last bits of the dtype."""
     return not (y - wanted).abs().max() <= 4 * torch.finfo(y.dtype).eps * wanted.abs().max()
 
 
@@ -45,5 +45,5 @@ def main(records: Callable[[float], Iterator[dict[str, Any]]], plain: str, descr
         for line in records(options.seconds):
             found.append(line)
             print(json.dumps(line), flush=True)
-    finally:  # also where it is stopped
+    finally:  # also after Ctrl-C
         print(best(found, plain), file=sys.stderr)

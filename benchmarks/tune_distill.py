@@ -1,4 +1,4 @@
-"""The compiled loss by other kernels than its table names, on a GPU: what csrc/cuda/plan.cuh should hold.
+"""Times of the compiled loss by every kernel, on a GPU: the choice in csrc/cuda/plan.cuh.
 
     python -m nanonet.benchmarks.tune_distill [--seconds 40]
 
@@ -32,7 +32,7 @@ OP = torch.ops.nanonet.distill_loss_into_.default
 
 @contextmanager
 def by(kernel: str, cluster: int) -> Iterator[None]:
-    """Every loss by this kernel; by that of the table afterwards."""
+    """Use this kernel for every loss within the block."""
     module: Any = importlib.import_module("nanonet._C_cuda")
     module.use_kernel(None if kernel == "table" else kernel, cluster)
     try:

@@ -1,4 +1,4 @@
-"""The base product of the cohort's linear layer in other tiles, on a GPU: what kernels/tiles.py should hold.
+"""Times of the base product of the cohort's linear layer by tiles, on a GPU: the choice in kernels/tiles.py.
 
     python -m nanonet.benchmarks.tune_linear [--seconds 50]
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ CANDIDATES = (
     ("descriptors", tile(256, 128, 64, 8, 3, persistent=True)),
     ("pointers", tile(128, 128, 64, 8, 3)),
 )
-PLAIN = tile(64, 64, 32, 4, 3)  # by pointers: what the others are held against
+PLAIN = tile(64, 64, 32, 4, 3)  # by pointers: the others are compared with it
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
 
 
@@ -73,7 +74,7 @@ def title(reading: str, blocks: dict[str, Any]) -> str:
     return f"{sizes} {blocks['num_warps']} warps {blocks['num_stages']} stages {kind}"
 
 
-def clocked(run: Callable[[], None]):
+def clocked(run: Callable[[], Any]) -> np.ndarray:
     return graph_ms({"": run}, calls=10)[""]
 
 
@@ -102,7 +103,7 @@ def records(seconds: float) -> Iterator[dict[str, Any]]:
                 if differs(y, wanted):
                     raise ArithmeticError("its result is wrong")
                 times = clocked(partial(product, given, y, reading, blocks))
-            except Exception as error:  # too much shared memory, say, or a compiler that refuses
+            except Exception as error:  # such as too much shared memory, or a compiler error
                 left_out(f"{name}, {phase}", error)
             else:
                 yield own(name, times, phase=phase)

@@ -1,4 +1,4 @@
-"""The device and the CPU threads that torch works with."""
+"""The device and the CPU threads that torch uses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 
 def device() -> torch.device:
-    """The accelerator that torch has, else the CPU."""
+    """The accelerator that torch finds, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Within, torch has so many threads; 0 leaves it those that it has."""
+    """Within the block torch uses `count` threads; 0 changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

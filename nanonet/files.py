@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes: a file appears under its name complete, or not at all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: it gets that name when the block ends, and goes away where the block fails.
+    """A temporary path beside `path` to write to: renamed to `path` at the end of the block, deleted if it fails.
 
-    Where `path` is a link, what it leads to is replaced.
+    If `path` is a symbolic link, its target is replaced.
     """
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -25,9 +25,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a symbolic link (not its target) or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def apply_umask(folder: Path) -> None:
@@ -41,16 +49,7 @@ def apply_umask(folder: Path) -> None:
             path.chmod(mode)
 
 
-def empty(folder: Path, last: str = "") -> None:
-    """Delete what the folder holds, not the folder itself; the file named `last` when all else is gone."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def lies_in(path: str, folder: Path) -> bool:
-    """Whether `path` is something that is there, and is `folder` or lies in it; links are followed."""
+    """Whether `path` exists and is `folder` or lies in it; symbolic links are followed."""
     found = Path(path).expanduser()
     return bool(path) and found.exists() and found.resolve().is_relative_to(folder.resolve())

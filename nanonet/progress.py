@@ -1,7 +1,9 @@
-"""What a person sees while a run goes on: a bar a stage, with time left; plain lines where there is no terminal."""
+"""Progress of a run on standard error: a bar per stage with the time left; lines where it is no terminal."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +14,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 
+def note(text: str) -> None:
+    """Tell the user one line on standard error, once: of several processes the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"nanonet: {escape_controls(text)}", file=sys.stderr, flush=True)
+
+
+def escape_controls(text: str) -> str:
+    """One line of `text`: white space as single spaces, other control characters as escapes, which a terminal would
+    obey."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in line)
+
+
 class Progress:
-    """Stages on standard error; `seconds` holds how long each took [s], all times that it came, without the stages
-    within it."""
+    """Stages on standard error. `seconds`: time of each stage [s], summed over its calls, without nested stages."""
 
     def __init__(self, active: bool = True) -> None:
         self.seconds: dict[str, float] = {}
-        self.within = 0.0  # what stages took that ended within the one that goes on
+        self.nested = 0.0  # time of the stages that ended within the current one [s]
         self.console = Console(stderr=True, quiet=not active, highlight=False)
         columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Bars(
@@ -37,23 +51,23 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:  # stopping what never started prints an empty line
+        if self.console.is_terminal:  # stopping bars that were not started prints an empty line
             self.bars.stop()
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[..., None]]:
-        """Yield tick(done, note=""): so much more of `total` is done."""
-        began, task, said = time.perf_counter(), self.bars.add_task(name, total=total, note=""), ""
-        before, self.within = self.within, 0.0
+        """Yield tick(done, note=""), which adds `done` to the progress of `total`."""
+        began, task, last_note = time.perf_counter(), self.bars.add_task(name, total=total, note=""), ""
+        before, self.nested = self.nested, 0.0
 
         def tick(done: int, note: str = "") -> None:
-            nonlocal said
-            said = note or said
-            self.bars.update(task, advance=done, note=said)
+            nonlocal last_note
+            last_note = note or last_note
+            self.bars.update(task, advance=done, note=last_note)
 
         yield tick
         taken = time.perf_counter() - began
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + taken - self.within, 2)
-        self.within = before + taken
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + taken - self.nested, 2)
+        self.nested = before + taken
         if not self.console.is_terminal:
-            self.console.print(f"{name}: {total} in {taken:.1f} s  {said}")
+            self.console.print(f"{name}: {total} in {taken:.1f} s  {last_note}")

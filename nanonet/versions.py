@@ -9,7 +9,7 @@ PACKAGES = ("nanonet", "torch", "transformers", "peft", "accelerate", "triton", 
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that decide a result; None where one is not installed."""
+    """Versions by package; None where one is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

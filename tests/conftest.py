@@ -1,4 +1,4 @@
-"""A tiny random encoder and a tiny data set that it can learn, for whole runs in a second or two."""
+"""A tiny random encoder, a tiny data set that it can learn, and a run on them that takes seconds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from nanonet.cli.main import main
 from nanonet.device import threads
 
 pytest_plugins = ["support.encoders"]
@@ -69,6 +70,18 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 words = rng.choices(TOPICS[topic], k=2) + rng.choices(FILLER, k=rng.randint(2, 9))
                 rng.shuffle(words)
                 file.write(json.dumps({"text": " ".join(words), "label": topic}) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_data: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run whose students have learnt something."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    words = f"train --data {tiny_data} --teacher {tiny_encoder} --output {folder} --labels_per_class=30 --max-tokens 32"
+    words += (
+        " --targets classifier --steps 60 --labelled-batch 24 --unlabelled-batch 8 --learning-rate 5e-3 --threads 1"
+    )
+    assert main(words.split()) == 0
     return folder
 
 

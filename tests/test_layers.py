@@ -19,6 +19,7 @@ RANKS = {
     "eager": 1,
     "schemas": 1,
     "files": 1,
+    "tensor_file": 2,
     "device": 1,
     "versions": 1,
     "progress": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nanonet.progress import Progress
+from nanonet.progress import Progress, note
 
 
 def test_a_stage_counts_every_time_that_it_came_and_not_what_lies_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +21,12 @@ def test_a_stage_counts_every_time_that_it_came_and_not_what_lies_within_it(monk
     with progress.stage("after", 1):
         now[0] += 6
     assert progress.seconds == {"outer": 5, "inner": 5, "after": 6}
+
+
+def test_a_note_is_one_line_of_the_first_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note("two\nlines\x1b[2J")
+    monkeypatch.setenv("RANK", "1")
+    note("of another process")
+    assert capsys.readouterr().err == "nanonet: two lines\\x1b[2J\n"

@@ -23,16 +23,17 @@ def bench(config: BenchConfig) -> None:
     """Run a suite and print it as it goes.
 
     Raises:
-        InputError: a shape, dtype or file name that makes no sense; or our result is wrong, so nothing is timed.
+        InputError: an invalid shape, dtype or file name; or a wrong result of nanonet's, which is not timed.
     """
-    if config.plot and Path(config.plot).suffix not in (".png", ".svg"):
+    plot = Path(config.plot).expanduser()
+    if config.plot and plot.suffix not in (".png", ".svg"):
         raise InputError(f"--plot {config.plot}: give a name that ends in .png or .svg")
-    if config.plot and Path(config.plot).is_dir():
+    if config.plot and plot.is_dir():
         raise InputError(f"--plot {config.plot} is a folder; give a file")
-    if config.plot and Path(config.plot).exists():
+    if config.plot and plot.exists():
         raise InputError(f"--plot {config.plot} is there already; delete it, or give another name")
-    if not Path(config.plot).absolute().parent.is_dir():
-        raise InputError(f"--plot {config.plot}: there is no folder {Path(config.plot).parent}; make it first")
+    if not plot.absolute().parent.is_dir():
+        raise InputError(f"--plot {config.plot}: there is no folder {plot.parent}; make it first")
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     title = ""
     for record in _records(config):
@@ -45,7 +46,7 @@ def bench(config: BenchConfig) -> None:
     if title and not config.json:
         print(_table(title, groups[title]))
     if config.plot:
-        _plot(groups, Path(config.plot))
+        _plot(groups, plot)
 
 
 def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
@@ -70,7 +71,7 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
             students = (0,)
         if min(students) < 1:
             raise InputError(f"--students {config.students}: give numbers of students, such as 2,4")
-        from nanonet.benchmarks import bench_step  # transformers and peft, which the others do without
+        from nanonet.benchmarks import bench_step  # imports transformers and peft, which the other suites do not need
 
         tunings = _names("--tunings", config.tunings, get_args(Tuning))
         if config.batch < 3:
@@ -117,7 +118,7 @@ def _title(record: dict[str, Any]) -> str:
 
 
 def _table(title: str, records: list[dict[str, Any]]) -> str:
-    """A table whose ratios say how many times faster nanonet is than the row."""
+    """A table; its ratios: time of the row over nanonet's time."""
     own = next(r["p50_ms"] for r in records if r["implementation"] in ("nanonet", "cohort"))
     rows: list[tuple[str, ...]] = [COLUMNS]
     for r in sorted(records, key=lambda r: r["p50_ms"]):
@@ -129,9 +130,9 @@ def _table(title: str, records: list[dict[str, Any]]) -> str:
                 *(_number(value, form) for value, form in _optional(r)),
             )
         )
-    kept = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows[1:])]
+    shown = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows[1:])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = ["  ".join(row[i].rjust(widths[i]) for i in kept) for row in rows]
+    lines = ["  ".join(row[i].rjust(widths[i]) for i in shown) for row in rows]
     return "\n".join(["", f"{title}, {records[0]['device']}, {records[0]['commit']}", *lines])
 
 

@@ -1,4 +1,4 @@
-"""What this installation has: versions, devices, and who serves each op."""
+"""This installation: versions, devices, and the backend of each op."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEYS = ("CPU", "CUDA")
 
 def facts() -> dict[str, Any]:
     """versions, devices, cpu {threads, native}, cuda {cuda_arches, cuda_toolkit} or None, and ops
-    {op: {CPU, CUDA: who serves it, and why}}."""
+    {op: {CPU, CUDA: its backend, and the reason}}."""
     native = cpp.build_info()
     if native:
         native["isa_forced"] = os.environ.get("NANONET_CPU_ISA")

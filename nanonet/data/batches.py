@@ -1,14 +1,13 @@
 """Token ids once, padding as little as possible, and the rows of every step.
 
-Texts differ in length far more than in number, so ids are kept ragged and a batch is padded to its own longest
-row. `BatchPlan` knows the rows of step 1000 without having been asked for the 999 before: nothing about the
-data has to be saved in a checkpoint.
+Texts differ much in length: ids are stored ragged, and a batch is padded to its own longest row. The rows of a step
+are a pure function of seed and step (`BatchPlan`), so a checkpoint stores nothing about the data.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch import Tensor
 from nanonet.errors import InputError
 
 _TEXTS_AT_ONCE = 1000  # bounds the Python lists of ids that exist at any one time
+_CHARACTERS_AT_ONCE = 2_000_000
+_CHARACTERS_A_TOKEN = 64  # more than a token has in any language; a text of fewer tokens is tokenised as a whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,41 +47,78 @@ class Encoded:
         return _join(self.ids[offsets[row] : offsets[row + 1]] for row in rows)
 
 
-def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int, where: Callable[[int], str] | None = None) -> Encoded:
     """Return the token ids of `texts`, special tokens included, each cut to `max_tokens` [tokens].
 
-    tokenizer: a transformers tokenizer. Raises InputError where max_tokens leaves no room for the text, or a text
-    has no token at all (its attention would be over nothing).
+    tokenizer: a transformers tokenizer; where(n): where text n stands, for the message.
+    Raises InputError where max_tokens leaves no room for the text, or a text has no token at all (its attention would
+    be over nothing).
     """
+    encoded = encode_any(tokenizer, texts, max_tokens)
+    if 0 in (lengths := encoded.lengths):
+        n = lengths.index(0)
+        place = where(n) if where else f"text {n + 1} of {len(texts)}"
+        raise InputError(f"{place}: the text {texts[n]!r:.40} has no tokens: delete it")
+    return encoded
+
+
+def encode_any(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+    """As `encode`; a text without a token is a row of length 0."""
     special = tokenizer.num_special_tokens_to_add()
     if max_tokens <= special:
         raise InputError(f"--max-tokens {max_tokens}: the tokenizer itself takes {special} of them; give more")
     chunks: list[Tensor] = []
     lengths: list[int] = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        # verbose=False: no warning about sequences longer than the model, they are cut
-        chunk = tokenizer(
-            list(texts[start : start + _TEXTS_AT_ONCE]),
-            truncation=True,
-            max_length=max_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        lengths += [len(ids) for ids in chunk]
-        chunks.append(torch.tensor([i for ids in chunk for i in ids], dtype=torch.int32))
-    if 0 in lengths:
-        text = texts[lengths.index(0)]
-        raise InputError(f"text {lengths.index(0) + 1} of {len(texts)}, {text!r:.40}, has no tokens: delete it")
+    for chunk in _chunks(texts):
+        short = [_shortened(text, max_tokens) for text in chunk]
+        rows = _ids(tokenizer, short, max_tokens)
+        for n, (text, cut) in enumerate(zip(chunk, short, strict=True)):
+            if len(cut) < len(text) and len(rows[n]) < max_tokens:  # its words are few and long
+                rows[n : n + 1] = _ids(tokenizer, [text], max_tokens)
+        lengths += [len(ids) for ids in rows]
+        chunks.append(torch.tensor([i for ids in rows for i in ids], dtype=torch.int32))
     ids = torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.int32)
     return Encoded(ids, torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0))
+
+
+def _ids(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
+    # verbose=False: no warning about sequences longer than the model, they are cut
+    ids: list[list[int]] = tokenizer(
+        texts,
+        truncation=True,
+        max_length=max_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return ids
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts, some at a time: a tokenizer takes hundreds of bytes of memory for a character."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if len(chunk) == _TEXTS_AT_ONCE or size > _CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _shortened(text: str, max_tokens: int) -> str:
+    """A long text up to the last space of what its first `max_tokens` tokens can be made of."""
+    most = _CHARACTERS_A_TOKEN * max_tokens
+    return text[:most].rpartition(" ")[0] or text if len(text) > most else text
 
 
 def collate(encoded: Encoded, rows: Sequence[int], pad_id: int, multiple_of: int = 8) -> tuple[Tensor, Tensor]:
     """Return (input_ids, attention_mask), both (B, L) int64, of the B rows.
 
-    L is the longest of the rows, rounded up to `multiple_of`: few different shapes, and whole tiles for the
-    matrix products. Ids end in `pad_id` where the mask is 0. No rows give (0, 0).
+    L is the longest of the rows, rounded up to `multiple_of`: few different shapes, and full tiles for
+    the matrix products. Ids end in `pad_id` where the mask is 0. No rows give (0, 0).
     """
     row = torch.as_tensor(rows, dtype=torch.int64)
     start, length = encoded.offsets[row], encoded.offsets[row + 1] - encoded.offsets[row]
@@ -119,10 +157,10 @@ class BatchPlan:
     labelled_batch, unlabelled_batch: most rows of a side in a step. window: batches that are sorted together.
 
     A side is a sequence of epochs. In each, every row comes exactly once, in batches whose sizes differ by one at
-    most; so a batch never holds a row twice, nor more rows than there are. Labelled epochs are spread so that
-    every batch mixes the classes as the whole does. Unlabelled epochs are shuffled, cut into windows of `window`
-    batches, sorted by length within a window and cut into batches, which are shuffled again: rows of similar length
-    share a batch, and still hardly any two epochs hold the same batch.
+    most; so a batch never holds a row twice, nor more rows than there are. Labelled epochs are ordered so that
+    every batch has the class frequencies of all labelled rows. Unlabelled epochs are shuffled, cut into windows of
+    `window` batches, sorted by length within a window and cut into batches, which are shuffled again: rows of similar
+    length share a batch, and hardly any two epochs hold the same batch.
     """
 
     labels: Sequence[int]

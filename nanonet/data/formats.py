@@ -1,50 +1,28 @@
 """The rows of one CSV, TSV, JSON, JSONL or Parquet file, each with the place it stands at.
 
 Only the standard library is used, except for Parquet. CSV, TSV, JSON and JSONL may be gzipped. Text is utf-8;
-a byte order mark is dropped. What is wrong with a file is an `InputError` of one line: file, place, column, cure.
+a byte order mark is dropped. A fault of a file is an `InputError` of one line: file, place, column, cure.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
+import importlib.util
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from nanonet.errors import InputError
+from nanonet.data.lines import DEFAULT_LIMITS, Limits, check_regular, check_size, head_of, text_lines
+from nanonet.data.problems import listing, problem, shorten
 
 # (place such as "line 3", the values of the wanted columns)
-Row = tuple[str, list[object]]
+TableRow = tuple[str, list[object]]
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-_BOM = b"\xef\xbb\xbf"
-
-
-def shorten(value: object, limit: int = 60) -> str:
-    """Return `value` on one line of at most `limit` characters; of a path the end is kept, of the rest the start."""
-    text = " ".join((str(value) if isinstance(value, Path) else repr(value)).split())
-    if len(text) <= limit:
-        return text
-    return "..." + text[3 - limit :] if isinstance(value, Path) else text[: limit - 3] + "..."
-
-
-def listing(names: Iterable[str], most: int = 8) -> str:
-    """Return the first `most` names, shortened, in one line."""
-    names = list(names)
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(shorten(name, 30) for name in names[:most]) + more
-
-
-def problem(source: Path | str, what: str, place: str = "", column: str = "") -> InputError:
-    """Return the error `source, place, column 'column': what`."""
-    where = [
-        source if isinstance(source, str) else shorten(source),
-        place,
-        f"column {shorten(column)}" if column else "",
-    ]
-    return InputError(f"{', '.join(part for part in where if part)}: {what}")
+SEPARATORS = (",", ";", "\t", "|")
+_LONG = 1000  # characters
+_BATCH_ROWS = 512  # of Parquet: a few compressed bytes may unpack to many long texts
+ARRAY_BYTES = 200_000_000  # the largest JSON array: it is parsed as a whole
 
 
 def extension(path: Path) -> str | None:
@@ -57,7 +35,7 @@ def extension(path: Path) -> str | None:
     return None
 
 
-def rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+def read_rows(path: Path, columns: Mapping[str, str], limits: Limits = DEFAULT_LIMITS) -> Iterator[TableRow]:
     """Yield the place and the values of `columns` for every row of the file.
 
     path: a file whose name ends in one of EXTENSIONS, or in that and `.gz`.
@@ -69,18 +47,18 @@ def rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     """
     if not path.exists():
         raise problem(path, "does not exist: check the path")
-    if path.is_dir():
-        raise problem(path, "is a folder: give one of the files in it")
+    check_regular(path)
     kind = extension(path)
     if kind is None:
         raise problem(path, f"unknown extension: use {', '.join(EXTENSIONS)}, or .gz after any but the last")
     if path.stat().st_size == 0:
         raise problem(path, "is empty: give a file with rows")
+    check_size(path, limits)
     if kind == ".parquet":
-        return _parquet(path, columns)
+        return _parquet(path, columns, limits)
     if kind in (".csv", ".tsv"):
-        return _separated(path, columns, "," if kind == ".csv" else "\t")
-    return _json(path, columns, array_allowed=kind == ".json")
+        return _separated(path, columns, limits)
+    return _json(path, columns, limits)
 
 
 def check_columns(source: Path | str, place: str, there: Iterable[str], columns: Mapping[str, str]) -> None:
@@ -94,47 +72,14 @@ def check_columns(source: Path | str, place: str, there: Iterable[str], columns:
             raise problem(source, what, place, column)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a utf-8 file, line ends kept."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for raw in file:
-                number += 1
-                yield (raw.removeprefix(_BOM) if number == 1 else raw).decode("utf-8")
-    except UnicodeDecodeError as error:
-        if number == 1 and error.object.startswith(b"\x1f\x8b"):
-            raise problem(path, "is gzip: add .gz to its name") from error
-        bad = f"byte {error.start + 1} of the line is 0x{error.object[error.start]:02x}"
-        raise problem(path, f"not utf-8 ({bad}): save the file as utf-8", f"line {number}") from error
-    except EOFError as error:
-        raise problem(
-            path, "the gzip stream ends too early: copy or download it again", f"after line {number}"
-        ) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        what = f"not sound gzip ({shorten(str(error))}): compress it again, or drop .gz if it is not compressed"
-        raise problem(path, what, f"after line {number}") from error
-    except OSError as error:
-        raise problem(path, f"cannot be read ({error.strerror}): check its permissions") from error
-
-
-def _separated(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterator[Row]:
-    # strict: an unclosed quote is an error, not a field that swallows the rest of the file
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+def _separated(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator[TableRow]:
+    delimiter = _separator(path, columns, limits)
+    quoted = extension(path) == ".csv" or _is_quoted(path, delimiter, limits)
+    records = (_quoted_records if quoted else _plain_records)(path, delimiter, limits)
     header: list[str] = []
     wanted: list[int] = []
-    while True:
-        place = f"line {reader.line_num + 1}"
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            cure = "close every quote, double the quotes inside a quoted field, and keep very long texts in JSONL"
-            raise problem(path, f"{error}: {cure}", place) from error
-        if fields is None:
-            return
-        if not fields:
-            continue
-        if not header:
+    for place, fields in records:
+        if not wanted:
             header = fields
             check_columns(path, place, header, columns)
             wanted = [header.index(column) for column in columns.values()]
@@ -145,20 +90,98 @@ def _separated(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterat
             yield place, [fields[i] for i in wanted]
 
 
-def _json(path: Path, columns: Mapping[str, str], array_allowed: bool) -> Iterator[Row]:
-    lines: Iterable[str] = _lines(path)
-    if array_allowed:
-        lines = list(lines)
-        if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
-            yield from _json_array(path, columns, "".join(lines))
+def _quoted_records(path: Path, delimiter: str, limits: Limits) -> Iterator[tuple[str, list[str]]]:
+    """(place, fields) of a file in which a field may be quoted; blank lines are skipped."""
+    csv.field_size_limit(max(limits.text, 131_072))
+    # strict: an unclosed quote is an error, not a field that swallows the rest of the file
+    reader = csv.reader(text_lines(path, limits), delimiter=delimiter, strict=True)
+    while True:
+        place = f"line {reader.line_num + 1}"
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            cure = "close every quote, double the quotes inside a quoted field, and keep very long texts in JSONL"
+            raise problem(path, f"{error}: {cure}", place) from error
+        if fields is None:
             return
-    for number, line in enumerate(lines, 1):
+        if fields:
+            yield place, fields
+
+
+def _plain_records(path: Path, delimiter: str, limits: Limits) -> Iterator[tuple[str, list[str]]]:
+    """(place, fields) of a file in which a quote is a character as any other."""
+    for number, line in enumerate(text_lines(path, limits), 1):
+        if content := line.rstrip("\r\n"):
+            yield f"line {number}", content.split(delimiter)
+
+
+def _separator(path: Path, columns: Mapping[str, str], limits: Limits) -> str:
+    """The separator by which the first line holds the wanted columns; the extension's own where several or none do."""
+    line = next((line for line in text_lines(path, limits) if line.strip("\r\n")), "")
+    usual = "," if extension(path) == ".csv" else "\t"
+    for delimiter in sorted(SEPARATORS, key=lambda separator: separator != usual):
+        header = next(csv.reader([line], delimiter=delimiter), [])
+        if set(columns.values()) <= set(header):
+            return delimiter
+    return usual
+
+
+def _is_quoted(path: Path, delimiter: str, limits: Limits) -> bool:
+    """Whether a TSV is written with quotes: in some column every field has them.
+
+    Otherwise a quote is a character as any other: most TSV files are written without quoting.
+    """
+    columns: set[int] | None = None
+    width = 0
+    for _, fields in _plain_records(path, delimiter, limits):
+        if not width:
+            width = len(fields)
+        elif len(fields) != width:  # a quoted field may hold separators and line ends
+            return _records_begin_with_quotes(path, delimiter, limits)
+        else:
+            marked = {i for i, field in enumerate(fields) if len(field) > 1 and field[0] == field[-1] == '"'}
+            columns = marked if columns is None else columns & marked
+    return bool(columns)
+
+
+def _records_begin_with_quotes(path: Path, delimiter: str, limits: Limits) -> bool:
+    """Whether some column of every record begins with a quote, the records being those of a quoted file."""
+    first = ""
+
+    def remember() -> Iterator[str]:
+        nonlocal first
+        for line in text_lines(path, limits):
+            first = first or line
+            yield line
+
+    columns: set[int] | None = None
+    try:
+        for number, fields in enumerate(csv.reader(remember(), delimiter=delimiter, strict=True)):
+            marked = {i for i, field in enumerate(first.split(delimiter)[: len(fields)]) if field.startswith('"')}
+            if number and fields:
+                columns = marked if columns is None else columns & marked
+                if not columns:
+                    return False
+            first = ""
+    except csv.Error:  # the file has quotes that are characters
+        return False
+    return bool(columns)
+
+
+def _json(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator[TableRow]:
+    if extension(path) == ".json" and head_of(path).startswith(b"["):
+        if path.stat().st_size > ARRAY_BYTES:
+            raise problem(path, f"a JSON array of more than {ARRAY_BYTES} bytes: write one object a line (.jsonl)")
+        whole = Limits(ARRAY_BYTES, min(limits.data, ARRAY_BYTES))  # an array may be one line
+        yield from _json_array(path, columns, "".join(text_lines(path, whole)))
+        return
+    for number, line in enumerate(text_lines(path, limits), 1):
         if line.strip():
             place = f"line {number}"
             yield place, _members(path, place, _parse(path, line, number, "one JSON object a line"), columns)
 
 
-def _json_array(path: Path, columns: Mapping[str, str], text: str) -> Iterator[Row]:
+def _json_array(path: Path, columns: Mapping[str, str], text: str) -> Iterator[TableRow]:
     items = _parse(path, text, 1, "an array of JSON objects")
     for number, item in enumerate(items if isinstance(items, list) else [items], 1):
         yield f"row {number}", _members(path, f"row {number}", item, columns)
@@ -182,20 +205,50 @@ def _members(path: Path, place: str, item: object, columns: Mapping[str, str]) -
     return [item[column] for column in columns.values()]
 
 
-def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+def _shared(value: object, long: dict[str, str]) -> object:
+    """`value`; of equal long texts, of which a Parquet file stores one, the first."""
+    return long.setdefault(value, value) if isinstance(value, str) and len(value) > _LONG else value
+
+
+def class_label_names(path: Path, column: str) -> list[str] | None:
+    """The class names of a Parquet column that the `datasets` library wrote as a ClassLabel; None of any other."""
+    if extension(path) != ".parquet" or importlib.util.find_spec("pyarrow") is None:
+        return None
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        written = parquet.read_schema(path).metadata or {}
+        features = json.loads(written.get(b"huggingface", b"{}"))["info"]["features"]
+        names = features[column]["names"] if features[column]["_type"] == "ClassLabel" else None
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError):  # `_parquet` says what is wrong
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _parquet(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator[TableRow]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise problem(path, "reading Parquet needs pyarrow: pip install nanonet[data]") from error
-    number = 0
+    number = total = 0
+    long: dict[str, str] = {}
     try:
         with parquet.ParquetFile(path) as file:
             check_columns(path, "", file.schema_arrow.names, columns)
-            for batch in file.iter_batches(columns=list(dict.fromkeys(columns.values()))):
+            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+            if size > limits.data:
+                what = f"{size} bytes of data, more than {limits.data}: split the file, or raise --max-data-bytes"
+                raise problem(path, what)
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(dict.fromkeys(columns.values()))):
+                total += batch.nbytes
+                if total > limits.data:
+                    what = f"more than {limits.data} bytes of data: split the file, or raise --max-data-bytes"
+                    raise problem(path, what, f"after row {number}")
                 for values in zip(*(batch.column(column).to_pylist() for column in columns.values()), strict=True):
                     number += 1
-                    yield f"row {number}", list(values)
+                    yield f"row {number}", [_shared(value, long) for value in values]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = f"not sound Parquet ({shorten(str(error))}): write it again"
         raise problem(path, what, f"after row {number}") from error

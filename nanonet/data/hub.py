@@ -1,4 +1,4 @@
-"""The splits of a Hugging Face dataset, with a failure that is quick and says what to do."""
+"""The splits of a Hugging Face dataset. Without a network it fails within seconds and names the cure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nanonet.data.formats import Row, check_columns, problem, shorten
+from nanonet.data.formats import TableRow, check_columns
+from nanonet.data.problems import problem, shorten
 
-_PROBE_TIMEOUT_S = 8.0
+_ASK_TIMEOUT_S = 8.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _FILE_NAME = re.compile(r".*\.[A-Za-z]{2,8}")  # `reviews.xlsx` is a file that is missing, `org/set.v2` is not
 
@@ -34,7 +35,7 @@ def open_splits(name: str) -> Mapping[str, Any]:
     except ImportError as error:
         raise problem(name, "reading a Hugging Face dataset needs datasets: pip install nanonet[data]") from error
     if not constants.HF_HUB_OFFLINE:
-        _probe(name)
+        _ask_hub(name)
     try:
         return dict(datasets.load_dataset(name))
     # whatever the library, its loading script or the network raises is, to the user, an id that does not load
@@ -45,8 +46,8 @@ def open_splits(name: str) -> Mapping[str, Any]:
         ) from error
 
 
-def hub_rows(name: str, table: Any, text_column: str, label_column: str) -> Iterator[Row]:
-    """Yield (place, [text, label]) as `formats.rows` does; the label of a ClassLabel column is its name."""
+def hub_rows(name: str, table: Any, text_column: str, label_column: str) -> Iterator[TableRow]:
+    """Yield (place, [text, label]) as `formats.read_rows` does; the label of a ClassLabel column is its name."""
     check_columns(name, "", table.column_names, {"text_column": text_column, "label_column": label_column})
     names = class_names(table, label_column) or []
     for number, (text, label) in enumerate(zip(table[text_column], table[label_column], strict=True), 1):
@@ -63,7 +64,7 @@ def _because(error: BaseException, detail: str) -> str:
     return f"the Hugging Face hub gave {type(error).__name__} ({shorten(detail, 80)})"
 
 
-def _probe(name: str) -> None:
+def _ask_hub(name: str) -> None:
     """Ask the hub for the id. In a thread, because looking up a host name obeys no timeout."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -72,15 +73,15 @@ def _probe(name: str) -> None:
 
     def ask() -> None:
         try:
-            HfApi().dataset_info(name, timeout=_PROBE_TIMEOUT_S / 2)
+            HfApi().dataset_info(name, timeout=_ASK_TIMEOUT_S / 2)
             outcome.append(None)
         except Exception as error:  # handed to the caller's thread, which raises
             outcome.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(_PROBE_TIMEOUT_S)
-    error = outcome[0] if outcome else TimeoutError(f"no answer within {_PROBE_TIMEOUT_S:.0f} s")
+    thread.join(_ASK_TIMEOUT_S)
+    error = outcome[0] if outcome else TimeoutError(f"no answer within {_ASK_TIMEOUT_S:.0f} s")
     if isinstance(error, RepositoryNotFoundError):
         what = "no file, folder or public Hugging Face dataset: check the spelling, or log in for a private one"
         raise problem(name, what) from error

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 
 from nanonet.data.dataset import Dataset, Split
-from nanonet.data.split import digest, held_out
+from nanonet.data.split import digest, in_test_fifth
 from nanonet.errors import InputError
 
 _LEAST_WORDS = 6
@@ -62,8 +62,8 @@ _LEFT_OUT = {"test", "tests", "idle_test", "__pycache__", "numpy/distutils", "nu
 def pydocs(cap: int = 550) -> Dataset:
     """Return the corpus of docstrings, at most `cap` texts a topic (of 1000), about a fifth of them for testing.
 
-    Nothing depends on an order of files: the texts of a topic with the smallest hashes are kept, and
-    split.held_out(text) sends a text to train or test, so that no text is ever on both sides, whatever is
+    Nothing depends on an order of files: a topic has its texts with the smallest hashes, and
+    split.in_test_fifth(text) sends a text to train or test, so that no text is ever on both sides, whatever is
     installed. Topics with fewer than 100 texts are dropped. Raises InputError where fewer than two are left.
     """
     if not 1 <= cap <= _ENOUGH_TEXTS:
@@ -74,7 +74,7 @@ def pydocs(cap: int = 550) -> Dataset:
     sides: dict[bool, tuple[list[str], list[int]]] = {False: ([], []), True: ([], [])}
     for label, texts in enumerate(topics.values()):
         for text in sorted(texts, key=digest)[:cap]:
-            side = sides[held_out(text)]
+            side = sides[in_test_fifth(text)]
             side[0].append(text)
             side[1].append(label)
     return Dataset(Split(*sides[False]), Split(*sides[True]), list(topics), "pydocs")

@@ -7,28 +7,60 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanonet.data.dataset import Dataset, Split
-from nanonet.data.formats import EXTENSIONS, Row, extension, listing, problem, rows, shorten
-from nanonet.data.split import held_out
+from nanonet.data.folders import find_tables, text_tables
+from nanonet.data.formats import TableRow, class_label_names, read_rows
+from nanonet.data.labels import Names, check_unicode, index_labels, note_blanks, note_forms, one_form, read_label
+from nanonet.data.lines import DEFAULT_LIMITS, Limits, check_regular
+from nanonet.data.problems import listing, located, problem, shorten
+from nanonet.data.split import choose_test_rows
+from nanonet.progress import note
 
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
+LABELS_BYTES = 10_000_000  # the largest labels.json
+UNLABELLED, LEFT_OUT = "used as unlabelled texts", "left out"  # what becomes of rows with a blank label
 
 
-def load_dataset(data: str, *, text_column: str = "text", label_column: str = "label") -> Dataset:
+# the labelled rows, the rows with a blank label (none or one split), and the names
+Table = tuple[Split, tuple[Split, ...], Names]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are read, and how much of a file. label: None leaves the labels out."""
+
+    text: str = "text"
+    label: str | None = "label"
+    limits: Limits = DEFAULT_LIMITS
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """{setting: column}, as `read_rows` takes them."""
+        return {"text_column": self.text} | ({} if self.label is None else {"label_column": self.label})
+
+
+def load_dataset(
+    data: str,
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    limits: Limits = DEFAULT_LIMITS,
+    test_fraction: float = 0.0,
+) -> Dataset:
     """Return the dataset that `data` names.
 
-    data: `pydocs` (see pydocs.py); a file; a folder with one `train.*`, at most one `test.*` and perhaps a
-    `labels.json`, the list of the class names in label order; or, if nothing of that name exists, a Hugging Face
-    dataset id.
+    data: `pydocs` (see pydocs.py); a file; a folder (folders.py) with a train table, perhaps a test table, a table of
+    unlabelled texts and a `labels.json`, the list of the class names in label order; or, if nothing of that name
+    exists, a Hugging Face dataset id.
 
-    Labels are class names, or whole numbers that count `labels.json` from 0. Without `labels.json` the classes
-    are the labels of the train table: sorted as numbers if all are whole numbers, else as text.
-    Without a test table the rows whose text hashes to it (split.held_out: one in five) become the test split, so
-    equal texts stay on one side and a row never moves when others come or go; test is None if that is no row.
+    Labels are class names; whole numbers count `labels.json` or a ClassLabel from 0. Without these the classes are the
+    labels of the train table: sorted as numbers if all are whole numbers, else as text. A row of the train table with a
+    blank label (labels.py) is an unlabelled row; one of the test table is left out.
+    test_fraction: the part of the labelled rows that becomes the test split where there is no test table; without it
+    test is None then, and no labelled row is taken away.
 
     Raises InputError.
     """
@@ -36,47 +68,50 @@ def load_dataset(data: str, *, text_column: str = "text", label_column: str = "l
         from nanonet.data.pydocs import pydocs
 
         return pydocs()
+    columns = Columns(text_column, label_column, limits)
     path = Path(os.path.expanduser(data))
     if data and os.path.isdir(path):
-        return _load_folder(path, text_column, label_column)
+        return _load_folder(path, columns, test_fraction)
     if data and os.path.exists(path):
-        train, classes = read_table(path, text_column, label_column, None)
-        return _held_out(train, classes, path.name.split(".")[0], str(path))
-    return _load_hub(data, text_column, label_column)
+        train = _labelled(_read_files([path], columns, None, UNLABELLED))
+        return _split_off_test(train, test_fraction, path.name.split(".")[0])
+    return _load_hub(data, columns, test_fraction)
 
 
 def read_table(
-    path: str | Path, text_column: str, label_column: str | None, classes: list[str] | None
+    path: str | Path | Sequence[Path],
+    text_column: str,
+    label_column: str | None,
+    names: Names | None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[Split, list[str]]:
-    """Return the table of one file and its classes.
+    """Return the labelled rows of one file, or of the shards of one table, and the classes.
 
-    label_column: None leaves the labels out (labels is None, the classes come back as they were given).
-    classes: names in label order, to which every label must belong; None derives them from the labels.
+    label_column: None reads all texts without labels: labels is None, the classes come back as they were given.
+    names: the classes to which every label must belong; None derives them from the labels.
     Raises InputError.
     """
-    path = Path(path)
-    columns = {"text_column": text_column} | ({} if label_column is None else {"label_column": label_column})
-    return _collect(path, rows(path, columns), text_column, label_column, classes)
+    files = [Path(path)] if isinstance(path, str | Path) else list(path)
+    table, _, found = _read_files(files, Columns(text_column, label_column, limits), names)
+    return table, found.names
 
 
-def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
-    """Return the texts of a file, or of all tables of a folder in the order of their names, `test.*` left out.
+def read_texts(path: str | Path, text_column: str = "text", limits: Limits = DEFAULT_LIMITS) -> tuple[Split, ...]:
+    """Return the texts of a file, or of all tables of a folder in the order of their names, those for testing left out.
 
     Labels, if there are any, are not looked at. Raises InputError.
     """
-    path = Path(path)
-    if not path.is_dir():
-        return read_table(path, text_column, None, None)[0].texts
-    files = sorted(f for f in path.iterdir() if f.is_file() and extension(f) and f.name != "labels.json")
-    files = [f for f in files if f.name.split(".")[0] != "test"]
-    if not files:
-        raise problem(path, f"no table in this folder: put files that end in {', '.join(EXTENSIONS)} into it")
-    return [text for f in files for text in read_table(f, text_column, None, None)[0].texts]
+    path = Path(os.path.expanduser(path))
+    files = text_tables(path) if path.is_dir() else [path]
+    return tuple(_read_files([file], Columns(text_column, None, limits), None)[0] for file in files)
 
 
 def read_classes(path: Path) -> list[str]:
     """Return the class names of a `labels.json`. Raises InputError unless they are two or more different names."""
     cure = 'write a list of two or more different names, such as ["negative", "positive"]'
+    check_regular(path)
+    if path.stat().st_size > LABELS_BYTES:
+        raise problem(path, f"more than {LABELS_BYTES} bytes: {cure}")
     try:
         names = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -85,133 +120,153 @@ def read_classes(path: Path) -> list[str]:
         raise problem(path, f"cannot be read ({error.strerror}): check its permissions") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise problem(path, f"{shorten(names, 30)} is no list of names: {cure}")
-    names = [_whole(name.strip(), "name", path, "", "") for name in names]
+    names = [one_form(check_unicode(name, "name", path, "", "")) for name in names]
     if len(names) < 2 or len(set(names)) < len(names):
         raise problem(path, f"{len(names)} names, {len(set(names))} different: {cure}")
     return names
 
 
-def _load_folder(folder: Path, text_column: str, label_column: str) -> Dataset:
-    entries = sorted(folder.iterdir())
-    if not entries:
-        raise problem(folder, "is an empty folder: put train.csv (or .tsv, .jsonl, .parquet) into it")
-    found: dict[str, Path] = {}
-    for part in ("train", "test"):
-        files = [f for f in entries if f.is_file() and f.name.split(".")[0] == part and extension(f)]
-        if len(files) > 1:
-            raise problem(folder, f"several {part} files ({listing(f.name for f in files)}): keep one")
-        if files:
-            found[part] = files[0]
-    if "train" not in found:
-        names = listing(f.name for f in entries)
-        raise problem(folder, f"no train file among {names}: name one train.csv (or .tsv, .jsonl, .parquet)")
-    labels_file = folder / "labels.json"
-    classes = read_classes(labels_file) if labels_file.exists() else None
-    train, classes = read_table(found["train"], text_column, label_column, classes)
+def labels_beside(path: Path) -> Names | None:
+    """Return the class names of the `labels.json` in a folder or beside a file; None without one. Raises InputError."""
+    file = (path if path.is_dir() else path.parent) / "labels.json"
+    return Names(read_classes(file), counted=True, given=True) if file.exists() else None
+
+
+def _load_folder(folder: Path, columns: Columns, test_fraction: float) -> Dataset:
+    tables = find_tables(folder)
+    train = _labelled(_read_files(tables["train"], columns, labels_beside(folder), UNLABELLED))
+    if "unlabelled" in tables:
+        further, _, _ = _read_files(tables["unlabelled"], replace(columns, label=None), None)
+        note(f"{further.source}: {len(further.texts)} texts are used as unlabelled texts")
+        train = (train[0], (*train[1], further), train[2])
     name = folder.resolve().name
-    if "test" not in found:
-        return _held_out(train, classes, name, str(found["train"]))
-    return Dataset(train, read_table(found["test"], text_column, label_column, classes)[0], classes, name)
+    if "test" not in tables:
+        return _split_off_test(train, test_fraction, name)
+    _refuse_fraction(test_fraction, folder)
+    return _with_test(train, _read_files(tables["test"], columns, train[2]), name)
 
 
-def _load_hub(data: str, text_column: str, label_column: str) -> Dataset:
+def _load_hub(data: str, columns: Columns, test_fraction: float) -> Dataset:
     from nanonet.data.hub import class_names, hub_rows, looks_like_id, open_splits
 
     if not looks_like_id(data):
         raise problem(Path(data) if data else "data", "does not exist: give a file, a folder, a dataset id or pydocs")
+    assert columns.label is not None
+    label_column = columns.label
     splits = open_splits(data)
     if "train" not in splits:
         raise problem(data, f"no train split among {listing(splits)}: choose a dataset that has one")
 
-    def table(part: str, classes: list[str] | None) -> tuple[Split, list[str]]:
+    def table(part: str, names: Names | None, blank_use: str) -> Table:
         source = f"{data} [{part}]"
-        return _collect(
-            source, hub_rows(source, splits[part], text_column, label_column), text_column, label_column, classes
-        )
+        return _collect(source, hub_rows(source, splits[part], columns.text, label_column), columns, names, blank_use)
 
-    train, classes = table("train", class_names(splits["train"], label_column))
+    known = class_names(splits["train"], label_column)
+    train = _labelled(table("train", None if known is None else Names(known, counted=True), UNLABELLED))
     if "test" not in splits:
-        return _held_out(train, classes, data, data)
-    return Dataset(train, table("test", classes)[0], classes, data)
+        return _split_off_test(train, test_fraction, data)
+    _refuse_fraction(test_fraction, data)
+    return _with_test(train, table("test", train[2], LEFT_OUT), data)
 
 
-def _held_out(table: Split, classes: list[str], name: str, source: str) -> Dataset:
-    """Give the rows whose text hashes to it to the test split."""
-    sides: dict[bool, tuple[list[str], list[int]]] = {False: ([], []), True: ([], [])}
-    for text, label in zip(table.texts, table.labels or [], strict=True):
-        texts, labels = sides[held_out(text)]
-        texts.append(text)
-        labels.append(label)
-    train, test = Split(*sides[False]), Split(*sides[True])
-    if not train.texts:
-        raise problem(Path(source), f"{len(table.texts)} rows are too few to set a fifth aside for testing: add rows")
-    return Dataset(train, test if test.texts else None, classes, name)
+def _with_test(train: Table, test: Table, name: str) -> Dataset:
+    """The dataset of a train and a test table; test is None where no row of its has a label."""
+    labelled, _, names = test
+    return Dataset(train[0], labelled if labelled.texts else None, names.names, name, train[1])
+
+
+def _split_off_test(train: Table, fraction: float, name: str) -> Dataset:
+    """The dataset of a train table alone."""
+    table, unlabelled, names = train
+    if not fraction:
+        return Dataset(table, None, names.names, name, unlabelled)
+    chosen = choose_test_rows(table.texts, table.labels or [], fraction)
+    if not chosen:
+        what = f"--test-fraction {fraction} of {len(table.texts)} labelled rows is no row: give more of one of them"
+        raise problem(table.source, what)
+    rest = sorted(set(range(len(table.texts))) - set(chosen))
+    return Dataset(table.select(rest), table.select(chosen), names.names, name, unlabelled)
+
+
+def _refuse_fraction(fraction: float, source: Path | str) -> None:
+    if fraction:
+        raise problem(source, f"--test-fraction {fraction}: there is a test table; leave the flag out")
+
+
+def _labelled(train: Table) -> Table:
+    """`train`. Raises InputError where none of its rows has a label."""
+    if not train[0].texts:
+        raise problem(train[0].source, "no row has a label: fill in some, of two classes or more")
+    return train
+
+
+def _read_files(files: Sequence[Path], columns: Columns, names: Names | None, blank_use: str = LEFT_OUT) -> Table:
+    """Read the shards of one table. blank_use: what becomes of rows with a blank label, for the note."""
+    known = class_label_names(files[0], columns.label) if columns.label is not None else None
+    if names is None and known is not None:
+        names = Names(known, counted=True)
+    if len(files) == 1:
+        return _collect(files[0], _named(files[0], columns, names), columns, names, blank_use)
+
+    def rows() -> Iterable[TableRow]:
+        for file in files:
+            for place, values in _named(file, columns, names):
+                yield f"{file.name}, {place}", values
+
+    return _collect(files[0].parent, rows(), columns, names, blank_use)
+
+
+def _named(path: Path, columns: Columns, names: Names | None) -> Iterable[TableRow]:
+    """The rows of a file; the numbers of a ClassLabel column as its names."""
+    rows = read_rows(path, columns.settings, columns.limits)
+    known = class_label_names(path, columns.label) if columns.label is not None else None
+    if known is None or names is None or names.given:
+        return rows
+    return ((place, [v[0], known[v[1]] if v[1] in range(len(known)) else v[1]]) for place, v in rows)  # type: ignore
 
 
 def _collect(
-    source: Path | str, table: Iterable[Row], text_column: str, label_column: str | None, classes: list[str] | None
-) -> tuple[Split, list[str]]:
-    """Check every row of `table`: (place, [text]) or (place, [text, label])."""
-    if text_column == label_column:
-        raise problem(source, "text_column and label_column are the same: set one to another column", "", text_column)
+    source: Path | str, rows: Iterable[TableRow], columns: Columns, names: Names | None, blank_use: str
+) -> Table:
+    """Check every row: (place, [text]) or (place, [text, label])."""
+    if columns.text == columns.label:
+        what = "text_column and label_column are the same: set one to another column"
+        raise problem(source, what, "", columns.text)
     texts: list[str] = []
-    names: list[str] = []
-    index = {name: i for i, name in enumerate(classes or [])}
-    for place, values in table:
-        texts.append(_text(values[0], source, place, text_column))
-        if label_column is not None:
-            name = _label(values[1], source, place, label_column)
-            if classes is not None and name not in index:
-                index[name] = _by_number(name, classes, source, place, label_column)
-            names.append(name)
+    labels: list[str] = []
+    places: list[str] = []
+    forms: dict[str, set[str]] = {}
+    for place, values in rows:
+        texts.append(_check_text(values[0], source, place, columns))
+        places.append(place)
+        if columns.label is not None:
+            label = read_label(values[1], source, place, columns.label)
+            labels.append(label)
+            if isinstance(values[1], str) and label and " ".join(values[1].split()) != label:
+                forms.setdefault(label, set()).add(values[1])
     if not texts:
         raise problem(source, "no rows: give a table with texts")
-    if label_column is None:
-        return Split(texts, None), classes or []
-    if classes is None:
-        whole = all(_INTEGER.fullmatch(name) for name in names)
-        classes = sorted(set(names), key=lambda name: (int(name) if whole else 0, name))
-        index = {name: i for i, name in enumerate(classes)}
-        if len(classes) < 2:
-            what = f"every label is {shorten(names[0], 40)}: give rows of two classes or more"
-            raise problem(source, what, "", label_column)
-    return Split(texts, [index[name] for name in names]), classes
+    split = Split(texts, None, located(source), places)
+    if columns.label is None:
+        return split, (), names or Names([])
+    note_forms(forms, source, columns.label)
+    index, names = index_labels(labels, names, source, places, columns.label)
+    labelled = [row for row, c in enumerate(index) if c >= 0]
+    blank = [row for row, c in enumerate(index) if c < 0]
+    split = replace(split, labels=index)
+    if not blank:
+        return split, (), names
+    note_blanks(labels, names, blank_use, source, columns.label)
+    return split.select(labelled), (replace(split.select(blank), labels=None),), names
 
 
-def _text(value: object, source: Path | str, place: str, column: str) -> str:
+def _check_text(value: object, source: Path | str, place: str, columns: Columns) -> str:
     if not isinstance(value, str):
-        raise problem(source, f"the text is {shorten(value, 30)}, not a string: write it in quotes", place, column)
+        what = f"the text is {shorten(value, 30)}, not a string: write it in quotes"
+        raise problem(source, what, place, columns.text)
     if not value.strip():
-        raise problem(source, "the text is empty: fill it in or delete the row", place, column)
-    return _whole(value, "text", source, place, column)
-
-
-def _label(value: object, source: Path | str, place: str, column: str) -> str:
-    """Return the label as it is written, be it a number or a name."""
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
-        what = "the label is missing: fill it in, or move the row to a file of unlabelled texts"
-        raise problem(source, what, place, column)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        what = f"the label {shorten(value, 30)} is neither a whole number nor a name: write one of the two"
-        raise problem(source, what, place, column)
-    return _whole(str(value).strip(), "label", source, place, column)
-
-
-def _whole(value: str, what: str, source: Path | str, place: str, column: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"the {what} holds half a character ({shorten(value[error.start])}): write it whole or delete it"
-        raise problem(source, half, place, column) from error
-    return value
-
-
-def _by_number(name: str, classes: list[str], source: Path | str, place: str, column: str) -> int:
-    """Return the class that the unknown name `name` counts, from 0."""
-    # where names are numbers themselves, a number can only be a name: nothing is guessed
-    if not _INTEGER.fullmatch(name) or any(_INTEGER.fullmatch(known) for known in classes):
-        raise problem(source, f"unknown label {shorten(name, 40)}: the classes are {listing(classes)}", place, column)
-    if not 0 <= int(name) < len(classes):
-        what = f"label {name} is out of range: the {len(classes)} classes {listing(classes)} count from 0"
-        raise problem(source, what, place, column)
-    return int(name)
+        raise problem(source, "the text is empty: fill it in or delete the row", place, columns.text)
+    if len(value) > columns.limits.text:
+        what = f"the text has more than {columns.limits.text} characters: cut it, or raise --max-text-bytes"
+        raise problem(source, what, place, columns.text)
+    return check_unicode(value, "text", source, place, columns.text)

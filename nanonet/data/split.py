@@ -1,4 +1,4 @@
-"""Who is labelled, who is not, and who is held out: pure functions of their arguments.
+"""Which rows are labelled, unlabelled, for testing or in a fold: pure functions of their arguments.
 
 The draws are published numbers: changing a line here changes every result that names a seed.
 """
@@ -6,6 +6,7 @@ The draws are published numbers: changing a line here changes every result that 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,9 +28,30 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def held_out(text: str) -> bool:
-    """Say whether `text` belongs to the test fifth: digest(text) % 5 == 0, whatever stands around it."""
+def in_test_fifth(text: str) -> bool:
+    """Whether `text` belongs to the test fifth of pydocs: digest(text) % 5 == 0."""
     return digest(text) % 5 == 0
+
+
+def choose_test_rows(texts: Sequence[str], labels: Sequence[int], fraction: float) -> list[int]:
+    """Choose the rows that a table without a test split sets aside for testing, ascending.
+
+    Of each class, its texts with the smallest digests, until they are `fraction` of its rows; equal texts stay
+    together, and at least one text of a class is not chosen. So few rows move when others come or go.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows_of.setdefault(text, []).append(row)
+    chosen: dict[str, bool] = {}
+    for c in sorted(set(labels)):
+        count = Counter(text for text, label in zip(texts, labels, strict=True) if label == c)
+        wanted = round(fraction * count.total()) - sum(n for text, n in count.items() if chosen.get(text))
+        free = sorted((text for text in count if text not in chosen), key=digest)
+        spare = len(free) - (not any(chosen.get(text) is False for text in count))
+        for i, text in enumerate(free):
+            chosen[text] = i < spare and wanted > 0
+            wanted -= count[text] if chosen[text] else 0
+    return sorted(row for text, rows in rows_of.items() if chosen[text] for row in rows)
 
 
 def draw_labels(
@@ -67,11 +89,11 @@ def draw_labels(
 
 
 def folds(labels: Sequence[int], count: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Cut the rows into `count` stratified folds: [(train rows, held rows)], both ascending.
+    """Cut the rows into `count` stratified folds: [(train rows, validation rows)], both ascending.
 
     The rows of each class are shuffled and dealt out in turn, each class going on where the last one stopped, so
     both the folds and the classes within them differ by one row at most. Every class is in every train part: the
-    only row of a class is never held out. Folds that would hold nothing out are dropped.
+    only row of a class is in no validation part. Folds without a validation row are dropped.
 
     labels: (N,) class of every row. count: at least 2.
     """
@@ -79,7 +101,7 @@ def folds(labels: Sequence[int], count: int, seed: int) -> list[tuple[list[int],
         raise ValueError(f"count: expected at least 2 folds, got {count}")
     label = np.asarray(labels, dtype=np.int64)
     rng = np.random.default_rng(seed)
-    fold = np.full(len(label), -1, dtype=np.int64)  # -1: never held out
+    fold = np.full(len(label), -1, dtype=np.int64)  # -1: in every train part
     dealt = 0
     for c in np.unique(label):
         rows = rng.permutation(np.flatnonzero(label == c))
@@ -87,4 +109,4 @@ def folds(labels: Sequence[int], count: int, seed: int) -> list[tuple[list[int],
             fold[rows] = (dealt + np.arange(len(rows))) % count
             dealt += len(rows)
     parts = [(np.flatnonzero(fold != k).tolist(), np.flatnonzero(fold == k).tolist()) for k in range(count)]
-    return [(train, held) for train, held in parts if held]
+    return [(train, validation) for train, validation in parts if validation]

@@ -1,5 +1,6 @@
-"""Which of a language model's samples are worth a teacher's time: neither too short, nor a loop, nor a copy, nor there
-already. Words are runs of letters and digits, whatever their case.
+"""Filters of a language model's samples: too short, repetitive, copied from a labelled text, or a duplicate.
+
+A word is a run of letters and digits, case folded.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
-GRAM = 4  # words in a row that tell a copy from a common phrase
-LOOP = 3  # words in a row that come again where a model goes round in circles
+GRAM = 4  # words of an n-gram: shared n-grams of this length mark a copy
+LOOP = 3  # words of an n-gram that repeats where a model loops
 
 REASONS = ("short", "repetitive", "copy", "duplicate")
 
 
-def sift(
+def filter_samples(
     samples: Iterable[tuple[int, str]],
     known: Iterable[str],
     dropped: Counter[str],
@@ -23,37 +24,37 @@ def sift(
     most_repeated: float,
     most_copied: float,
 ) -> Iterator[tuple[int, str]]:
-    """Yield the samples (class, text) that are kept; `dropped` counts the others by reason, the first that applies.
+    """Yield the samples (class, text) that pass every filter; `dropped` counts the others by the first reason.
 
     short       fewer than `least_words` words
     repetitive  `repeated` above `most_repeated`
-    copy        it shares more than `most_copied` of its runs of GRAM words with one of the texts `known`, counted in
-                the text that has fewer of them: 1 where one text holds the other
-    duplicate   the words of a sample that was kept
+    copy        it shares more than `most_copied` of its n-grams (GRAM words) with one of the texts `known`, as a share
+                of the text that has fewer of them: 1 where one text contains the other
+    duplicate   the words of a sample that was yielded before
     """
     sources = defaultdict(set)
     sizes = []
     for number, text in enumerate(known):
-        own = grams(words(text), GRAM)
-        sizes.append(len(own))
-        for gram in own:
+        ngrams = grams(words(text), GRAM)
+        sizes.append(len(ngrams))
+        for gram in ngrams:
             sources[gram].add(number)
-    kept: set[tuple[str, ...]] = set()
+    yielded: set[tuple[str, ...]] = set()
     for which, text in samples:
-        said = words(text)
-        own = grams(said, GRAM)
-        # only the known texts that share something are looked at
-        shared = Counter(number for gram in own for number in sources.get(gram, ()))
-        if len(said) < least_words:
+        tokens = words(text)
+        ngrams = grams(tokens, GRAM)
+        # only known texts that share an n-gram are compared
+        shared = Counter(number for gram in ngrams for number in sources.get(gram, ()))
+        if len(tokens) < least_words:
             dropped["short"] += 1
-        elif repeated(said) > most_repeated:
+        elif repeated(tokens) > most_repeated:
             dropped["repetitive"] += 1
-        elif any(count / min(len(own), sizes[number]) > most_copied for number, count in shared.items()):
+        elif any(count / min(len(ngrams), sizes[number]) > most_copied for number, count in shared.items()):
             dropped["copy"] += 1
-        elif said in kept:
+        elif tokens in yielded:
             dropped["duplicate"] += 1
         else:
-            kept.add(said)
+            yielded.add(tokens)
             yield which, text
 
 
@@ -62,12 +63,12 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", text.casefold()))
 
 
-def grams(said: tuple[str, ...], n: int) -> set[tuple[str, ...]]:
-    """All runs of n words; of fewer words the one run that they are."""
-    return {said[i : i + n] for i in range(max(len(said) - n, 0) + 1)}
+def grams(tokens: tuple[str, ...], n: int) -> set[tuple[str, ...]]:
+    """All n-grams of the words; fewer than n words are one n-gram."""
+    return {tokens[i : i + n] for i in range(max(len(tokens) - n, 0) + 1)}
 
 
-def repeated(said: tuple[str, ...]) -> float:
-    """The share of a text's runs of LOOP words that stood there before: 0 where nothing comes again."""
-    runs = max(len(said) - LOOP, 0) + 1
-    return 1 - len(grams(said, LOOP)) / runs
+def repeated(tokens: tuple[str, ...]) -> float:
+    """The share of a text's n-grams (LOOP words) that occurred earlier in it: 0 without repetition."""
+    count = max(len(tokens) - LOOP, 0) + 1
+    return 1 - len(grams(tokens, LOOP)) / count

@@ -27,9 +27,9 @@ IGNORED = -100  # a token that the loss leaves out
 def load_language_model(name: str) -> tuple[Any, Any]:
     """Tokenizer and model: safetensors only, no remote code, every weight present, float32."""
     source, local = find_model(name, "--model")
-    whole = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, "local_files_only": local}
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, "local_files_only": local}
     with quiet():
-        model, info = read_pretrained(AutoModelForCausalLM, source, f"--model {name}", CURE, **whole)
+        model, info = read_pretrained(AutoModelForCausalLM, source, f"--model {name}", CURE, **options)
         tokenizer = read_pretrained(AutoTokenizer, source, f"--model {name}", CURE, local_files_only=local)
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
@@ -42,16 +42,16 @@ def load_language_model(name: str) -> tuple[Any, Any]:
 
 
 def encode_prompt(tokenizer: Any, name: str) -> list[int]:
-    """The start of a text, and the class's name where the model is told it."""
+    """The start token, and the class's name and a colon where the model is conditioned on it."""
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return [start, *(tokenizer(f"{name}:", add_special_tokens=False)["input_ids"] if name else [])]
 
 
 def encode_text(tokenizer: Any, prompt: list[int], text: str, max_tokens: int) -> tuple[list[int], int]:
-    """A row to train on: the ids of prompt, text and end, and the length of the prompt."""
-    own = tokenizer(" " + text, add_special_tokens=False, verbose=False)["input_ids"]
-    # cut where it is too long: then without an end
-    return [*prompt, *own, tokenizer.eos_token_id][:max_tokens], len(prompt)
+    """A training row: the ids of prompt, text and end token, and the length of the prompt."""
+    body = tokenizer(" " + text, add_special_tokens=False, verbose=False)["input_ids"]
+    # a row that is cut has no end token
+    return [*prompt, *body, tokenizer.eos_token_id][:max_tokens], len(prompt)
 
 
 def fine_tune(
@@ -64,7 +64,7 @@ def fine_tune(
 ) -> Any:
     """Train on rows (ids, length of the prompt); returns the model in eval mode, adapters merged.
 
-    The loss is that of the text and its end: the prompt is given, not learnt.
+    The loss is over the text and its end token; the prompt is left out.
     """
     torch.manual_seed(config.seed)
     if config.tuning == "lora" and config.steps:
@@ -76,7 +76,7 @@ def fine_tune(
                 r=config.lora_rank,
                 lora_alpha=2 * config.lora_rank,
                 target_modules="all-linear",
-                # GPT-2 keeps its matrices transposed
+                # GPT-2 stores its matrices transposed
                 fan_in_fan_out=model.config.model_type == "gpt2",
             )
             model = get_peft_model(model, settings)
@@ -102,10 +102,10 @@ def fine_tune(
 
 @torch.inference_mode()
 def samples(model: Any, tokenizer: Any, prompts: list[list[int]], config: GenerateConfig) -> Iterator[tuple[int, str]]:
-    """Samples without end, (class, text), a batch of each class in turn; white space is made single spaces."""
-    chosen = dict(do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0)
+    """An endless stream of samples (class, text), a batch of each class in turn; white space becomes single spaces."""
+    sampling = dict(do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
-    # what the model's folder says of sampling would fill whatever is not set here
+    # the folder's generation_config would fill whatever is not set here
     model.generation_config = GenerationConfig()
     if not config.conditioned:
         prompts = prompts[:1]
@@ -113,7 +113,7 @@ def samples(model: Any, tokenizer: Any, prompts: list[list[int]], config: Genera
         which = batch % len(prompts)
         torch.manual_seed(config.seed * 1_000_003 + config.steps + batch)
         ids = torch.tensor([prompts[which]] * config.sample_rows, device=model.device)
-        settings = GenerationConfig(**chosen, **ends, max_new_tokens=config.max_tokens - ids.shape[1])
+        settings = GenerationConfig(**sampling, **ends, max_new_tokens=config.max_tokens - ids.shape[1])
         written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         for text in tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True):
             yield which, " ".join(text.split())

@@ -2,8 +2,8 @@
 
     few labelled texts -> a causal language model fine-tuned on them -> samples -> filters -> a file of texts
 
-The file is what `nanonet train --unlabelled` takes: its teacher says what the texts are, whatever class they were asked
-for. All input is checked before the training starts, and the file appears when it is whole.
+The file is input of `nanonet train --unlabelled`: its teacher labels the texts, whatever class they were asked for.
+All input is checked before the training starts, and the file appears when it is complete.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from nanonet.config.commands import GenerateConfig
+from nanonet.data.lines import Limits
 from nanonet.data.read import load_dataset, read_table
-from nanonet.data.split import draw_labels, held_out
+from nanonet.data.split import draw_labels
 from nanonet.device import device, threads
 from nanonet.errors import InputError
 from nanonet.files import write
-from nanonet.generation.filters import REASONS, sift
+from nanonet.generation.filters import REASONS, filter_samples
 from nanonet.generation.language_model import CURE, encode_prompt, encode_text, fine_tune, load_language_model, samples
 from nanonet.models.load import check_vocabulary, quiet
 from nanonet.progress import Progress
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Write the texts; output, asked, texts (those kept), sampled, and dropped by reason.
+    """Write the texts; returns output, asked, texts (written), sampled, and dropped by reason.
 
     Raises:
-        InputError: any bad input, before anything is written; or no sample was worth keeping.
+        InputError: any bad input, before anything is written; or every sample was dropped.
     """
     _check(config)
     output = _check_output(config)
@@ -39,7 +40,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     tokenizer, model = load_language_model(config.model)
     room = getattr(model.config, "max_position_embeddings", None) or 10**6
     if config.max_tokens > room:
-        raise InputError(f"--max-tokens {config.max_tokens}: the model has places for {room} tokens; give that or less")
+        raise InputError(f"--max-tokens {config.max_tokens}: the model has positions for {room} tokens; give fewer")
     prompts = [encode_prompt(tokenizer, name if config.conditioned else "") for name in classes]
     longest = max(map(len, prompts))
     if longest + 2 > config.max_tokens:
@@ -57,20 +58,22 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         with progress.stage("writing texts", config.count) as tick:
             drawn = itertools.islice(samples(model, tokenizer, prompts, config), config.count * config.tries)
             limits = {name: getattr(config, name) for name in ("least_words", "most_repeated", "most_copied")}
-            kept = []
-            for which, text in itertools.islice(sift(drawn, texts, dropped, **limits), config.count):
-                kept.append({"text": text} | ({"asked": classes[which]} if config.conditioned else {}))
+            written = []
+            for which, text in itertools.islice(filter_samples(drawn, texts, dropped, **limits), config.count):
+                written.append({"text": text} | ({"asked": classes[which]} if config.conditioned else {}))
                 tick(1)
-    sampled = len(kept) + sum(dropped.values())
+    sampled = len(written) + sum(dropped.values())
     counts = {reason: dropped[reason] for reason in REASONS}
-    if not kept:
-        said = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        raise InputError(f"--model {config.model}: none of {sampled} samples is worth keeping ({said}); raise --steps")
-    write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    if not written:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        raise InputError(
+            f"--model {config.model}: no sample of {sampled} passed the filters ({reasons}); raise --steps"
+        )
+    write(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written))
     return {
         "output": str(output),
         "asked": config.count,
-        "texts": len(kept),
+        "texts": len(written),
         "sampled": sampled,
         "dropped": counts,
     }
@@ -103,6 +106,8 @@ def _check(config: GenerateConfig) -> None:
     for name in ("most_repeated", "most_copied"):
         if not 0 <= getattr(config, name) <= 1:
             refuse(name, "give a fraction from 0 to 1")
+    if not 0 <= config.test_fraction < 1:
+        refuse("test_fraction", "give a fraction of at least 0 and below 1")
 
 
 def _check_output(config: GenerateConfig) -> Path:
@@ -123,22 +128,20 @@ def _check_output(config: GenerateConfig) -> Path:
         raise InputError(f"{what} is the input itself; give another file")
     target = output.resolve()
     if source.is_dir() and target.parent.samefile(source) and target.name.split(".")[0] in ("train", "test"):
-        raise InputError(f"{what} would be taken for the data of --labelled; give another name")
+        raise InputError(f"{what} would be read as data of --labelled; give another name")
     if output.exists() and not config.overwrite:
         raise InputError(f"{what} is there already; give --overwrite to replace it")
     return output
 
 
 def _labelled(config: GenerateConfig) -> tuple[list[str], list[int], list[str]]:
-    """Texts, the class of each, and the classes' names; one class without a name where the labels are not used."""
-    path = Path(config.labelled).expanduser()
-    if not config.conditioned and not config.labels_per_class and path.is_file():
-        # what `nanonet train` would test on has no part in what is trained on
-        texts = [text for text in read_table(path, config.text_column, None, None)[0].texts if not held_out(text)]
-        if not texts:
-            raise InputError(f"--labelled {config.labelled}: too few rows to leave a fifth out for testing; add rows")
-        return texts, [0] * len(texts), [""]
-    dataset = load_dataset(config.labelled, text_column=config.text_column, label_column=config.label_column)
+    """Texts, the class of each, and the classes' names; one class without a name where labels are not used."""
+    path, limits = Path(config.labelled).expanduser(), Limits(config.max_text_bytes, config.max_data_bytes)
+    if not config.conditioned and not config.labels_per_class and not config.test_fraction and path.is_file():
+        table, _ = read_table(path, config.text_column, None, None, limits)
+        return table.texts, [0] * len(table.texts), [""]
+    columns = {"text_column": config.text_column, "label_column": config.label_column}
+    dataset = load_dataset(config.labelled, **columns, limits=limits, test_fraction=config.test_fraction)
     table, classes = dataset.train, dataset.classes
     labels = table.labels or []
     drawn = draw_labels(labels, config.labels_per_class, config.seed, len(classes), classes).labelled

@@ -1,4 +1,4 @@
-"""Models in use: batched forward, scores, classifiers from disk, evaluate, predict, export.
+"""Trained models: batched forward, scores, classifiers from disk, evaluate, predict, export.
 
 Not here: anything that trains.
 """

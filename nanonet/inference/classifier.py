@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students
 from nanonet.config.train import RUN_CONFIG
-from nanonet.data.batches import Encoded, encode
+from nanonet.data.batches import Encoded, encode, encode_any
 from nanonet.errors import InputError
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
@@ -32,27 +33,39 @@ class Classifier:
     classes: list[str]
     folder: Path
 
-    def encode(self, texts: list[str], max_tokens: int) -> Encoded:
-        """Token ids, cut to `max_tokens`; 0 takes what the model's run was told, else MAX_TOKENS.
+    def encode(self, texts: list[str], max_tokens: int, where: Callable[[int], str] | None = None) -> Encoded:
+        """Token ids, cut to `max_tokens`; 0 takes the setting of the model's run, else MAX_TOKENS.
 
         Raises:
-            InputError: the model has no place for so many tokens, or the tokenizer is another model's.
+            InputError: more tokens than the model has positions, or a tokenizer of another model.
         """
+        return self._checked(encode(self.tokenizer, texts, self._length(max_tokens), where))
+
+    def encode_any(self, texts: list[str], max_tokens: int) -> tuple[Encoded, list[int]]:
+        """As `encode`, of the texts of which the tokenizer leaves something; and their numbers."""
+        encoded = self._checked(encode_any(self.tokenizer, texts, self._length(max_tokens)))
+        special = self.tokenizer.num_special_tokens_to_add()
+        rows = [row for row, length in enumerate(encoded.lengths) if length > special]
+        return encoded[rows], rows
+
+    def _length(self, max_tokens: int) -> int:
         room = most_tokens(self.model)
         wanted = max_tokens or min(_run_tokens(self.folder) or MAX_TOKENS, room)
         check_tokens(wanted, room)
-        encoded = encode(self.tokenizer, texts, wanted)
+        return wanted
+
+    def _checked(self, encoded: Encoded) -> Encoded:
         if len(encoded.ids):
             check_vocabulary(int(encoded.ids.max()), self.model, f"--model {self.folder}")
         return encoded
 
 
 def most_tokens(model: PreTrainedModel) -> int:
-    """Tokens that the model has positions for, in whole eights, as batches are padded; 10**6 where it does not say."""
+    """Tokens that the model has positions for, a multiple of 8 as in batches; 10**6 where its config has no limit."""
     room = getattr(model.config, "max_position_embeddings", None) or 10**6
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa's kind counts positions from the padding's own
+            # RoBERTa's positions start after the padding index
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             room = min(room, module.num_embeddings - first)
     return room // 8 * 8
@@ -63,7 +76,7 @@ def check_tokens(max_tokens: int, room: int) -> None:
     if max_tokens < 1:
         raise InputError(f"--max-tokens {max_tokens}: give 1 or more")
     if max_tokens > room:
-        raise InputError(f"--max-tokens {max_tokens}: the model has places for {room} tokens; give {room} or fewer")
+        raise InputError(f"--max-tokens {max_tokens}: the model has positions for {room} tokens; give {room} or fewer")
 
 
 def find_classifier(name: str, student: int = -1) -> Path:
@@ -92,17 +105,17 @@ def find_classifier(name: str, student: int = -1) -> Path:
             raise InputError(f"--model {name}: this run is not finished; go on with nanonet train --resume")
         folder = folder / "best"
     if (folder / "adapter_config.json").exists():
-        raise InputError(f"--model {name}: an adapter, not a whole model; merge it with peft's merge_and_unload first")
+        raise InputError(f"--model {name}: an adapter, not a full model; merge it with peft's merge_and_unload first")
     if not (folder / "config.json").is_file():
         raise InputError(f"--model {name}: the folder has no config.json; {CURE}")
     return folder
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """Load what `find_classifier` found: safetensors only, no remote code, every weight present, float32.
+    """Load the folder of a classifier: safetensors only, no remote code, every weight present, float32.
 
     Raises:
-        InputError: one line that says what is wrong with the folder.
+        InputError: one line that names the fault of the folder.
     """
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -110,8 +123,16 @@ def load_classifier(folder: Path) -> Classifier:
         raise InputError(f"--model {folder} has {there}; give model.safetensors, as save_pretrained writes it")
     what = f"--model {folder}"
     with quiet():
-        whole = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
-        model, info = read_pretrained(AutoModelForSequenceClassification, str(folder), what, CURE, **whole)
+        model, info = read_pretrained(
+            AutoModelForSequenceClassification,
+            str(folder),
+            what,
+            CURE,
+            local_files_only=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
         tokenizer = read_pretrained(AutoTokenizer, str(folder), what, CURE, local_files_only=True)
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
@@ -134,16 +155,16 @@ def load_classifier(folder: Path) -> Classifier:
 
 @torch.inference_mode()
 def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
-    """Refuse a model whose answer to a text depends on the padding that a longer text beside it brings."""
+    """Refuse a model whose logits for a text change with the padding of its batch."""
     ids, mask = dummy_inputs(model.config)
     alone, shown = ids[:1], mask[:1]
     padded, hidden = torch.full_like(alone, pad_id), torch.zeros_like(shown)
     wanted = model(input_ids=alone, attention_mask=shown).logits
     got = model(input_ids=torch.cat([alone, padded], 1), attention_mask=torch.cat([shown, hidden], 1)).logits
     if not wanted.isfinite().all():
-        raise InputError(f"{what}: its weights give logits that are no numbers; train it again")
+        raise InputError(f"{what}: its weights give logits that are not finite numbers; train it again")
     if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1):
-        raise InputError(f"{what}: its answer depends on the padding beside a text; give a model that heeds the mask")
+        raise InputError(f"{what}: its logits depend on a text's padding; give a model that uses the attention mask")
 
 
 def _run_tokens(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""What a trained model says: scores on labelled texts, predictions for others."""
+"""Scores of a trained model on labelled texts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from nanonet.config.commands import EvaluateConfig
-from nanonet.data.formats import extension, listing, problem, shorten
-from nanonet.data.read import load_dataset, read_classes, read_table
+from nanonet.data.dataset import Split
+from nanonet.data.folders import find_test
+from nanonet.data.labels import Names, index_labels
+from nanonet.data.lines import Limits
+from nanonet.data.problems import problem
+from nanonet.data.read import labels_beside, load_dataset, read_table
 from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.inference.classifier import find_classifier, load_classifier
-from nanonet.inference.forward import check_batch_rows, plain, run
+from nanonet.inference.forward import check_batch_rows, logits_of, run
 from nanonet.inference.scores import scores
 from nanonet.progress import Progress
 
@@ -25,53 +29,42 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     check_batch_rows(config.batch_rows)
     classifier = load_classifier(find_classifier(config.model))
-    texts, labels = labelled_texts(config, classifier.classes)
+    table = labelled_texts(config, classifier.classes)
     where = device()
     classifier.model.to(where)  # type: ignore[arg-type]
     began = time.perf_counter()
-    encoded, pad_id = classifier.encode(texts, config.max_tokens), classifier.tokenizer.pad_token_id
-    with Progress() as progress, progress.stage("evaluating", len(texts)) as tick:
-        logits = run(plain(classifier.model), encoded, pad_id, where, config.batch_rows, done=tick)
+    encoded, pad_id = classifier.encode(table.texts, config.max_tokens, table.where), classifier.tokenizer.pad_token_id
+    with Progress() as progress, progress.stage("evaluating", len(table.texts)) as tick:
+        logits = run(logits_of(classifier.model), encoded, pad_id, where, config.batch_rows, done=tick)
     seconds = time.perf_counter() - began
     return {
         "model": str(classifier.folder),
         "device": str(where),
-        "rows": len(texts),
-        **{name: round(value, 6) for name, value in scores(logits, labels).items()},
-        "rows_per_s": round(len(texts) / seconds, 1),
+        "rows": len(table.texts),
+        **{name: round(value, 6) for name, value in scores(logits, table.labels or []).items()},
+        "rows_per_s": round(len(table.texts) / seconds, 1),
     }
 
 
-def labelled_texts(config: EvaluateConfig, classes: list[str]) -> tuple[list[str], list[int]]:
-    """Texts and their labels as indices of `classes`, the model's: matched by name, or counted from 0.
+def labelled_texts(config: EvaluateConfig, classes: list[str]) -> Split:
+    """Texts, and their labels as indices of `classes`, the model's: matched by name.
 
-    Numbers count the labels.json that lies beside the table, where there is one.
+    Numbers are names, unless a labels.json beside the data, or a ClassLabel in it, says what they count.
     """
     if not config.data:
         raise InputError("--data is missing: give a file with texts and labels, a folder with test.*, or a dataset id")
     path, columns = Path(config.data).expanduser(), (config.text_column, config.label_column)
-    if path.is_dir():
-        tests = [f for f in sorted(path.iterdir()) if f.name.split(".")[0] == "test" and extension(f)]
-        if len(tests) > 1:
-            raise problem(path, f"several test files ({listing(f.name for f in tests)}): give one of them")
-        path = tests[0] if tests else path
-    if path.is_file():
-        beside = path.with_name("labels.json")
-        table, names = read_table(path, *columns, read_classes(beside) if beside.exists() else classes)
+    limits = Limits(config.max_text_bytes, config.max_data_bytes)
+    files = find_test(path) if path.is_dir() else [path] if path.exists() else []
+    if files:
+        table, names = read_table(files, *columns, labels_beside(path) or Names(classes), limits)
     else:
-        dataset = load_dataset(config.data, text_column=columns[0], label_column=columns[1])
+        dataset = load_dataset(config.data, text_column=columns[0], label_column=columns[1], limits=limits)
         if dataset.test is None:
             raise problem(config.data, "has no test rows: give a file, all rows of which are used")
         table, names = dataset.test, dataset.classes
-    found = table.labels or []
-    place = {c: _place(names[c], classes, str(path), config.label_column) for c in sorted(set(found))}
-    return table.texts, [place[c] for c in found]
-
-
-def _place(name: str, classes: list[str], source: str, column: str) -> int:
-    if name in classes:
-        return classes.index(name)
-    # where the model's own classes are numbers, a number can only be a name: nothing is guessed
-    if name.isdecimal() and int(name) < len(classes) and not any(c.isdecimal() for c in classes):
-        return int(name)
-    raise problem(source, f"unknown label {shorten(name)}: the model's classes are {listing(classes)}", "", column)
+    if not table.texts:
+        raise problem(config.data, "no row has a label: give a file whose rows have one")
+    found = [names[c] for c in table.labels or []]
+    index, _ = index_labels(found, Names(classes), table.source, table.places, config.label_column)
+    return Split(table.texts, index, table.source, table.places)

@@ -1,6 +1,6 @@
-"""A classifier leaves for elsewhere: one ONNX file, or a student's folder out of its run.
+"""Export of a classifier: one ONNX file, or a copy of a student's folder.
 
-What was written is loaded back and compared with the model before it gets its name.
+The export is loaded again and compared with the model before it gets its name.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from nanonet.config.commands import EvaluateConfig, ExportConfig
 from nanonet.config.describe import describe
 from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded
+from nanonet.data.dataset import Split
 from nanonet.errors import InputError
 from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
 from nanonet.inference.evaluate import labelled_texts
-from nanonet.inference.forward import plain, run
+from nanonet.inference.forward import logits_of, run
 from nanonet.inference.scores import scores
 
-# largest difference of logits, relative to the largest logit, between the model and what was written
+# largest difference of logits between model and export, relative to the largest logit
 TOLERANCE = 1e-3
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -38,12 +39,12 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 def export(config: ExportConfig) -> dict[str, Any]:
     """Write the model; output, format, size_mb, and max_difference of the logits from the model's own.
 
-    int8 adds agreement: the fraction of texts with the same label. The texts are the help texts of `nanonet train`,
-    which every installation has. `data` adds before and after: what `measured` says of the model in torch, and of the
-    file in onnxruntime.
+    int8 adds agreement: the fraction of texts with the same label. The texts compared are the help texts of `nanonet
+    train`, which every installation has. `data` adds before and after: `accuracy_and_speed` of the model in torch and
+    of the file in onnxruntime.
 
     Raises:
-        InputError: the model, the output, a missing package, or an architecture that does not survive ONNX.
+        InputError: the model, the output, a missing package, or an architecture that ONNX cannot represent.
     """
     folder = find_classifier(config.model, config.student)
     if not config.output:
@@ -60,13 +61,18 @@ def export(config: ExportConfig) -> dict[str, Any]:
     elif config.data:
         raise InputError("--data goes with --format onnx: the copy of a folder is as good and as fast as the folder")
     classifier = load_classifier(folder)
-    texts: list[str] = []
-    labels: list[int] = []
+    table = None
     if config.data:
-        own = EvaluateConfig(data=config.data, text_column=config.text_column, label_column=config.label_column)
-        texts, labels = labelled_texts(own, classifier.classes)
+        evaluated = EvaluateConfig(
+            data=config.data,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            max_text_bytes=config.max_text_bytes,
+            max_data_bytes=config.max_data_bytes,
+        )
+        table = labelled_texts(evaluated, classifier.classes)
     encoded = classifier.encode(list(describe(TrainConfig).values()), 0)
-    wanted = _logits(plain(classifier.model), encoded, classifier)
+    wanted = _logits(logits_of(classifier.model), encoded, classifier)
     try:
         temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
     except OSError as error:
@@ -75,18 +81,16 @@ def export(config: ExportConfig) -> dict[str, Any]:
         if config.format == "onnx":
             written, facts = _onnx(classifier, Path(place), config.int8, encoded, wanted)
             size = written.stat().st_size
-            if texts:
-                forwards = {"before": plain(classifier.model), "after": onnx_session(written)}
-                facts |= {name: measured(forward, texts, labels, classifier) for name, forward in forwards.items()}
+            if table:
+                forwards = {"before": logits_of(classifier.model), "after": onnx_session(written)}
+                facts |= {name: accuracy_and_speed(forward, table, classifier) for name, forward in forwards.items()}
         else:
-            written = Path(place) / output.name
+            written = Path(place) / "copy"
             shutil.copytree(folder, written)
             copy = load_classifier(written)
-            facts = {"max_difference": _compare(_logits(plain(copy.model), encoded, copy), wanted, "the copy")}
+            facts = {"max_difference": _compare(_logits(logits_of(copy.model), encoded, copy), wanted, "the copy")}
             size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-            if output.exists():
-                shutil.rmtree(output)
-        written.rename(output)
+        _put_in_place(written, output, Path(place) / "replaced")
     return {"output": str(output), "format": config.format, "size_mb": round(size / 1e6, 2), **facts}
 
 
@@ -107,6 +111,25 @@ def _check_output(config: ExportConfig, output: Path, folder: Path) -> None:
             raise InputError(f"--output {config.output} is not empty; give --overwrite to replace it")
         if not _is_model(output):
             raise InputError(f"--overwrite: {config.output} is no model's folder; empty it yourself")
+        others = {path.name for path in output.iterdir()} - {path.name for path in folder.iterdir()}
+        if others:
+            raise InputError(
+                f"--overwrite: {config.output} holds {min(others)}, which the model's folder does not have; move it"
+                " away, or give another place"
+            )
+
+
+def _put_in_place(written: Path, output: Path, aside: Path) -> None:
+    """Rename `written` to `output`; a folder that is there is renamed to `aside` first, and back if this fails."""
+    if not output.is_dir():
+        written.rename(output)  # over a file: atomically
+        return
+    output.rename(aside)
+    try:
+        written.rename(output)
+    except BaseException:
+        aside.rename(output)
+        raise
 
 
 def _is_model(folder: Path) -> bool:
@@ -130,14 +153,14 @@ def _onnx(
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
     path = place / "model.onnx"
-    # two rows of different length: a size of 1 would be taken for a constant
+    # two rows of different length: the exporter takes a size of 1 for a constant
     ids = torch.arange(32).view(2, 16) % 7 + 3
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
     axes = {0: "batch", 1: "length"}
     try:
-        with _silent():
-            # eval() on the wrapper too: the exporter puts back the wrapper's mode, and with it the model's dropout
+        with _without_warnings():
+            # eval() on the wrapper too: the exporter restores the wrapper's mode, which includes the model's dropout
             torch.onnx.export(
                 Logits().eval(),
                 (ids, mask),
@@ -149,7 +172,7 @@ def _onnx(
                 output_names=["logits"],
                 verbose=False,
             )
-    except Exception as error:  # pages of what the exporter met in an architecture
+    except Exception as error:  # the exporter raises many types, with messages of pages
         kind = type(classifier.model).__name__
         why = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]:.100}"
         raise InputError(f"--model: torch cannot write {kind} as ONNX ({why}); give --format huggingface") from error
@@ -159,13 +182,13 @@ def _onnx(
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         graph = onnx.load(path)
-        # the exporter's shapes are those of weights that the quantiser transposes: without them it infers its own
+        # the quantiser transposes weights; without the exporter's shapes it infers the new ones
         del graph.graph.value_info[:]
         path = place / "int8.onnx"
-        # onnxruntime's 8-bit convolution takes several times as long as the one in float32
-        whole = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-        with _silent():
-            quantize_dynamic(graph, path, weight_type=QuantType.QInt8, nodes_to_exclude=whole)
+        # onnxruntime's 8-bit convolution is several times slower than float32
+        convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
+        with _without_warnings():
+            quantize_dynamic(graph, path, weight_type=QuantType.QInt8, nodes_to_exclude=convolutions)
         logits = _logits(onnx_session(path), encoded, classifier)
         facts["max_difference"] = round(float((logits - wanted).abs().max()), 9)
         facts["agreement"] = round(float((logits.argmax(-1) == wanted.argmax(-1)).float().mean()), 4)
@@ -189,29 +212,29 @@ def onnx_session(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
     return forward
 
 
-def measured(
-    forward: Callable[[Tensor, Tensor], Tensor], texts: list[str], labels: list[int], classifier: Classifier
+def accuracy_and_speed(
+    forward: Callable[[Tensor, Tensor], Tensor], table: Split, classifier: Classifier
 ) -> dict[str, float]:
     """accuracy and macro_f1 [fractions]; rows_per_s, 32 texts at a time; ms_per_text, one at a time, of at most 200.
 
-    Tokenisation is not counted; texts of like length share a batch.
+    Tokenisation is not timed; texts of similar length share a batch.
     """
-    encoded, pad_id = classifier.encode(texts, 0), classifier.tokenizer.pad_token_id
-    few = encoded[range(min(len(texts), 200))]
+    encoded, pad_id = classifier.encode(table.texts, 0, table.where), classifier.tokenizer.pad_token_id
+    few = encoded[range(min(len(encoded), 200))]
     run(forward, few, pad_id, rows_per_batch=32)  # warm
     began = time.perf_counter()
     logits = run(forward, encoded, pad_id, rows_per_batch=32)
     middle = time.perf_counter()
     run(forward, few, pad_id, rows_per_batch=1)
     return {
-        **{name: round(value, 6) for name, value in scores(logits, labels).items()},
-        "rows_per_s": round(len(texts) / (middle - began), 1),
+        **{name: round(value, 6) for name, value in scores(logits, table.labels or []).items()},
+        "rows_per_s": round(len(encoded) / (middle - began), 1),
         "ms_per_text": round(1000 * (time.perf_counter() - middle) / len(few), 3),
     }
 
 
 def _logits(forward: Callable[[Tensor, Tensor], Tensor], encoded: Encoded, classifier: Classifier) -> Tensor:
-    """Of all texts in batches of 7, and of the first one alone: different batches and lengths."""
+    """Logits of all texts in batches of 7, and of the first text alone: batches of different sizes and lengths."""
     pad_id = classifier.tokenizer.pad_token_id
     return torch.cat([run(forward, encoded, pad_id, rows_per_batch=7), run(forward, encoded[[0]], pad_id)])
 
@@ -226,8 +249,8 @@ def _compare(got: Tensor, wanted: Tensor, what: str) -> float:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without the exporters' warnings: what they did is measured."""
+def _without_warnings() -> Iterator[None]:
+    """Without the exporters' warnings: their output is compared with the model."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Run models over whole tables, batches of like length, and score what they say."""
+"""Run a model over all rows of a table, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def run(
     return result[..., torch.tensor(order).argsort(), :]
 
 
-def plain(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
-    """A Hugging Face sequence classifier as `run` calls it."""
+def logits_of(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
+    """The forward(input_ids, attention_mask) -> logits of a Hugging Face sequence classifier, as `run` takes it."""
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
 
 

@@ -5,61 +5,86 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import torch
 
 from nanonet.config.commands import PredictConfig
-from nanonet.data.formats import EXTENSIONS, extension
-from nanonet.data.read import read_texts
+from nanonet.data.folders import text_tables
+from nanonet.data.formats import EXTENSIONS, extension, read_rows
+from nanonet.data.labels import check_unicode
+from nanonet.data.lines import Limits, check_regular, raw_lines
+from nanonet.data.problems import located, problem, shorten
 from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.files import atomic_write
 from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
-from nanonet.inference.forward import check_batch_rows, plain, run
+from nanonet.inference.forward import check_batch_rows, logits_of, run
+from nanonet.progress import note
 
-ROWS_AT_ONCE = 1024  # predicted and written before more are read
+# DEL, C1, marks of direction, separators of lines
+_CONTROL = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+ROWS_AT_ONCE = 1024  # rows that are read, predicted and written at a time
 
 
 def predict(config: PredictConfig) -> None:
     """Write a JSON object per text, in order: text, label, probability, probabilities by class name.
 
-    Standard output gets its rows as they are made; a file is there only when it is whole.
+    A text without a word, such as an empty line, has null for these. Standard output gets the rows batch by batch; an
+    output file appears when it is complete.
     """
     check_batch_rows(config.batch_rows)
     if config.file and config.output and Path(config.output).expanduser().resolve() == _input(config).resolve():
         raise InputError(f"--output {config.output} is the input itself; give another file")
     classifier = load_classifier(find_classifier(config.model))
     classifier.model.to(device())  # type: ignore[arg-type]
+    empty: list[str] = []
     with contextlib.ExitStack() as stack:
         texts, count = stack.enter_context(_texts(config)), 0
-        # the first rows are read, and what is wrong with them said, before the output is opened
+        # the first rows are read and checked before the output is opened
         chunk = list(itertools.islice(texts, ROWS_AT_ONCE))
         if not chunk:
             raise InputError(f"{config.file or 'standard input'}: no texts; give one text a line")
         file = stack.enter_context(_output(config.output, config.overwrite))
         while chunk:
-            for row in _rows(classifier, chunk, config):
-                print(json.dumps(row, ensure_ascii=_is_narrow(file)), file=file)
+            answers = _answers(classifier, [text for _, text in chunk], config)
+            for (place, text), answer in zip(chunk, answers, strict=True):
+                empty += [place] if answer["label"] is None else []
+                print(to_json(({"text": text} if config.text else {}) | answer, _is_narrow(file)), file=file)
             file.flush()
             count += len(chunk)
             chunk = list(itertools.islice(texts, ROWS_AT_ONCE))
+    if empty:
+        note(f"{len(empty)} of {count} texts have no words: their label is null, the first at {empty[0]}")
     if config.output:
-        print(f"nanonet: {count} predictions in {config.output}", file=sys.stderr)
+        note(f"{count} predictions in {config.output}")
 
 
-def _rows(classifier: Classifier, texts: list[str], config: PredictConfig) -> Iterator[dict[str, Any]]:
-    encoded = classifier.encode(texts, config.max_tokens)
+def _answers(classifier: Classifier, texts: list[str], config: PredictConfig) -> list[dict[str, Any]]:
+    """label, probability and probabilities of every text."""
+    encoded, rows = classifier.encode_any(texts, config.max_tokens)
+    answers: list[dict[str, Any]] = [dict.fromkeys(("label", "probability", "probabilities")) for _ in texts]
+    if not rows:
+        return answers
     pad_id = classifier.tokenizer.pad_token_id
-    logits = run(plain(classifier.model), encoded, pad_id, device(), config.batch_rows)
-    for text, p in zip(texts, torch.softmax(logits, -1).tolist(), strict=True):
+    logits = run(logits_of(classifier.model), encoded, pad_id, device(), config.batch_rows)
+    for row, p in zip(rows, torch.softmax(logits, -1).tolist(), strict=True):
         best = max(range(len(p)), key=p.__getitem__)
-        said = {"label": classifier.classes[best], "probability": round(p[best], 6)}
-        probabilities = {name: round(value, 6) for name, value in zip(classifier.classes, p, strict=True)}
-        yield ({"text": text} if config.text else {}) | said | {"probabilities": probabilities}
+        answers[row] = {
+            "label": classifier.classes[best],
+            "probability": round(p[best], 6),
+            "probabilities": {name: round(value, 6) for name, value in zip(classifier.classes, p, strict=True)},
+        }
+    return answers
+
+
+def to_json(value: Any, narrow: bool) -> str:
+    """One line of JSON, in which a character that a terminal would obey is an escape. narrow: ASCII alone."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=narrow))
 
 
 def _input(config: PredictConfig) -> Path:
@@ -67,40 +92,52 @@ def _input(config: PredictConfig) -> Path:
 
 
 @contextlib.contextmanager
-def _texts(config: PredictConfig) -> Iterator[Iterator[str]]:
+def _texts(config: PredictConfig) -> Iterator[Iterator[tuple[str, str]]]:
+    """(place, text) of every text, as they are read."""
+    limits = Limits(config.max_text_bytes, config.max_data_bytes)
+    path = _input(config)
     if not config.file:
         if sys.stdin is None:
             raise InputError("standard input is closed; give a file of texts")
         if sys.stdin.isatty():
             print("nanonet: one text a line, Ctrl-D to end", file=sys.stderr)
-        yield _lines(sys.stdin.buffer, "standard input")
-    elif _input(config).suffix.lower() == ".txt":
+        yield _lines(sys.stdin.buffer, "standard input", limits)
+    elif path.suffix.lower() == ".txt":
         try:
-            file = _input(config).open("rb")
+            if path.exists():
+                check_regular(path)
+            file = path.open("rb")
         except OSError as error:
             raise InputError(f"{config.file}: cannot be read ({error.strerror}); give a file of texts") from error
         with file:
-            yield _lines(file, config.file)
-    elif _input(config).is_file() and extension(_input(config)) is None:
+            yield _lines(file, config.file, limits)
+    elif path.is_file() and extension(path) is None:
         raise InputError(f"{config.file}: unknown extension; give .txt, one text a line, or {', '.join(EXTENSIONS)}")
     else:
-        yield iter(read_texts(_input(config), config.text_column))
+        files = text_tables(path) if path.is_dir() else [path]
+        tables = (_table(file, config.text_column, limits) for file in files)
+        yield itertools.chain.from_iterable(tables)
 
 
-def _lines(file: BinaryIO | Iterable[bytes], name: str) -> Iterator[str]:
-    for number, raw in enumerate(file, 1):
+def _table(file: Path, column: str, limits: Limits) -> Iterator[tuple[str, str]]:
+    for place, (value,) in read_rows(file, {"text_column": column}, limits):
+        if value is not None and not isinstance(value, str):
+            raise problem(file, f"the text is {shorten(value, 30)}, not a string: write it in quotes", place, column)
+        yield located(file, place), check_unicode(value or "", "text", file, place, column)
+
+
+def _lines(file: BinaryIO, name: str, limits: Limits) -> Iterator[tuple[str, str]]:
+    for number, raw in enumerate(raw_lines(file, name, limits), 1):
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{name}, line {number}: not utf-8 (byte {error.start + 1}); convert it") from error
-        if not text.strip():
-            raise InputError(f"{name}, line {number}: the line is empty; fill it in or delete it")
-        yield text
+        yield f"{name}, line {number}", text
 
 
 @contextlib.contextmanager
 def _output(name: str, overwrite: bool) -> Iterator[TextIO]:
-    """Standard output, or a file that appears under its name at the end."""
+    """Standard output, or a file that gets its name when the block ends."""
     if not name:
         if sys.stdout is None:
             raise InputError("standard output is closed; give --output")
@@ -109,7 +146,7 @@ def _output(name: str, overwrite: bool) -> Iterator[TextIO]:
     path = Path(name).expanduser()
     if path.is_dir():
         raise InputError(f"--output {name} is a folder; give a file in it, such as {name}/predictions.jsonl")
-    # a pipe or a device is written to as it is: a rename would put a file in its place
+    # a pipe or device is opened directly: a rename would replace it by a file
     special = path.exists() and not path.is_file()
     if path.is_file() and not overwrite:
         raise InputError(f"--output {name} is there already; give --overwrite to replace it")

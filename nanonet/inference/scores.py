@@ -15,6 +15,14 @@ def scores(logits: Tensor, labels: list[int]) -> dict[str, float]:
     }
 
 
+def wilson(accuracy: float, rows: int) -> tuple[float, float]:
+    """The 95% interval of an accuracy that was measured on so many rows (Wilson 1927), as fractions."""
+    z = 1.959964
+    middle = (accuracy + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * (accuracy * (1 - accuracy) / rows + z * z / (4 * rows * rows)) ** 0.5
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def confusion(logits: Tensor, labels: list[int]) -> list[list[int]]:
     """Rows: true class; columns: predicted class; counts (C,C)."""
     classes = list(range(logits.shape[-1]))

@@ -1,4 +1,4 @@
-"""What a run was worth: report.json, report.html and its figures.
+"""The results of a run: report.json, report.html and its figures.
 
-Not here: measuring; the pipeline hands over logits and counts.
+Not here: running models; the pipeline passes logits and counts.
 """

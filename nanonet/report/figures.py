@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG that takes the page's text colour: dark on light and light on dark."""
+"""The figures of a report, as SVG in the page's text colour, so that they fit a light and a dark page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#ec4899", "#84cc16")
-INK = "#010203"  # stands for the page's text colour until the figure is text
+INK = "#010203"  # a placeholder, replaced by currentColor in the SVG
 STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -31,7 +31,7 @@ STYLE: Any = {
     "font.size": 9,
     "svg.fonttype": "none",
     "svg.hashsalt": "nanonet",
-    # class names may hold dollars
+    # class names may contain dollar signs
     "text.parse_math": False,
 }
 TERMS = {"ce": "cross-entropy on the labels", "teacher": "divergence from the teacher", "peers": "from the peers"}
@@ -39,7 +39,7 @@ ANNOTATED = 12  # classes up to which every cell of the confusion matrix shows i
 NAMED = 160  # classes up to which every row has its name
 
 
-def losses(metrics: Sequence[dict[str, Any]]) -> str:
+def draw_losses(metrics: Sequence[dict[str, Any]]) -> str:
     """The three terms of every student against the step, raw and smoothed; "" where nothing was logged."""
     shown = {term: _numbers(metrics, term) for term in TERMS}
     shown = {term: values for term, values in shown.items() if values.size and np.nan_to_num(values).any()}
@@ -55,8 +55,8 @@ def losses(metrics: Sequence[dict[str, Any]]) -> str:
                 axis.plot(steps, line, color=colour, alpha=0.25, linewidth=0.8)
                 axis.plot(steps, _smooth(line), color=colour, linewidth=1.6, label=f"student {k}")
             if term == "ce" and "teacher_ce" in metrics[0]:
-                own = np.array([record["teacher_ce"] for record in metrics], float)
-                axis.plot(steps, _smooth(own), color=INK, linestyle="--", linewidth=1.2, label="teacher")
+                teacher_ce = np.array([record["teacher_ce"] for record in metrics], float)
+                axis.plot(steps, _smooth(teacher_ce), color=INK, linestyle="--", linewidth=1.2, label="teacher")
             axis.set_title(TERMS[term], fontsize=9)
             axis.set_xlabel("step")
             axis.set_ylim(bottom=0)
@@ -65,20 +65,20 @@ def losses(metrics: Sequence[dict[str, Any]]) -> str:
         return _svg(figure, "losses")
 
 
-def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """The confusion matrix, coloured by the fraction of the true class; counts written where there is room."""
+def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """The confusion matrix, coloured by the fraction of the true class; with counts where they fit."""
     C = len(classes)
     matrix = np.asarray(counts, float)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     names = [name if len(name) <= 24 else name[:23] + "…" for name in map(_one_line, classes)]
     side = min(max(3.2, 1.6 + 0.42 * C), 9.5)
-    # the names shrink with their cells
+    # font size of the names: that of the cells
     size = min(9.0, 9.5 * 72 * 0.62 / max(C, 1))
     shades = LinearSegmentedColormap.from_list("share", [(0.23, 0.51, 0.96, 0.0), (0.23, 0.51, 0.96, 1.0)])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(side, side), layout="constrained")
         axis = figure.subplots()
-        # below the diagonal's shares lie the mistakes: a power lifts them into sight
+        # a power law makes the small fractions off the diagonal visible
         axis.imshow(share, cmap=shades, norm=PowerNorm(0.6, 0, 1), interpolation="nearest")
         axis.set_xlabel("predicted")
         axis.set_ylabel("true")
@@ -96,7 +96,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
         return _svg(figure, "confusion")
 
 
-def size(points: Sequence[tuple[str, float | None, int]]) -> str:
+def draw_sizes(points: Sequence[tuple[str, float | None, int]]) -> str:
     """Accuracy against parameters: (name, accuracy, parameters); "" where nothing was tested."""
     tested = [(name, 100 * accuracy, count / 1e6) for name, accuracy, count in points if accuracy is not None]
     if not tested:
@@ -121,7 +121,7 @@ def _numbers(metrics: Sequence[dict[str, Any]], term: str) -> np.ndarray[Any, An
 
 
 def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The mean of the last twentieth of the run, at every step."""
+    """Moving average over a twentieth of the run."""
     window = max(1, len(values) // 20)
     total = np.concatenate([[0.0], np.cumsum(values)])
     last = np.arange(1, len(values) + 1)
@@ -130,19 +130,23 @@ def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _one_line(text: str) -> str:
-    """XML takes no control characters, and a tick label no line breaks."""
+    """`text` without control characters, which XML forbids, and line breaks."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", text)
+
+
+def _own_ids(tag: str, name: str) -> str:
+    """An SVG tag with ids that are unique in a page of several figures, in the page's text colour."""
+    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", tag.replace(INK, "currentColor"))
 
 
 def _svg(figure: Figure, name: str) -> str:
     file = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser draws the text
         figure.savefig(file, format="svg", transparent=True, dpi=200, metadata={"Date": None})
     text = file.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    # several figures share a page: their ids must not
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    # in tags only: a class name may contain any of these words
+    text = re.sub(r"<[^>]*>", lambda tag: _own_ids(tag[0], name), text[text.index("<svg") :])
     width = math.ceil(figure.get_figwidth() * 96)
     shape = f'role="img" aria-label="{name}" style="width:{width}px;max-width:100%;height:auto"'
     return re.sub(r'width="[^"]*pt" height="[^"]*pt"', shape, text, count=1)

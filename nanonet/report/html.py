@@ -1,13 +1,16 @@
-"""report.html: one file, nothing fetched, for whoever wants to see what a run was worth."""
+"""report.html: the results of a run in one file that fetches nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 from typing import Any, NamedTuple
 
+from nanonet.inference.scores import wilson
+from nanonet.progress import escape_controls
 from nanonet.report import figures
 
+WIDE = 0.02  # an interval of an accuracy that is shown [fraction]
 CSS = """
 :root { color-scheme: light dark; --ink: #1c2733; --soft: #66727f; --line: #dfe4ea; --back: #fff; --bar: #3b82f640 }
 @media (prefers-color-scheme: dark) {
@@ -27,8 +30,8 @@ code { font-size: .92em } svg { display: block }
 """
 
 
-class Row(NamedTuple):
-    """A line of the headline table; trained: parameters that training changed; smaller: the teacher's over its own."""
+class ReportRow(NamedTuple):
+    """A row of the headline table. trained: trainable parameters; smaller: the teacher's parameters over its own."""
 
     name: str
     accuracy: float | None
@@ -39,66 +42,93 @@ class Row(NamedTuple):
     best: bool = False
 
 
-def rows(report: dict[str, Any]) -> list[Row]:
-    """The headline table of a report: floor, teacher, students, ensemble."""
-    teacher, floor, ensemble, students = (report[key] for key in ("teacher", "floor", "ensemble", "students"))
+def report_rows(report: dict[str, Any]) -> list[ReportRow]:
+    """The headline table of a report: linear probe, teacher, students, ensemble."""
+    teacher, probe, ensemble, students = (report[key] for key in ("teacher", "linear_probe", "ensemble", "students"))
     size = teacher["parameters"]
     table = []
-    if floor:
+    if probe:
         name = "frozen embeddings + logistic regression"
-        table.append(Row(name, floor["accuracy"], floor["macro_f1"], size, None, 1.0))
+        table.append(ReportRow(name, probe["accuracy"], probe["macro_f1"], size, None, 1.0))
     name = f"teacher ({teacher['targets'].replace('_', ' ')})"
-    table.append(Row(name, teacher["accuracy"], teacher["macro_f1"], size, None, 1.0))
+    table.append(ReportRow(name, teacher["accuracy"], teacher["macro_f1"], size, None, 1.0))
     for k, student in enumerate(students):
         layers = ", ".join(map(str, student["layers"]))
         name = f"student {k} (layers {layers})" if layers else f"student {k} (CNN)"
-        count, own = student["parameters"]["total"], student["parameters"]["trainable"]
+        count, trained = student["parameters"]["total"], student["parameters"]["trainable"]
         scores = student["accuracy"], student["macro_f1"]
-        table.append(Row(name, *scores, count, own, size / count, k == report["best"]))
+        table.append(ReportRow(name, *scores, count, trained, size / count, k == report["best"]))
     if len(students) > 1:
-        count, own = (sum(student["parameters"][part] for student in students) for part in ("total", "trainable"))
+        count, trained = (sum(student["parameters"][part] for student in students) for part in ("total", "trainable"))
         name = f"ensemble of {len(students)} students"
-        table.append(Row(name, ensemble["accuracy"], ensemble["macro_f1"], count, own, size / count))
+        table.append(ReportRow(name, ensemble["accuracy"], ensemble["macro_f1"], count, trained, size / count))
     return table
 
 
 def headline(report: dict[str, Any]) -> str:
-    """The headline table for a terminal."""
-    table = rows(report)
-    width = max(len(row.name) for row in table) + 2
-    lines = [f"{'':<{width}}  accuracy  macro-F1  parameters  trained  smaller"]
-    for row in table:
+    """The headline table and the remarks for a terminal."""
+    table, tested = report_rows(report), report["data"]["test"]
+    shown = [_with_interval(row.accuracy, tested) for row in table]
+    width, wide = max(len(row.name) for row in table) + 2, max(8, *map(len, shown))
+    lines = [f"{'':<{width}}  {'accuracy':>{wide}}  macro-F1  parameters  trained  smaller"]
+    for row, accuracy in zip(table, shown, strict=True):
         name = ("* " if row.best else "  ") + row.name
-        numbers = f"{_percent(row.accuracy):>8}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
+        numbers = f"{accuracy:>{wide}}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
         lines.append(f"{name:<{width}}  {numbers}  {_millions(row.trained):>7}  {row.smaller:>6.2f}x")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"\n{escape_controls(remark)}" for remark in remarks(report))])
 
 
-def page(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
-    """The whole page. report: what report.json holds; metrics: the lines of metrics.jsonl."""
+def remarks(report: dict[str, Any]) -> list[str]:
+    """What has to be known of the numbers: how they were measured where there is no test, and what spoils a test."""
+    data, teacher, best = report["data"], report["teacher"], report["students"][report["best"]]
+    found = []
+    if not data["test"]:
+        accuracy, count = teacher["cross_validation"].get(teacher["targets"]), teacher.get("cross_validated_labels", 0)
+        if accuracy is not None and count:
+            found.append(
+                f"No test rows. The teacher's cross-validated accuracy is {_with_interval(accuracy, count)}%"
+                f" on {count} labels; tested on rows of their own, it may be higher or lower."
+            )
+        if best.get("validation_agreement") is not None:
+            rows = f"{data['validation']} validation rows" if data["validation"] else "the training rows"
+            found.append(f"The best student gives {_percent(best['validation_agreement'])}% of {rows} its label.")
+    elif _interval(best["accuracy"], data["test"]):
+        found.append(f"{data['test']} test rows: in brackets the 95% interval of the accuracy.")
+    if data.get("test_in_train"):
+        found.append(
+            f"{data['test_in_train']} of the test texts are training texts too; --deduplicate drops them there."
+        )
+    return found
+
+
+def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
+    """The page. report: what report.json holds; metrics: the lines of metrics.jsonl."""
     data, best = report["data"], report["students"][report["best"]]
     test = f"{data['test']} test rows" if data["test"] else "no test rows, so no accuracies"
+    drawn = data.get("labels_per_class")
+    labels = f"{data['labelled']} labels ({f'{drawn} of each class, drawn' if drawn else 'every one'})"
     title = f"nanonet: {data['name']}"
-    kept = f"{data['held']} unlabelled rows that were kept from training"
-    chosen_on = kept if data["held"] else "the rows that it was trained on, too few to keep some from it"
-    sizes = [(row.name, row.accuracy, row.parameters) for row in rows(report)]
+    validation = f"{data['validation']} validation rows, unlabelled rows that were not trained on"
+    chosen_on = validation if data["validation"] else "the training rows, which were too few for validation rows"
+    sizes = [(row.name, row.accuracy, row.parameters) for row in report_rows(report)]
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p class=soft>{len(data['classes'])} classes, {data['labelled']} labels, {data['unlabelled']} rows without,"
+        f"<p class=soft>{len(data['classes'])} classes, {labels}, {data['unlabelled']} rows without,"
         f" {test}; tuning {escape(best['tuning'])}, seed {report['config']['seed']}.</p>",
         _headline_table(report),
-        f"<p class=soft>The best student, in bold, is the one nearest to the soft targets of {chosen_on}:"
-        f" no test label was used. Sizes are against the teacher; the students' embeddings are"
+        *(f"<p>{escape(remark)}</p>" for remark in remarks(report)),
+        f"<p class=soft>The best student, in bold, has the smallest divergence from the soft labels of {chosen_on}:"
+        f" no test label was used. Sizes are relative to the teacher; the students' embeddings are"
         f" {'its own, frozen' if best['layers'] else 'cut down from its own and trained'}.</p>",
-        _section("What each student learned", figures.losses(metrics)),
-        _section("Accuracy against size", figures.size(sizes)),
+        _section("Training loss of each student", figures.draw_losses(metrics)),
+        _section("Accuracy against size", figures.draw_sizes(sizes)),
     ]
     if report["confusion"]:
         matrix = report["confusion"], data["classes"]
-        parts += [_section("What the best student confuses", figures.confusion(*matrix)), _confused(*matrix)]
+        parts += [_section("Confusions of the best student", figures.draw_confusion(*matrix)), _confused(*matrix)]
     parts += [
-        _section("How the soft targets were chosen", _choice(report["teacher"])),
-        _section("Where the time went", _seconds(report["seconds"])),
+        _section("How the soft labels were chosen", _rules(report["teacher"])),
+        _section("Time of each stage", _seconds(report["seconds"])),
         _details("Settings", report["config"]),
         _details("Versions", report["versions"]),
     ]
@@ -109,17 +139,23 @@ def page(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
     return head + "<body>\n" + "\n".join(part for part in parts if part) + "\n</body></html>\n"
 
 
+def escape(text: str) -> str:
+    """`text` as text of the page, control characters escaped."""
+    return escape_html(escape_controls(text))
+
+
 def _section(title: str, body: str) -> str:
     return f"<h2>{title}</h2>\n<div class=scroll>{body}</div>" if body else ""
 
 
 def _headline_table(report: dict[str, Any]) -> str:
     lines = []
-    for row in rows(report):
+    for row in report_rows(report):
         part = f"{100 * (row.accuracy or 0):.1f}%"
+        accuracy = _with_interval(row.accuracy, report["data"]["test"])
         lines.append(
             f"<tr{' class=best' if row.best else ''}><td>{escape(row.name)}</td>"
-            f'<td class=bar style="--part:{part}">{_percent(row.accuracy)}</td><td>{_percent(row.macro_f1)}</td>'
+            f'<td class=bar style="--part:{part}">{accuracy}</td><td>{_percent(row.macro_f1)}</td>'
             f"<td>{_millions(row.parameters)}</td><td>{_millions(row.trained)}</td><td>{row.smaller:.2f}×</td></tr>"
         )
     columns = ("", "accuracy [%]", "macro-F1 [%]", "parameters", "trained", "smaller")
@@ -128,7 +164,7 @@ def _headline_table(report: dict[str, Any]) -> str:
 
 
 def _confused(counts: Sequence[Sequence[int]], classes: Sequence[str], most: int = 8) -> str:
-    """The most frequent mistakes in words: what a matrix of many classes does not show at a glance."""
+    """The most frequent confusions as a table, readable where the matrix has many classes."""
     pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
     lines = [
         f"<tr><td>{escape(classes[i])}</td><td class=left>{escape(classes[j])}</td>"
@@ -139,13 +175,13 @@ def _confused(counts: Sequence[Sequence[int]], classes: Sequence[str], most: int
     return f"<div class=scroll><table>{head}{''.join(lines)}</table></div>" if lines else ""
 
 
-def _choice(teacher: dict[str, Any]) -> str:
+def _rules(teacher: dict[str, Any]) -> str:
     lines = "".join(
         f"<tr{' class=best' if rule == teacher['targets'] else ''}><td>{escape(rule.replace('_', ' '))}</td>"
         f"<td>{_percent(accuracy)}</td></tr>"
         for rule, accuracy in sorted(teacher["cross_validation"].items(), key=lambda item: -(item[1] or 0))
     )
-    return f"<table><tr><th>rule</th><th>cross-validated in the labels [%]</th></tr>{lines}</table>"
+    return f"<table><tr><th>rule</th><th>cross-validated accuracy on the labels [%]</th></tr>{lines}</table>"
 
 
 def _seconds(seconds: dict[str, float]) -> str:
@@ -154,7 +190,7 @@ def _seconds(seconds: dict[str, float]) -> str:
         f'<tr><td>{escape(stage)}</td><td class=bar style="--part:{100 * s / longest:.1f}%">{s:.1f} s</td></tr>'
         for stage, s in seconds.items()
     )
-    total = f"<tr><td>all of them</td><td>{sum(seconds.values()):.1f} s</td></tr>"
+    total = f"<tr><td>total</td><td>{sum(seconds.values()):.1f} s</td></tr>"
     return f"<table>{lines}{total}</table>" if seconds else ""
 
 
@@ -164,6 +200,18 @@ def _details(title: str, values: dict[str, Any]) -> str:
         for key, value in values.items()
     )
     return f"<details><summary>{title}</summary><div class=scroll><table>{lines}</table></div></details>"
+
+
+def _interval(accuracy: float | None, rows: int) -> str:
+    """The 95% interval of an accuracy [%]; "" where it is narrower than WIDE."""
+    if accuracy is None or not rows:
+        return ""
+    low, high = wilson(accuracy, rows)
+    return f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > WIDE else ""
+
+
+def _with_interval(accuracy: float | None, rows: int) -> str:
+    return _percent(accuracy) + _interval(accuracy, rows)
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a run was worth, in numbers: report.json, and the same for a person to look at: report.html."""
+"""The results of a run: report.json, and the same for a reader: report.html."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nanonet.cohort.model import Cohort, count_parameters
 from nanonet.config.train import TrainConfig
 from nanonet.files import write
 from nanonet.inference.scores import confusion, scores
-from nanonet.report.html import page
+from nanonet.report.html import render_html
 from nanonet.teacher.selection import Choice
 from nanonet.versions import versions
 
@@ -27,22 +27,30 @@ UNTESTED: dict[str, float | None] = {"accuracy": None, "macro_f1": None}
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What the job knows when it is done.
+    """What a finished run knows of itself.
 
-    label: (N,) of the training rows, -100 where unlabelled; held: how many unlabelled rows were kept from training
-    mapping: teacher layers of each student; gap: each one's divergence from the soft targets of held rows [nats]
-    best: the student that was chosen by it
+    label: (N,) of the training rows, -100 where unlabelled
+    validation: number of validation rows, unlabelled rows that were not trained on
+    mapping: teacher layers of each student
+    divergence: of each student from the teacher's soft labels of the validation rows [nats]
+    best: the student with the smallest divergence
+    agreement: fraction of the validation rows to which each student gives the teacher's label
+    test_in_train: number of test texts that are also training texts
+    labels_per_class: labels drawn per class; 0 where every label is used
     """
 
     config: TrainConfig
     name: str
     classes: list[str]
     label: Tensor
-    held: int
+    validation: int
     views: list[str]
     mapping: list[list[int]]
-    gap: list[float]
+    divergence: list[float]
     best: int
+    agreement: list[float]
+    test_in_train: int = 0
+    labels_per_class: int = 0
 
 
 def write_report(
@@ -57,62 +65,28 @@ def write_report(
 ) -> dict[str, Any]:
     """Write report.json and report.html into `folder`; returns what report.json holds.
 
-    outcome: test logits: `students` (K,N,C), `teacher` (N,C) and `floor` (N,C); empty where there is no test set
-    seconds: what the stages took [s]
+    outcome: test logits: `students` (K,N,C), `teacher` (N,C) and `linear_probe` (N,C); empty without a test set
+    seconds: time of each stage [s]
     """
-    total, trainable = count_parameters(cohort)
-    machine = {
-        "device": str(next(cohort.parameters()).device),
-        "threads": torch.get_num_threads(),
-        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
-    }
-    config, students = facts.config, outcome.get("students")
-    floor, labelled = outcome.get("floor"), int((facts.label >= 0).sum())
-
-    def measured(logits: Tensor | None) -> dict[str, float | None]:
-        if logits is None or not test_label:
-            return dict(UNTESTED)
-        return {name: round(value, 6) for name, value in scores(logits, test_label).items()}
-
-    report = {
-        "data": {
-            "name": facts.name,
-            "classes": facts.classes,
-            "labelled": labelled,
-            "unlabelled": len(facts.label) - labelled,
-            "held": facts.held,
-            "test": len(test_label),
-        },
-        "teacher": {
-            "name": config.teacher,
-            "mode": config.teacher_mode,
-            "targets": choice.rule if config.teacher_mode == "frozen" else "online",
-            "cross_validation": choice.accuracy,
-            **measured(outcome.get("teacher")),
-            "parameters": sum(p.numel() for p in encoder.parameters()),
-        },
-        "floor": measured(floor) if floor is not None and test_label else None,
-        "students": [
-            {
-                "layers": layers,
-                "view": view,
-                "tuning": config.tuning,
-                **measured(None if students is None else students[k]),
-                "parameters": {"total": total, "trainable": trainable},
-                "held_divergence": facts.gap[k],
-            }
-            for k, (layers, view) in enumerate(zip(facts.mapping, facts.views, strict=True))
-        ],
-        "best": facts.best,
-        "ensemble": measured(None if students is None else students.softmax(-1).mean(0).log()),
-        "seconds": dict(seconds),
-        "confusion": None if students is None or not test_label else confusion(students[facts.best], test_label),
-        "config": dataclasses.asdict(config),
-        "versions": versions() | machine,
-    }
-    report = _finite(report)
+    students = outcome.get("students") if test_label else None
+    probe = outcome.get("linear_probe") if test_label else None
+    report = _finite(
+        {
+            "data": _data(facts, len(test_label)),
+            "teacher": _teacher(facts.config, encoder, choice) | _scores(outcome.get("teacher"), test_label),
+            "linear_probe": None if probe is None else _scores(probe, test_label),
+            "students": _students(facts, cohort, students, test_label),
+            "best": facts.best,
+            "ensemble": _scores(None if students is None else students.softmax(-1).mean(0).log(), test_label),
+            "seconds": dict(seconds),
+            "confusion": None if students is None else confusion(students[facts.best], test_label),
+            "config": dataclasses.asdict(facts.config),
+            "versions": versions() | _machine(cohort),
+        }
+    )
+    write(folder / "report.html", render_html(report, read_metrics(folder / "metrics.jsonl")))
+    # last: a run that has it is finished
     write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
-    write(folder / "report.html", page(report, read_metrics(folder / "metrics.jsonl")))
     return report
 
 
@@ -123,8 +97,64 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def _data(facts: Facts, test_rows: int) -> dict[str, Any]:
+    labelled = int((facts.label >= 0).sum())
+    return {
+        "name": facts.name,
+        "classes": facts.classes,
+        "labelled": labelled,
+        "unlabelled": len(facts.label) - labelled,
+        "validation": facts.validation,
+        "test": test_rows,
+        "test_in_train": facts.test_in_train,
+        "labels_per_class": facts.labels_per_class,
+    }
+
+
+def _teacher(config: TrainConfig, encoder: PreTrainedModel, choice: Choice) -> dict[str, Any]:
+    return {
+        "name": config.teacher,
+        "mode": config.teacher_mode,
+        "targets": choice.rule if config.teacher_mode == "frozen" else "online",
+        "cross_validation": choice.accuracy,
+        "cross_validated_labels": choice.tested,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+    }
+
+
+def _students(facts: Facts, cohort: Cohort, logits: Tensor | None, test_label: list[int]) -> list[dict[str, Any]]:
+    total, trainable = count_parameters(cohort)
+    return [
+        {
+            "layers": layers,
+            "view": view,
+            "tuning": facts.config.tuning,
+            **_scores(None if logits is None else logits[k], test_label),
+            "parameters": {"total": total, "trainable": trainable},
+            "validation_divergence": facts.divergence[k],
+            "validation_agreement": round(facts.agreement[k], 6),
+        }
+        for k, (layers, view) in enumerate(zip(facts.mapping, facts.views, strict=True))
+    ]
+
+
+def _scores(logits: Tensor | None, labels: list[int]) -> dict[str, float | None]:
+    """accuracy and macro_f1 [fractions]; None without test rows."""
+    if logits is None or not labels:
+        return dict(UNTESTED)
+    return {name: round(value, 6) for name, value in scores(logits, labels).items()}
+
+
+def _machine(cohort: Cohort) -> dict[str, Any]:
+    return {
+        "device": str(next(cohort.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+    }
+
+
 def _finite(value: Any) -> Any:
-    """`value` with None for every number that JSON does not have."""
+    """`value` with None for every number that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

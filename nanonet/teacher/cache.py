@@ -1,16 +1,19 @@
-"""Frozen teachers that are kept between runs, so that many cohorts can be tried under one; and frozen layers' outputs.
+"""The teacher cache: frozen teachers and backbone features that several runs share.
 
-An entry is a folder named by a hash of all that decides a teacher: the texts' token ids, the labels, the encoder's
-weights, configuration and pooling, and the settings. Whatever is changed makes another entry. What a cohort's frozen
-layers make of the texts (backbone.py) is a file beside them, named likewise.
+An entry is a folder named by a hash of everything that decides a teacher: the texts' token ids, the labels, the
+encoder's weights, configuration and pooling, and the settings. A change of any of them makes another entry. The
+backbone features of a cohort (training/backbone.py) are a file beside them, named likewise.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,30 +21,32 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nanonet.cohort.model import Cohort
-from nanonet.config.train import TrainConfig
+from nanonet.config.settings import TeacherSettings
 from nanonet.data.batches import Encoded
 from nanonet.errors import InputError
-from nanonet.files import atomic_write
+from nanonet.files import atomic_write, remove
+from nanonet.teacher.frozen import VERSION
 
-VERSION = 7  # of how a teacher is made: raised where a change makes other soft targets of the same input
-SETTINGS = ("targets", "teacher_mode", "teacher_steps", "uniform_prior", "sharpen", "precision", "seed")
-
-
-def fingerprint(config: TrainConfig, rows: Encoded, label: Tensor, encoder: PreTrainedModel, pooling: str) -> str:
-    """The name of the entry, 32 hexadecimal digits."""
-    facts = [pooling, config.relation_weight > 0, *(getattr(config, name) for name in SETTINGS)]
-    return _hash(facts, encoder, rows, {"label": label, **encoder.state_dict()})
+# temporary files and folders of `store` and `save_tensors`; other runs may be writing them, but not for a day
+LEFTOVER = re.compile(r"\.([0-9a-f]{32}\.\w+|backbone-[0-9a-f]{32}\.safetensors\.\d+)")
+LEFTOVER_AGE_S = 24 * 3600
 
 
-def backbone_features_name(config: TrainConfig, cohort: Cohort, rows: Encoded) -> str:
-    """The name of the file of what a cohort's layers make of the rows. Its heads do not matter."""
-    body = {name: t for name, t in cohort.model.state_dict().items() if cohort.parts.of(name) != "head"}
-    return f"backbone-{_hash([cohort.students, config.precision], cohort.model, rows, body)}.safetensors"
+def fingerprint(settings: TeacherSettings, rows: Encoded, label: Tensor, encoder: PreTrainedModel, pooling: str) -> str:
+    """The name of a teacher's entry, 32 hexadecimal digits."""
+    return _hash([pooling, dataclasses.asdict(settings)], encoder, rows, {"label": label, **encoder.state_dict()})
+
+
+def backbone_features_name(cohort: Cohort, rows: Encoded, precision: str) -> str:
+    """The name of the file of a cohort's backbone features of the rows. Its heads do not matter."""
+    backbone = {name: t for name, t in cohort.model.state_dict().items() if cohort.parts.of(name) != "head"}
+    return f"backbone-{_hash([cohort.students, precision], cohort.model, rows, backbone)}.safetensors"
 
 
 def _hash(facts: list, model: PreTrainedModel, rows: Encoded, tensors: dict[str, Tensor]) -> str:
-    built = model.config.to_dict() | {"_name_or_path": "", "transformers_version": ""}  # not where it lies
-    digest = hashlib.sha256(json.dumps([VERSION, built, *facts], sort_keys=True, default=str).encode())
+    # without the model's place, and the version that saved it
+    config = model.config.to_dict() | {"_name_or_path": "", "transformers_version": ""}
+    digest = hashlib.sha256(json.dumps([VERSION, config, *facts], sort_keys=True, default=str).encode())
     for name, tensor in {"ids": rows.ids, "offsets": rows.offsets, **tensors}.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -49,24 +54,27 @@ def _hash(facts: list, model: PreTrainedModel, rows: Encoded, tensors: dict[str,
 
 
 def ensure_writable(cache: Path) -> None:
-    """Make the cache, where there is none.
+    """Make the cache if there is none; delete what killed runs have left there.
 
     Raises:
-        InputError: it cannot be written to; better known before a teacher is made than after.
+        InputError: it cannot be written to; found before a teacher is made, not after.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         Path(tempfile.mkdtemp(prefix=".", dir=cache)).rmdir()
+        for path in cache.iterdir():
+            if LEFTOVER.fullmatch(path.name) and time.time() - path.lstat().st_mtime > LEFTOVER_AGE_S:
+                remove(path)
     except OSError as error:
         raise InputError(f"--teacher-cache {cache}: {error.strerror}; give a folder that can be written to") from error
 
 
 def restore(cache: Path, key: str, folder: Path) -> bool:
-    """Copy the entry's files into `folder`, if there is such an entry."""
+    """Copy the entry's files into `folder`; False if there is no such entry."""
     entry = cache / key
     if not entry.is_dir():
         return False
-    # folders first: once the file stands in `folder`, by a rename, all of the teacher does
+    # folders first: the teacher's file, which is renamed into place last, marks the copy as complete
     for path in sorted(entry.iterdir(), key=Path.is_file):
         if path.is_dir():
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
@@ -76,13 +84,13 @@ def restore(cache: Path, key: str, folder: Path) -> bool:
     return True
 
 
-def store(cache: Path, key: str, made: list[Path]) -> None:
-    """Make an entry of these files and folders, whole or not at all."""
+def store(cache: Path, key: str, paths: list[Path]) -> None:
+    """Make an entry of these files and folders, atomically."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=cache))
     try:
-        for path in made:
+        for path in paths:
             (shutil.copytree if path.is_dir() else shutil.copy)(path, temporary / path.name)
-        with suppress(OSError):  # a run beside this one may have been first
+        with suppress(OSError):  # another run may have been first
             temporary.rename(cache / key)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

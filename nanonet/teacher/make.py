@@ -1,88 +1,95 @@
-"""How a run's frozen teacher is made: tuned on the labels, its rule chosen inside them, tuned on its surest guesses.
+"""How a run's frozen teacher is made: tuned on the labels, its rule chosen, tuned on its most confident pseudo-labels.
 
 N rows, D features.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from nanonet.config.train import TrainConfig
+from nanonet.config.settings import TeacherSettings
 from nanonet.data.batches import Encoded
-from nanonet.data.prepare import Material
-from nanonet.errors import InputError
-from nanonet.models.load import load_encoder, quiet
+from nanonet.data.prepare import RunData
 from nanonet.progress import Progress
 from nanonet.teacher.encoder import Encoder, tuning_steps
-from nanonet.teacher.frozen import FrozenTeacher, make_teacher, spread, surest
-from nanonet.teacher.selection import choose, trial_rows
+from nanonet.teacher.frozen import FrozenTeacher, apply_rule, pseudo_labels, teacher_of_embeddings
+from nanonet.teacher.selection import Choice, Retune, choose, trial_rows
+from nanonet.teacher.soft_labels import Labels
 
-BODY = "teacher"  # the tuned encoder, until the run is done
+Tune = Callable[[Encoder, Tensor, int, str], Encoder]  # encoder, labels (N,), steps, name of the stage
 
 
-def teach(
-    config: TrainConfig, pretrained: Encoder, tuned: bool, material: Material, folder: Path, progress: Progress
-) -> FrozenTeacher:
-    """Make the frozen teacher; its body is left in `folder`/BODY where it is tuned.
+def make_frozen_teacher(
+    settings: TeacherSettings, pretrained: Encoder, data: RunData, progress: Progress
+) -> tuple[FrozenTeacher, Encoder]:
+    """Make the frozen teacher and its encoder.
 
-    Tuned first on the labels, then on what it is surest of, each class by itself. An online teacher is cross-validated
-    alone: of the rows, that needs some.
+    The encoder is tuned on the labels, then on the most confident pseudo-labels of each class. An online teacher needs
+    the cross-validation alone, and so only some of the rows.
     """
-    rows, label, classes = material.rows, material.label, len(material.classes)
-    if config.teacher_mode == "online":
-        seen = int((label >= 0).sum()) + trial_rows(classes, tuned)
-        rows, label = rows[range(min(seen, len(rows)))], label[:seen]
-
-    def tune(encoder: Encoder, label: Tensor, steps: int, what: str) -> Encoder:
-        known = (label >= 0).nonzero()[:, 0]
-        with progress.stage(what, steps) as tick:
-            return encoder.tuned(rows[known.tolist()], label[known], steps, config.seed, tick)
-
-    def retune(hidden: NDArray[np.int64], of: NDArray[np.int64]) -> Tensor:
-        known = torch.full_like(label, -100)
-        known[of] = torch.from_numpy(hidden)
-        steps = tuning_steps(config.teacher_steps, int((known >= 0).sum()))
-        return tune(pretrained, known, steps, "tuning for a fold").embed(rows[of.tolist()])
-
-    few, body = rows[range(int((label >= 0).sum()))], pretrained
-    if tuned:
-        body = tune(body, label, tuning_steps(config.teacher_steps, len(few)), "tuning on the labels")
-    embedding = embed(progress, body, rows, "embedding the texts")
-    with progress.stage("choosing soft targets", 1) as tick:
-        y, again = label.numpy(), retune if tuned else None
-        x = embedding.double().numpy()
-        choice = choose(x, y, classes, config.targets, config.seed, config.uniform_prior, again)
-        tick(1, choice.rule)
-    if tuned and (label < 0).any():
-        sure = torch.from_numpy(surest(spread(config, choice, x, y, classes)[0], y))
-        body = tune(body, sure, -(-config.teacher_steps // 2), "tuning on its guesses")
-        embedding = embed(progress, body, rows, "embedding them again")
-    if tuned:
-        with quiet():
-            body.model.save_pretrained(folder / BODY)
-    plain = pretrained.embed(few) if tuned else embedding[label >= 0]
-    return make_teacher(config, choice, embedding, label, classes, plain)
+    rows, label, classes = data.rows, data.label, len(data.classes)
+    labelled = int((label >= 0).sum())
+    if settings.online:
+        needed = min(labelled + trial_rows(classes, settings.tuned), len(rows))
+        rows, label = rows[range(needed)], label[:needed]
+    tune = partial(_tune, rows, settings.seed, progress)
+    encoder, retune = pretrained, None
+    if settings.tuned:
+        encoder = tune(pretrained, label, tuning_steps(settings.max_steps, labelled), "tuning on the labels")
+        retune = _retune(tune, pretrained, rows, settings.max_steps)
+    embedding = embed(progress, encoder, rows, "embedding the texts")
+    choice = _choose(settings, embedding, label, classes, retune, progress)
+    if settings.tuned and (label < 0).any():
+        p, _ = apply_rule(choice, embedding.double().numpy(), label.numpy(), classes, settings.uniform_prior)
+        found = torch.from_numpy(pseudo_labels(p, label.numpy()))
+        encoder = tune(encoder, found, -(-settings.max_steps // 2), "tuning on pseudo-labels")
+        embedding = embed(progress, encoder, rows, "embedding them again")
+    pretrained_embedding = pretrained.embed(rows[range(labelled)]) if settings.tuned else embedding[label >= 0]
+    teacher = teacher_of_embeddings(settings, choice, embedding, label, classes, pretrained_embedding)
+    return teacher, encoder
 
 
-def load_body(folder: Path) -> PreTrainedModel:
-    """The tuned encoder that `teach` left in `folder`.
-
-    Raises:
-        InputError: it is gone, or damaged.
-    """
-    body = folder / BODY
-    if not (body / "config.json").is_file():
-        raise InputError(f"{body}: the tuned teacher is gone; delete {folder}, a run or an entry of --teacher-cache")
-    return load_encoder(str(body))
-
-
-def embed(progress: Progress, encoder: Encoder, rows: Encoded, what: str) -> Tensor:
-    """(N,D), a stage of its own"""
-    with progress.stage(what, len(rows)) as tick:
+def embed(progress: Progress, encoder: Encoder, rows: Encoded, stage: str) -> Tensor:
+    """Embeddings (N,D) of the rows, as a stage of `progress`."""
+    with progress.stage(stage, len(rows)) as tick:
         return encoder.embed(rows, tick)
+
+
+def _tune(
+    rows: Encoded, seed: int, progress: Progress, encoder: Encoder, label: Tensor, steps: int, stage: str
+) -> Encoder:
+    """`encoder` tuned on the rows that have a label (N,) of at least 0."""
+    labelled = (label >= 0).nonzero()[:, 0]
+    with progress.stage(stage, steps) as tick:
+        return encoder.tuned(rows[labelled.tolist()], label[labelled], steps, seed, tick)
+
+
+def _retune(tune: Tune, pretrained: Encoder, rows: Encoded, max_steps: int) -> Retune:
+    """What `choose` calls in each fold: an encoder tuned on the fold's visible labels embeds the trial rows."""
+
+    def retune(visible: Labels, trial: Labels) -> Tensor:
+        label = torch.full((len(rows),), -100)
+        label[trial] = torch.from_numpy(visible)
+        steps = tuning_steps(max_steps, int((label >= 0).sum()))
+        return tune(pretrained, label, steps, "tuning for a fold").embed(rows[trial.tolist()])
+
+    return retune
+
+
+def _choose(
+    settings: TeacherSettings,
+    embedding: Tensor,
+    label: Tensor,
+    classes: int,
+    retune: Retune | None,
+    progress: Progress,
+) -> Choice:
+    with progress.stage("choosing the rule", 1) as tick:
+        x, y = embedding.double().numpy(), label.numpy()
+        choice = choose(x, y, classes, settings.targets, settings.seed, settings.uniform_prior, retune)
+        tick(1, choice.rule)
+    return choice

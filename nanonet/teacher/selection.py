@@ -1,24 +1,24 @@
-"""Which rule makes the soft targets: cross-validated inside the labels.
+"""The choice of the rule that makes the soft labels, by cross-validation inside the labels.
 
 N rows, D features, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from nanonet.data.split import folds
 from nanonet.errors import InputError
 from nanonet.teacher.soft_labels import (
-    STRENGTH,
-    STRENGTHS,
+    INVERSE_REGULARISATION,
+    INVERSE_REGULARISATIONS,
     Array,
+    Labels,
     classify,
     diffuse,
     neighbour_graph,
@@ -26,21 +26,26 @@ from nanonet.teacher.soft_labels import (
     self_train,
 )
 
-TRIAL_ROWS = 2000  # unlabelled rows that the cross-validation of the rules sees
-TUNED_TRIAL_ROWS, TUNED_HELD_ROWS = 1000, 200  # where each fold tunes an encoder of its own: fewer, and labels enough
+TRIAL_ROWS = 2000  # unlabelled rows that the cross-validation of the rules uses
+TUNED_TRIAL_ROWS, TUNED_VALIDATION_ROWS = 1000, 200  # fewer where each fold tunes an encoder of its own
 CLASS_TRIAL_ROWS = 40  # for every class, where that is more: a row needs neighbours of its own class
 
-Retune = Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
-Rule = tuple[str, float]  # its name, the classifier's strength
+# labels (n,), -100 where hidden or unknown, and row numbers (n,) -> embeddings (n,D) by an encoder tuned on the labels
+Retune = Callable[[Labels, Labels], Tensor]
+Candidate = tuple[str, float]  # a rule and the inverse regularisation of its classifier
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which rule the labels prefer: its name, the classifier's strength, and each rule's cross-validated accuracy."""
+    """The chosen rule, the inverse regularisation of its classifier, and each rule's cross-validated accuracy.
+
+    tested: the labels that the accuracies are of; 0 where that is not known.
+    """
 
     rule: str
-    strength: float
+    inverse_regularisation: float
     accuracy: dict[str, float]
+    tested: int = 0
 
     @property
     def cv_accuracy(self) -> float:
@@ -48,12 +53,12 @@ class Choice:
 
 
 def trial_rows(classes: int, tuned: bool) -> int:
-    """The most unlabelled rows that `choose` looks at."""
+    """The largest number of unlabelled rows that `choose` uses."""
     return max(TUNED_TRIAL_ROWS if tuned else TRIAL_ROWS, CLASS_TRIAL_ROWS * classes)
 
 
 def check_labels(label: Tensor) -> None:
-    """Refuse labels (N,), -100 where there is none, of which none can be hidden: no class has two.
+    """Refuse labels (N,), -100 where unlabelled, of which none can be hidden: no class has two.
 
     Raises:
         InputError: says so.
@@ -67,75 +72,84 @@ def check_labels(label: Tensor) -> None:
 
 def choose(
     embedding: Array,
-    label: NDArray[np.int64],
+    label: Labels,
     classes: int,
     rule: str,
     seed: int,
     uniform_prior: bool = False,
     retune: Retune | None = None,
 ) -> Choice:
-    """Cross-validate the rules inside the labelled rows; `rule` other than "auto" is taken as it is.
+    """Cross-validate the rules inside the labelled rows; `rule` other than "auto" is chosen as it is.
 
-    Each fold's labels are hidden from the rules; the unlabelled rows, or some of them, are seen as in use.
-    An encoder that was tuned on the labels has seen those that a fold hides. `retune` gives the embeddings by one that
-    has not: called with labels (n,), -100 where hidden or unknown, and row numbers (n,), it returns (n,D). Then there
-    are three folds, and no more of them than it takes to hold TUNED_HELD_ROWS labels out. `check_labels` says which
-    labels will not do.
+    Each fold's labels are hidden from the rules; the unlabelled rows, or some of them, are used as in the run.
+    An encoder tuned on the labels has seen those that a fold hides, so each fold needs embeddings by an encoder that
+    has not: `retune` makes them. Then there are three folds, of which no more run than it takes to validate on
+    TUNED_VALIDATION_ROWS labels. `check_labels` refuses labels that cannot be cross-validated.
     """
-    known = np.flatnonzero(label >= 0)
-    free = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))[: trial_rows(classes, retune is not None)]
-    rows = np.concatenate([known, free])
+    labelled = np.flatnonzero(label >= 0)
+    unlabelled = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))
+    rows = np.concatenate([labelled, unlabelled[: trial_rows(classes, retune is not None)]])
     x, y = embedding[rows], label[rows]
     tried = {"self_training", "diffusion"} if rule == "auto" else {rule}
-    linked = bool(tried & {"diffusion", "propagation"})
-    graph = neighbour_graph(x) if linked and not retune else None
-    right: dict[Rule, list[bool]] = {}
+    on_graph = bool(tried & {"diffusion", "propagation"})
+    graph = neighbour_graph(x) if on_graph and not retune else None
+    correct: dict[Candidate, list[bool]] = {}
     tested = 0
-    for repeat in range(1 if retune else 2):
-        for _, held in folds(y[: len(known)].tolist(), 3 if retune else 5, seed + repeat):
-            if retune and tested >= TUNED_HELD_ROWS:
-                break
-            tested += len(held)
-            hidden = y.copy()
-            hidden[held] = -100
-            if retune:
-                x = retune(hidden, rows).double().numpy()
-                graph = neighbour_graph(x) if linked else None
-            for key, guess in _guess(x, graph, hidden, held, classes, tried, uniform_prior).items():
-                right.setdefault(key, []).extend(guess == y[held])
-    # {rule: strength}: in order of its right guesses, so that of a rule's strengths the best stays
-    strengths = dict(sorted(right, key=lambda key: sum(right[key])))
-    hits = {name: np.array(right[name, s], float) for name, s in strengths.items()}
-    chosen = _rule(hits, min(tested, len(known))) if rule == "auto" else rule
-    return Choice(chosen, strengths[chosen], {name: float(h.mean()) for name, h in hits.items()})
+    for validation in _validation_rows(y[: len(labelled)].tolist(), seed, retune is not None):
+        tested += len(validation)
+        visible = y.copy()
+        visible[validation] = -100
+        if retune:
+            x = retune(visible, rows).double().numpy()
+            graph = neighbour_graph(x) if on_graph else None
+        for key, predicted in _predict(x, graph, visible, validation, classes, tried, uniform_prior).items():
+            correct.setdefault(key, []).extend(predicted == y[validation])
+    # {rule: inverse regularisation}: in order of correct predictions, so that the best of a rule's values stays
+    best = dict(sorted(correct, key=lambda key: sum(correct[key])))
+    hits = {name: np.array(correct[name, value], float) for name, value in best.items()}
+    tested = min(tested, len(labelled))
+    chosen = _choose_rule(hits, tested) if rule == "auto" else rule
+    return Choice(chosen, best[chosen], {name: float(h.mean()) for name, h in hits.items()}, tested)
 
 
-def _guess(
+def _validation_rows(label: list[int], seed: int, tuned: bool) -> Iterator[list[int]]:
+    """The validation rows of each fold."""
+    tested = 0
+    for repeat in range(1 if tuned else 2):
+        for _, validation in folds(label, 3 if tuned else 5, seed + repeat):
+            if tuned and tested >= TUNED_VALIDATION_ROWS:
+                return
+            tested += len(validation)
+            yield validation
+
+
+def _predict(
     x: Array,
     graph: csr_matrix | None,
-    label: NDArray[np.int64],
-    held: list[int],
+    label: Labels,
+    validation: list[int],
     classes: int,
     tried: set[str],
     uniform_prior: bool,
-) -> dict[Rule, NDArray[np.int64]]:
-    """Every rule's guess of the held rows, whose labels are hidden."""
-    guesses = {("classifier", s): classify(x, label, s).predict(x[held]) for s in STRENGTHS}
+) -> dict[Candidate, Labels]:
+    """Every candidate's prediction of the validation rows, whose labels are hidden."""
+    found = {("classifier", c): classify(x, label, c).predict(x[validation]) for c in INVERSE_REGULARISATIONS}
     if tried & {"self_training", "diffusion"}:
         p = self_train(x, label).predict_proba(x)
-        guesses["self_training", STRENGTH] = p[held].argmax(1)
+        found["self_training", INVERSE_REGULARISATION] = p[validation].argmax(1)
     if "diffusion" in tried and graph is not None:
-        guesses["diffusion", STRENGTH] = diffuse(graph, p)[held].argmax(1)
+        found["diffusion", INVERSE_REGULARISATION] = diffuse(graph, p)[validation].argmax(1)
     if "propagation" in tried and graph is not None:
-        guesses["propagation", STRENGTH] = propagate(graph, label, classes, uniform_prior)[held].argmax(1)
-    return guesses
+        p = propagate(graph, label, classes, uniform_prior)
+        found["propagation", INVERSE_REGULARISATION] = p[validation].argmax(1)
+    return found
 
 
-def _rule(hits: dict[str, Array], rows: int) -> str:
-    """Of the rules that `rows` labels cannot tell from the best, the one that uses more of the texts.
+def _choose_rule(hits: dict[str, Array], rows: int) -> str:
+    """Of the rules that `rows` labels cannot distinguish from the best, the one that uses most of the texts.
 
-    hits: 1 where a rule was right. Told apart: by more than one label, and by more than a standard error of the
-    difference, label by label.
+    hits: 1 where a rule's prediction was correct. Two rules are distinguished if they differ by more than one label and
+    by more than a standard error of the paired difference.
     """
     best = max(hits.values(), key=lambda h: h.mean())
     near = {name for name, h in hits.items() if (best - h).mean() <= max((best - h).std() / rows**0.5, 1 / rows)}

@@ -1,10 +1,10 @@
-"""Soft targets for unlabelled rows from a frozen encoder's embeddings and a handful of labels.
+"""Soft labels of unlabelled rows from the embeddings of an encoder and a few labels.
 
-Four rules. classifier: a logistic regression on the labelled embeddings. self_training: the same, trained further on
-its own surest guesses, more of them each round. diffusion: its probabilities, averaged over the graph of nearest
-neighbours. propagation: the labels themselves, spread over that graph. The last three also use where the unlabelled
-rows lie. Which one is best depends on the data (ag_news gains ten points from diffusion, trec6 loses one by it), so
-it is chosen by cross-validation inside the labels (choice.py).
+Four rules. classifier: a logistic regression on the labelled embeddings. self_training: that classifier, trained
+further on its most confident pseudo-labels, more of them each round. diffusion: its probabilities, averaged over the
+graph of nearest neighbours. propagation: label propagation over that graph. The last three also use the embeddings of
+the unlabelled rows. Which rule is best depends on the data (diffusion gains ten points on ag_news and loses one on
+trec6), so it is chosen by cross-validation inside the labels (selection.py).
 N rows, D features, C classes.
 """
 
@@ -21,23 +21,24 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
 NEIGHBOURS = 20
-BLOCK = 1 << 26  # cosines held at a time
-SHARPNESS = 3  # an edge weighs the cosine to this power
-SPREAD, ROUNDS = 0.95, 50  # propagation: the share of a row's mass that flows on to its neighbours at each round
+BLOCK = 1 << 26  # cosines in memory at a time
+SHARPNESS = 3  # an edge's weight is the cosine to this power
+PROPAGATION, PROPAGATION_ROUNDS = 0.95, 50  # the share of a row's mass that flows to its neighbours in each round
 DIFFUSION, DIFFUSION_ROUNDS = 0.8, 20  # the neighbours' share in a row's new probabilities
-SELF_ROUNDS = 10
-STRENGTHS = (1.0, 10.0, 100.0)  # C of the logistic regression
-STRENGTH = 10.0  # of the self-training classifier
+SELF_TRAINING_ROUNDS = 10
+INVERSE_REGULARISATIONS = (1.0, 10.0, 100.0)  # C of the logistic regression, to choose from
+INVERSE_REGULARISATION = 10.0  # C of the self-training classifier
 
 
 def calibrate_confidence(logits: Tensor, cv_accuracy: float) -> Tensor:
     """Divide logits (N,C) by the temperature at which their mean largest probability is `cv_accuracy`.
 
-    A teacher is as sure of itself as its cross-validated accuracy says it may be; no label of these rows is used. But
-    never less sure than halfway between chance and certainty: an accuracy found on twenty labels may be chance by
-    accident, and targets as flat as that teach nothing. By bisection on the device, without a look from the host.
+    So the mean confidence equals the cross-validated accuracy; no label of these rows is used. It is at least halfway
+    between chance and certainty: an accuracy measured on twenty labels may be at chance by accident, and soft labels as
+    flat as that teach nothing. By bisection on the device, without synchronising with the host.
     """
     C = logits.shape[-1]
     goal = min(max(cv_accuracy, (1 + 1 / C) / 2), 1 - 1e-3)
@@ -45,8 +46,8 @@ def calibrate_confidence(logits: Tensor, cv_accuracy: float) -> Tensor:
     low, high = logits.new_full((), -10.0), logits.new_full((), 10.0)
     for _ in range(30):
         middle = (low + high) / 2
-        sure = torch.softmax(logits * middle.exp(), -1).amax(-1).mean() > goal
-        low, high = torch.where(sure, low, middle), torch.where(sure, middle, high)
+        above = torch.softmax(logits * middle.exp(), -1).amax(-1).mean() > goal
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return logits * ((low + high) / 2).exp()
 
 
@@ -55,36 +56,36 @@ def neighbour_graph(embedding: Array, neighbours: int = NEIGHBOURS) -> csr_matri
     N = len(embedding)
     k = min(neighbours, N - 1)
     x = torch.as_tensor(embedding, dtype=torch.float32)
-    near, place = [], []
+    values, columns = [], []
     block = max(1, min(2048, BLOCK // N))
     for start in range(0, N, block):
         cosine = x[start : start + block] @ x.T
-        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -1
-        value, index = cosine.topk(k, -1)
-        near.append(value.clamp(min=1e-6).numpy() ** SHARPNESS)
-        place.append(index.numpy())
+        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -1  # a row is no neighbour of it
+        value, column = cosine.topk(k, -1)
+        values.append(value.clamp(min=1e-6).numpy() ** SHARPNESS)
+        columns.append(column.numpy())
     rows = np.repeat(np.arange(N), k)
-    weight = csr_matrix((np.concatenate(near).ravel(), (rows, np.concatenate(place).ravel())), shape=(N, N))
+    weight = csr_matrix((np.concatenate(values).ravel(), (rows, np.concatenate(columns).ravel())), shape=(N, N))
     weight = weight.maximum(weight.T)
     scale = diags(1 / np.sqrt(np.asarray(weight.sum(1)).ravel()))
     return (scale @ weight @ scale).tocsr()
 
 
-def propagate(graph: csr_matrix, label: NDArray[np.int64], classes: int, uniform_prior: bool = False) -> Array:
-    """Probabilities (N,C) that flow from the labelled rows (label >= 0) along the graph.
+def propagate(graph: csr_matrix, label: Labels, classes: int, uniform_prior: bool = False) -> Array:
+    """Label propagation: probabilities (N,C) that flow from the labelled rows (label >= 0) along the graph.
 
-        F <- SPREAD * S F + Y, ROUNDS times, Y one-hot rows divided by their class's count
+        F <- PROPAGATION * S F + Y, PROPAGATION_ROUNDS times, Y one-hot rows divided by their class's count
 
-    `uniform_prior` balances the columns to equal mass, which is right only where the classes are equally frequent.
+    `uniform_prior` balances the columns to equal mass, which is right only if the classes are equally frequent.
     Source: Zhou et al. 2003, Learning with Local and Global Consistency.
     """
     source = np.zeros((len(label), classes))
-    known = label >= 0
-    source[known, label[known]] = 1
+    labelled = label >= 0
+    source[labelled, label[labelled]] = 1
     source /= source.sum(0)
     flow = source.copy()
-    for _ in range(ROUNDS):
-        flow = SPREAD * (graph @ flow) + source
+    for _ in range(PROPAGATION_ROUNDS):
+        flow = PROPAGATION * (graph @ flow) + source
     flow = np.maximum(flow, 1e-12)
     p: Array = flow / flow.sum(1, keepdims=True)
     for _ in range(50 if uniform_prior else 0):
@@ -93,44 +94,47 @@ def propagate(graph: csr_matrix, label: NDArray[np.int64], classes: int, uniform
     return p
 
 
-def classify(embedding: Array, label: NDArray[np.int64], strength: float) -> LogisticRegression:
+def classify(embedding: Array, label: Labels, inverse_regularisation: float) -> LogisticRegression:
     """A logistic regression on the labelled rows."""
-    known = label >= 0
-    return LogisticRegression(C=strength, max_iter=1000).fit(embedding[known], label[known])
+    labelled = label >= 0
+    return LogisticRegression(C=inverse_regularisation, max_iter=1000).fit(embedding[labelled], label[labelled])
 
 
-def linear(head: LogisticRegression) -> tuple[Tensor, Tensor]:
-    """A classifier's weight (C,D) and bias (C,), float32; scikit-learn keeps one row where there are two classes."""
-    weight, bias = (torch.from_numpy(np.asarray(t)).float() for t in (head.coef_, head.intercept_))
+def linear_head(classifier: LogisticRegression) -> tuple[Tensor, Tensor]:
+    """Weight (C,D) and bias (C,) of a classifier, float32; for two classes scikit-learn stores one row only."""
+    weight, bias = (torch.from_numpy(np.asarray(t)).float() for t in (classifier.coef_, classifier.intercept_))
     if len(weight) == 1:
         weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
     return weight, bias
 
 
-def self_train(embedding: Array, label: NDArray[np.int64], strength: float = STRENGTH) -> LogisticRegression:
-    """The classifier, fitted SELF_ROUNDS times more on the labelled rows and its own guesses.
+def self_train(
+    embedding: Array, label: Labels, inverse_regularisation: float = INVERSE_REGULARISATION
+) -> LogisticRegression:
+    """The classifier, fitted SELF_TRAINING_ROUNDS times more on the labelled rows and its own pseudo-labels.
 
-    Round r takes the surest r / SELF_ROUNDS of the rows that it gives to each class: so a class that is easy does not
-    crowd out the others, and no class prior is assumed. Source: Zou et al. 2018 (arXiv 1810.07911), class-balanced
+    Round r uses the most confident r / SELF_TRAINING_ROUNDS of the rows of each predicted class: so an easy class does
+    not crowd out the others, and no class prior is assumed. Source: Zou et al. 2018 (arXiv 1810.07911), class-balanced
     self-training.
     """
-    model = classify(embedding, label, strength).set_params(max_iter=50, warm_start=True, tol=1e-3)
-    known = label >= 0
-    for r in range(1, SELF_ROUNDS + 1):
+    model = classify(embedding, label, inverse_regularisation).set_params(max_iter=50, warm_start=True, tol=1e-3)
+    labelled = label >= 0
+    for r in range(1, SELF_TRAINING_ROUNDS + 1):
         p = model.predict_proba(embedding)
-        guess = np.where(known, label, model.classes_[p.argmax(1)])
-        sure, kept = p.max(1), known.copy()
+        pseudo_label = np.where(labelled, label, model.classes_[p.argmax(1)])
+        confidence, used = p.max(1), labelled.copy()
         for c in model.classes_:
-            rows = np.flatnonzero((guess == c) & ~known)
-            kept[rows[np.argsort(-sure[rows], kind="stable")[: len(rows) * r // SELF_ROUNDS]]] = True
+            rows = np.flatnonzero((pseudo_label == c) & ~labelled)
+            count = len(rows) * r // SELF_TRAINING_ROUNDS
+            used[rows[np.argsort(-confidence[rows], kind="stable")[:count]]] = True
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the next round goes on from here
-            model.fit(embedding[kept], guess[kept])
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the next round continues from here
+            model.fit(embedding[used], pseudo_label[used])
     return model
 
 
 def diffuse(graph: csr_matrix, p: Array) -> Array:
-    """Probabilities (N,C) averaged over the graph: rows that lie together come to agree.
+    """Probabilities (N,C) averaged over the graph: neighbouring rows come to agree.
 
     F <- DIFFUSION * S F + (1 - DIFFUSION) * p, DIFFUSION_ROUNDS times. Source: Huang et al. 2021 (arXiv 2010.13993),
     the smoothing of Correct and Smooth.

@@ -1,4 +1,4 @@
 """The job of `nanonet train`: pipeline, loop, optimizer, checkpoints, output folder, processes.
 
-Not here: what the teacher says (teacher/), what a cohort is (cohort/).
+Not here: how the frozen teacher is made (teacher/), what a cohort is (cohort/).
 """

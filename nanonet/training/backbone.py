@@ -1,4 +1,4 @@
-"""Cached backbone features: where only heads are trained (`--tuning head`), everything below them runs once per text.
+"""Cached backbone features: where only heads are trained (`--tuning head`), the layers below run once per text.
 
 `find_head_input` names the module that a head begins with, `compute_backbone_features` stores the input of that module
 for every text, and `Cohort.forward(..., head_input=features[rows])` continues from there.
@@ -12,43 +12,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanonet.cohort.model import Cohort
 from nanonet.data.batches import Encoded
 from nanonet.errors import InputError
-from nanonet.files import atomic_write
 from nanonet.inference.forward import run
 from nanonet.models.dummy_inputs import dummy_inputs, same_logits
+from nanonet.tensor_file import load_tensors, save_tensors
 
 
 @dataclass(frozen=True, eq=False)
 class BackboneFeatures:
-    """What the module `head` reads of N texts: (K,N,D) float32, on the CPU or in a file."""
+    """The input of the module `head` for N texts: (K,N,D) float32, on the CPU or in a file."""
 
     head: str
-    read: Tensor
+    features: Tensor
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        return {self.head: self.read[:, rows]}
+        return {self.head: self.features[:, rows]}
 
 
 @torch.no_grad()
 def find_head_input(cohort: Cohort) -> str | None:
-    """The module of the head that runs first, if a head can go on from what it reads: one vector a row.
+    """The first module of the head, if its input is one vector a row and determines the logits.
 
-    None where something below it is trained, or where going on from there gives other logits.
+    None if the head's input still changes during training, or if a forward from there gives other logits.
     """
     trained = {name for name, parameter in cohort.model.named_parameters() if parameter.requires_grad}
     if any(cohort.parts.of(name) != "head" for name in trained):
         return None
-    entered: list[tuple[str, tuple[int, ...]]] = []  # a module and the shape that it reads
+    calls: list[tuple[str, tuple[int, ...]]] = []  # a module and the shape of its input
     owners = sorted({name.rpartition(".")[0] for name in trained})
     hooks = [
         cohort.model.get_submodule(name).register_forward_pre_hook(
-            lambda module, given, name=name: entered.append((name, tuple(given[0].shape) if given else ()))
+            lambda module, inputs, name=name: calls.append((name, tuple(inputs[0].shape) if inputs else ()))
         )
         for name in owners
     ]
@@ -57,16 +55,16 @@ def find_head_input(cohort: Cohort) -> str | None:
     cohort.eval()
     try:
         logits = cohort(ids, mask, chunk=cohort.students).logits
-        head, shape = entered[0]
+        head, shape = calls[0]
         if shape[:-1] != (cohort.students_at_once * len(ids),):
             return None
-        seen = cohort(ids, mask, features=head).features
-        again = cohort(ids, mask, head_input={head: seen}).logits
+        features = cohort(ids, mask, features=head).features
+        resumed = cohort(ids, mask, head_input={head: features}).logits
     finally:
         cohort.train(training)
         for hook in hooks:
             hook.remove()
-    return head if same_logits(again, logits) else None
+    return head if same_logits(resumed, logits) else None
 
 
 def compute_backbone_features(
@@ -76,36 +74,34 @@ def compute_backbone_features(
     device: torch.device,
     done: Callable[[int], Any] = lambda rows: None,
 ) -> BackboneFeatures | None:
-    """What the heads of an evaluated cohort read of every text; None where they read what is still trained."""
+    """The input of the heads for every text, in eval mode; None if it still changes during training."""
     head = find_head_input(cohort)
     if head is None:
         return None
     cohort.eval()
-    seen = run(lambda ids, mask: cohort(ids, mask, features=head).features, rows, pad_id, device, done=done)
+    features = run(lambda ids, mask: cohort(ids, mask, features=head).features, rows, pad_id, device, done=done)
     # cloned: a tensor made in inference mode cannot be trained on
-    return BackboneFeatures(head, seen.clone())
+    return BackboneFeatures(head, features.clone())
 
 
 def cached_backbone_features(path: Path, make: Callable[[], BackboneFeatures | None]) -> BackboneFeatures | None:
-    """The backbone in this file, read from it as rows are asked for; made and written first where there is none."""
+    """The features in this file, mapped into memory; made and written first if there is no such file."""
     if not path.exists():
-        backbone = make()
-        if backbone is None:
+        made = make()
+        if made is None:
             return None
-        with atomic_write(path) as temporary:
-            save_file({backbone.head: backbone.read}, temporary)
+        save_tensors(path, {made.head: made.features}, {})
     return open_backbone_features(path)
 
 
 def open_backbone_features(path: Path) -> BackboneFeatures:
-    """The backbone in this file, nothing of it read yet.
+    """The features in this file, mapped into memory.
 
     Raises:
         InputError: it is damaged.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            (head,) = file.keys()
-            return BackboneFeatures(head, file.get_tensor(head))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); delete it") from error
+    tensors, _ = load_tensors(path, "delete it")
+    if len(tensors) != 1:
+        raise InputError(f"{path}: damaged ({len(tensors)} tensors instead of one); delete it")
+    ((head, features),) = tensors.items()
+    return BackboneFeatures(head, features)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run says of each of its steps."""
+"""metrics.jsonl: a record of each step of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nanonet.files import write
 
 
 def step_of(line: str) -> float:
-    """The step that a line of metrics.jsonl tells of; infinity where the line was cut off or is no record."""
+    """The step of a line of metrics.jsonl; infinity if the line is truncated or not a record."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -18,7 +18,7 @@ def step_of(line: str) -> float:
 
 
 class Metrics:
-    """A line a step; a resumed run goes on after the steps that its checkpoint has."""
+    """One line a step; a resumed run continues after the steps of its checkpoint."""
 
     def __init__(self, path: Path, start: int, active: bool) -> None:
         self.file = None

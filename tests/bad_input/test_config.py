@@ -43,6 +43,27 @@ CONFIG: dict[str, Case] = {
         "train --divergence mse --temperature 2 --output {out}",
         ["--temperature 2.0", "mse", "leave it at 1"],
     ),
+    "beta of a divergence without one": (
+        {},
+        "train --beta 0.5 --output {out}",
+        ["--beta 0.5", "js, symmetric_kl, skew_kl, skew_reverse_kl", "leave it out"],
+    ),
+    "beta of a divergence without one, in YAML": (
+        {"r.yaml": "divergence: tv\nbeta: 0.5\noutput: x\n"},
+        "train --config {here}/r.yaml",
+        ["--beta 0.5", "leave it out"],
+    ),
+    "beta out of range": (
+        {},
+        "train --divergence js --beta 1 --output {out}",
+        ["--beta 1.0", "above 0 and below 1"],
+    ),
+    "beta that is no number": ({}, "train --divergence js --beta half --output {out}", ["--beta half", "a number"]),
+    "unknown divergence": (
+        {},
+        "train --divergence wasserstein --output {out}",
+        ["--divergence wasserstein", "kl, reverse_kl, js, mse, symmetric_kl", "tv, cross_entropy"],
+    ),
     "relations to a teacher that trains": (
         {},
         "train --relation-weight 1 --teacher-mode online --output {out}",

@@ -66,14 +66,14 @@ READ: dict[str, Case] = {
     "number unknown to the model": (
         {"t.jsonl": '{"text": "a", "label": 3}\n'},
         "evaluate --model {run} --data {here}/t.jsonl",
-        ["label 3", "3 classes"],
+        ["line 1", "the label 3 is a number", "labels.json"],
     ),
     "labels.json of another task": (
         {"t.jsonl": '{"text": "a", "label": 1}\n', "labels.json": '["animals", "planets"]'},
         "evaluate --model {run} --data {here}/t.jsonl",
-        ["'planets'", "the model's classes"],
+        ["line 1", "'planets'", "the classes are 'animals'"],
     ),
-    "several tests": ({"d/test.csv": "x", "d/test.tsv": "x"}, "evaluate --model {run} --data {here}/d", ["give one"]),
+    "several tests": ({"d/test.csv": "x", "d/test.tsv": "x"}, "evaluate --model {run} --data {here}/d", ["keep one"]),
     "no rows at a time": ({}, "evaluate --model {run} --data {data} --batch-rows 0", ["--batch-rows 0", "1 or more"]),
     "longer than the model": ({}, "evaluate --model {run} --data {data} --max-tokens 65", ["--max-tokens 65", "64"]),
     "negative length": (
@@ -82,7 +82,11 @@ READ: dict[str, Case] = {
         ["--max-tokens -1", "1 or more"],
     ),
     "no texts": ({"t.txt": ""}, "predict {here}/t.txt --model {run}", ["t.txt", "no texts"]),
-    "empty line": ({"t.txt": "a\n \nb\n"}, "predict {here}/t.txt --model {run} --output {out}", ["line 2", "empty"]),
+    "texts that are numbers": (
+        {"t.jsonl": '{"text": "a"}\n{"text": 3}\n'},
+        "predict {here}/t.jsonl --model {run} --output {out}",
+        ["t.jsonl, line 2", "3, not a string"],
+    ),
     "texts in latin-1": ({"t.txt": b"caf\xe9\n"}, "predict {here}/t.txt --model {run}", ["line 1", "utf-8", "convert"]),
     "no such texts": ({}, "predict {here}/t.txt --model {run}", ["t.txt", "cannot be read", "give a file"]),
     "texts of another kind": ({"t.doc": "a"}, "predict {here}/t.doc --model {run}", ["t.doc", ".txt", ".jsonl"]),
@@ -103,6 +107,6 @@ def test_reading_bad_data(case: Case, refuses: Callable[..., None]) -> None:
 def test_a_bad_stdin_names_its_line(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n\nrain\n")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n\xff\nrain\n")))
     assert main(["predict", "--model", str(run)]) == 2
-    assert "standard input, line 2: the line is empty" in capsys.readouterr().err
+    assert "standard input, line 2: not utf-8" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import pytest
 from nanonet.cli.main import main
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
-from nanonet.training.output_folder import open_folder
+from nanonet.training.output_folder import OutputFolder
 
 # files in the working folder, arguments (see conftest.py), fragments of the message
 Case = tuple[dict[str, str | bytes], str, list[str]]
@@ -34,6 +34,11 @@ OUTPUT: dict[str, Case] = {
         {"out/config.yaml": "site: mine\n", "out/src/a": "x"},
         "train --overwrite {shared}",
         ["was not made by nanonet", "empty it yourself"],
+    ),
+    "a thesis beside a run's settings": (
+        {"out/config.yaml": "steps: 2\n", "out/thesis.tex": "x"},
+        "train --overwrite {shared}",
+        ["holds thesis.tex", "did not write", "another --output"],
     ),
     "texts in what is emptied": (
         {"out/config.yaml": "steps: 2\n", "out/d/train.jsonl": TWO},
@@ -99,6 +104,11 @@ OUTPUT: dict[str, Case] = {
         "export --model {run} --format huggingface --overwrite --output {here}/d",
         ["no model's folder", "empty it yourself"],
     ),
+    "export over somebody's model": (
+        {"d/config.json": '{"model_type": "bert"}', "d/README.md": "x"},
+        "export --model {run} --format huggingface --overwrite --output {here}/d",
+        ["holds README.md", "move it away"],
+    ),
     "predictions over the texts by another name": (
         {"t.txt": "a\n", "s/b": ""},
         "predict {here}/t.txt --model {run} --overwrite --output {here}/s/../t.txt",
@@ -109,7 +119,7 @@ OUTPUT: dict[str, Case] = {
     "texts over the data": (
         {"d/train.jsonl": TWO},
         "generate --model {run} --labelled {here}/d --overwrite --output {here}/d/train.jsonl",
-        ["for the data of --labelled", "another name"],
+        ["would be read as data of --labelled", "another name"],
     ),
     "export into the model": (
         {},
@@ -135,19 +145,40 @@ OUTPUT: dict[str, Case] = {
 def test_what_an_output_leads_to_is_emptied_and_not_the_link(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
-    (tmp_path / "real" / "outside").symlink_to(run)
+    shutil.rmtree(tmp_path / "real" / "student-1")
+    (tmp_path / "real" / "student-1").symlink_to(run)
     words = ["train", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "link"), "--overwrite"]
     assert main(words) == 0
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "report.json").exists()
-    assert not (tmp_path / "real" / "outside").exists() and (run / "report.json").exists()
+    assert not (tmp_path / "real" / "student-1").is_symlink() and (run / "report.json").exists()
+
+
+def test_an_export_that_cannot_be_put_in_place_leaves_what_was_there(
+    run: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, rename = tmp_path / "copy", Path.rename
+    words = ["export", "--model", str(run), "--format", "huggingface", "--output", str(output)]
+    assert main(words) == 0
+    before = snapshot(tmp_path)
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == "copy" and Path(target) == output and not output.exists():
+            raise OSError(28, "No space left on device", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    assert main([*words, "--overwrite"]) == 2
+    assert snapshot(tmp_path) == before
+    monkeypatch.undo()
+    assert main([*words, "--overwrite"]) == 0 and snapshot(tmp_path).keys() == before.keys()
 
 
 def test_two_runs_into_one_folder(run: Path, tmp_path: Path) -> None:
     config = TrainConfig(output=str(tmp_path / "out"))
-    with open_folder(config, tmp_path / "out"), pytest.raises(InputError, match="another run is writing there"):
-        with open_folder(config, tmp_path / "out"):
+    with OutputFolder(config).open(), pytest.raises(InputError, match="another run is writing there"):
+        with OutputFolder(config).open():
             pass
-    with pytest.raises(InputError, match="not empty"), open_folder(config, tmp_path / "out"):
+    with pytest.raises(InputError, match="not empty"), OutputFolder(config).open():
         pass
 
 

@@ -46,7 +46,7 @@ def test_the_gold_folder_holds_the_rows_that_a_run_trains_on(tiny_data: Path, tm
 
 
 def test_the_table_is_means_and_deviations_and_the_files_keep_what_stands_around_it(tmp_path: Path):
-    line = {"data": "d", "labels_per_class": 10, "flags": "", "floor": 0.5, "teacher": 0.75, "ensemble": 1.0}
+    line = {"data": "d", "labels_per_class": 10, "flags": "", "linear_probe": 0.5, "teacher": 0.75, "ensemble": 1.0}
     text = evidence_tables.table([line | {"seed": seed, "best": best} for seed, best in enumerate((0.6, 0.8))])
     assert text.splitlines()[2] == "| d | 10 | 2 | 50.0 ± 0.0 | 75.0 ± 0.0 | 70.0 ± 14.1 | 100.0 ± 0.0 |  |"
     gold = evidence_tables.table([line | {"seed": 0, "best": 0.9, "flags": evidence_tables.GOLD}])
@@ -80,7 +80,7 @@ def test_a_folder_is_called_by_its_name_wherever_one_stands(tmp_path: Path, monk
 
 
 def test_the_comparison_is_over_the_draws_that_all_have():
-    line = {"data": "d", "labels_per_class": 10, "floor": 0.5, "teacher": 0.75, "best": 0.7, "ensemble": 1.0}
+    line = {"data": "d", "labels_per_class": 10, "linear_probe": 0.5, "teacher": 0.75, "best": 0.7, "ensemble": 1.0}
     lines = [line | {"flags": "", "seed": seed, "best": best} for seed, best in enumerate((0.6, 0.8, 0.1))]
     lines += [line | {"flags": "--precision bfloat16", "seed": 0, "best": 0.0}]  # fewer draws than the others
     lines += [line | {"flags": "supervised teacher", "seed": seed, "teacher": 0.25} for seed in (0, 1, 3)]

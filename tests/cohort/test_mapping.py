@@ -9,7 +9,7 @@ from nanonet.cohort.mapping import check_mapping, choose_layers, fit_mapping, la
 from nanonet.errors import InputError
 
 
-# students, depth, teacher layers: the pair of method.md; halves that complete each other; more students than
+# students, depth, teacher layers: the two students of the default; halves that complete each other; more students than
 # offsets; one layer; one student; all layers
 @pytest.mark.parametrize(
     ("students", "depth", "layers", "expected"),

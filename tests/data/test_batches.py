@@ -50,7 +50,7 @@ def test_encode_cuts_and_refuses() -> None:
     assert len(encode(WordTokenizer(), [], 4)) == 0
     with pytest.raises(InputError, match="--max-tokens 2: the tokenizer itself takes 2"):
         encode(WordTokenizer(), ["a"], 2)
-    with pytest.raises(InputError, match="text 2 of 2, '  ', has no tokens"):
+    with pytest.raises(InputError, match="text 2 of 2: the text '  ' has no tokens"):
         encode(WordTokenizer(special=0), ["a", "  "], 4)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nanonet.data.formats import extension, listing, problem, rows, shorten
+from nanonet.data.formats import extension, read_rows
+from nanonet.data.problems import listing, problem, shorten
 from nanonet.errors import InputError
 
 COLUMNS = {"text_column": "text", "label_column": "label"}
@@ -48,7 +49,7 @@ def test_every_text_format_gives_the_same_rows(tmp_path: Path, kind: str, end: s
     content = bom + WRITERS[kind]().encode()
     path = tmp_path / f"table{kind}{end}"
     path.write_bytes(gzip.compress(content) if end else content)
-    found = [values for _, values in rows(path, COLUMNS)]
+    found = [values for _, values in read_rows(path, COLUMNS)]
     assert [(text, int(str(label))) for text, label in found] == RECORDS
 
 
@@ -59,7 +60,7 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     table = pyarrow.table({"label": [label for _, label in RECORDS], "text": [text for text, _ in RECORDS]})
     parquet.write_table(table, path)
-    assert list(rows(path, COLUMNS)) == [(f"row {n}", list(record)) for n, record in enumerate(RECORDS, 1)]
+    assert list(read_rows(path, COLUMNS)) == [(f"row {n}", list(record)) for n, record in enumerate(RECORDS, 1)]
 
 
 def test_parquet_with_two_columns_of_a_name_or_bytes_of_another_alphabet(tmp_path: Path) -> None:
@@ -69,29 +70,29 @@ def test_parquet_with_two_columns_of_a_name_or_bytes_of_another_alphabet(tmp_pat
     path = tmp_path / "table.parquet"
     parquet.write_table(pyarrow.table([["a"], [0], [1]], names=["text", "label", "label"]), path)
     with pytest.raises(InputError, match="column 'label': the header names it twice"):
-        list(rows(path, COLUMNS))
+        list(read_rows(path, COLUMNS))
     latin = pyarrow.StringArray.from_buffers(1, *(pyarrow.py_buffer(b) for b in (b"\0\0\0\0\4\0\0\0", b"caf\xe9")))
     parquet.write_table(pyarrow.table({"text": latin, "label": [0]}), path)
     with pytest.raises(InputError, match="not sound Parquet"):
-        list(rows(path, COLUMNS))
+        list(read_rows(path, COLUMNS))
 
 
 def test_a_json_file_may_also_hold_lines(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text("\n" + jsonl_text())
-    assert [place for place, _ in rows(path, COLUMNS)] == ["line 2", "line 3", "line 4", "line 5"]
+    assert [place for place, _ in read_rows(path, COLUMNS)] == ["line 2", "line 3", "line 4", "line 5"]
 
 
 def test_a_csv_row_stands_at_the_line_where_it_begins(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(b'text,label\r\n"a\r\nb\r\nc",0\r\n\r\nd,1\r\n')
-    assert list(rows(path, COLUMNS)) == [("line 2", ["a\r\nb\r\nc", "0"]), ("line 6", ["d", "1"])]
+    assert list(read_rows(path, COLUMNS)) == [("line 2", ["a\r\nb\r\nc", "0"]), ("line 6", ["d", "1"])]
 
 
 def test_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("label,text\n0,a\n")
-    assert list(rows(path, {"text_column": "label", "label_column": "text"})) == [("line 2", ["0", "a"])]
+    assert list(read_rows(path, {"text_column": "label", "label_column": "text"})) == [("line 2", ["0", "a"])]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_a_missing_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "table.parquet"
     path.write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"pip install nanonet\[data\]"):
-        list(rows(path, COLUMNS))
+        list(read_rows(path, COLUMNS))
 
 
 def test_shorten_keeps_the_end_of_a_path_and_the_start_of_a_value() -> None:

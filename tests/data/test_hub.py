@@ -68,7 +68,9 @@ def test_plain_columns_and_no_test_split(monkeypatch: pytest.MonkeyPatch) -> Non
     texts: list[object] = [f"text {n}" for n in range(100)]
     serve(monkeypatch, {"train": Table(body=texts, topic=["x", "y"] * 50)})
     data = load_dataset("plain", text_column="body", label_column="topic")
-    assert data.classes == ["x", "y"] and data.test is not None
+    assert data.classes == ["x", "y"] and data.test is None and data.train.texts == texts
+    data = load_dataset("plain", text_column="body", label_column="topic", test_fraction=0.2)
+    assert data.test is not None and len(data.test.texts) == 20
     assert sorted(data.train.texts + data.test.texts) == sorted(map(str, texts))
 
 
@@ -78,7 +80,7 @@ FAULTS: list[tuple[object, BaseException | None, list[str]]] = [
     (
         {"train": Table(["a", "b"], text=["a"], label=[-1])},
         None,
-        ["owner/set [train], row 1, column 'label'", "-1 is out"],
+        ["owner/set [train]: no row has a label"],
     ),
     (
         ValueError("Config name is missing.\nPick one"),
@@ -119,7 +121,7 @@ def test_an_id_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_silent_network_fails_within_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, None)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *a, **k: time.sleep(2))
-    monkeypatch.setattr(hub, "_PROBE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(hub, "_ASK_TIMEOUT_S", 0.1)
     start = time.perf_counter()
     with pytest.raises(InputError, match="TimeoutError"):
         load_dataset("owner/set")

@@ -12,7 +12,7 @@ from nanonet.data import pydocs as module
 from nanonet.data.dataset import Dataset, Split
 from nanonet.data.pydocs import TOPICS, collect, pydocs
 from nanonet.data.read import load_dataset
-from nanonet.data.split import held_out
+from nanonet.data.split import in_test_fifth
 from nanonet.errors import InputError
 
 
@@ -34,9 +34,8 @@ def texts(data: Dataset) -> list[str]:
 def test_no_text_is_on_both_sides_or_twice(corpus: Dataset) -> None:
     every = texts(corpus)
     assert len(set(every)) == len(every)
-    assert (
-        corpus.test is not None and all(map(held_out, corpus.test.texts)) and not any(map(held_out, corpus.train.texts))
-    )
+    assert corpus.test is not None and all(map(in_test_fifth, corpus.test.texts))
+    assert not any(map(in_test_fifth, corpus.train.texts))
     assert 0.17 < len(corpus.test.texts) / len(every) < 0.23
 
 

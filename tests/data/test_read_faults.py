@@ -7,21 +7,16 @@ import json
 from pathlib import Path
 
 import pytest
+from support.text import jsonl, write_files
 
+from nanonet.data.labels import Names
 from nanonet.data.read import load_dataset, read_table, read_texts
 from nanonet.errors import InputError
 
 NAMES = ["World", "Sports"]
 
 
-def write(folder: Path, files: dict[str, str | bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    return folder
-
-
-ROWS = "".join(json.dumps({"text": f"text {n}", "label": n % 2}) + "\n" for n in range(20))
+ROWS = jsonl({"text": f"text {n}", "label": n % 2} for n in range(20))
 ZIPPED = gzip.compress(("text,label\n" + "some text,World\n" * 5000).encode(), mtime=0)
 FLIPPED = ZIPPED[:40] + bytes([ZIPPED[40] ^ 255]) + ZIPPED[41:]
 
@@ -67,8 +62,8 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
         ["line 1, column 'text'", "half"],
     ),
     # --- labels
-    "empty label": ({"a.csv": "text,label\na,0\nb,\n"}, "a.csv", ["line 3, column 'label'", "missing", "fill it in"]),
-    "null label": ({"a.jsonl": '{"text": "a", "label": null}\n'}, "a.jsonl", ["line 1, column 'label'", "missing"]),
+    "one class and a blank": ({"a.csv": "text,label\na,0\nb,\n"}, "a.csv", ["column 'label'", "'0'", "two classes"]),
+    "no label": ({"a.jsonl": '{"text": "a", "label": null}\n'}, "a.jsonl", ["column 'label'", "no row has a label"]),
     "fractional label": ({"a.jsonl": '{"text": "a", "label": 1.5}\n'}, "a.jsonl", ["line 1, column 'label'", "1.5"]),
     "boolean label": ({"a.jsonl": '{"text": "a", "label": true}\n'}, "a.jsonl", ["line 1, column 'label'", "True"]),
     "one class": ({"a.csv": "text,label\na,x\nb,x\n"}, "a.csv", ["a.csv, column 'label'", "'x'", "two classes"]),
@@ -88,9 +83,9 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
         ["train.jsonl, line 1, column 'label'", "2 is out of range", "count from 0"],
     ),
     "negative label": (
-        {"train.csv": "text,label\na,-1\n", "labels.json": json.dumps(NAMES)},
+        {"train.csv": "text,label\na,-2\n", "labels.json": json.dumps(NAMES)},
         ".",
-        ["train.csv, line 2, column 'label'", "-1 is out of range"],
+        ["train.csv, line 2, column 'label'", "-2 is out of range"],
     ),
     "labels.json is no JSON": (
         {"train.csv": "text,label\na,0\n", "labels.json": "[World"},
@@ -197,7 +192,7 @@ def test_every_fault_is_one_line_with_file_place_and_cure(tmp_path: Path, fault:
     files, data, fragments = BAD[fault]
     if data.endswith(".parquet"):
         pytest.importorskip("pyarrow")
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     with pytest.raises(InputError) as error:
         load_dataset(str(tmp_path / data))
     message = str(error.value)
@@ -208,7 +203,7 @@ def test_every_fault_is_one_line_with_file_place_and_cure(tmp_path: Path, fault:
 
 
 def test_faults_that_need_other_calls(tmp_path: Path) -> None:
-    write(tmp_path, {"folder/test.csv": "text\na\n", "a.csv": "text,label\na,0\n", "b.csv": "text,label\na,2\n"})
+    write_files(tmp_path, {"folder/test.csv": "text\na\n", "a.csv": "text,label\na,0\n", "b.csv": "text,label\na,2\n"})
     with pytest.raises(InputError, match="is a folder"):
         read_table(tmp_path / "folder", "text", None, None)
     with pytest.raises(InputError, match="no table in this folder"):
@@ -221,4 +216,4 @@ def test_faults_that_need_other_calls(tmp_path: Path) -> None:
         load_dataset("")
     # names that are numbers: a number is never taken for a position
     with pytest.raises(InputError, match=r"b.csv, line 2, column 'label': unknown label '2': the classes are '0', '1'"):
-        read_table(tmp_path / "b.csv", "text", "label", ["0", "1"])
+        read_table(tmp_path / "b.csv", "text", "label", Names(["0", "1"]))

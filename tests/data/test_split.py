@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nanonet.data.split import digest, draw_labels, folds, held_out
+from nanonet.data.split import choose_test_rows, digest, draw_labels, folds, in_test_fifth
 from nanonet.errors import InputError
 
 LABELS = [n % 4 if n % 7 else 3 for n in range(200)]  # uneven on purpose
@@ -85,4 +85,30 @@ def test_the_seed_changes_the_folds() -> None:
 
 def test_held_out_is_a_fixed_fifth() -> None:
     assert digest("abc") == 0xBA7816BF8F01CFEA  # sha256 of "abc", FIPS 180-2
-    assert 1900 < sum(held_out(f"text {n}") for n in range(10_000)) < 2100
+    assert 1900 < sum(in_test_fifth(f"text {n}") for n in range(10_000)) < 2100
+
+
+# a fraction; the counts per class that it takes of 100, 50 and 4 rows
+@pytest.mark.parametrize(
+    ("fraction", "counts"), [(0.2, [20, 10, 1]), (0.1, [10, 5, 0]), (0.5, [50, 25, 2]), (0.99, [99, 49, 3])]
+)
+def test_the_rows_for_testing_are_a_part_of_every_class(fraction: float, counts: list[int]) -> None:
+    labels = [0] * 100 + [1] * 50 + [2] * 4
+    texts = [f"text {n}" for n in range(154)]
+    chosen = choose_test_rows(texts, labels, fraction)
+    assert chosen == sorted(set(chosen))
+    got = Counter(labels[row] for row in chosen)
+    assert [got[c] for c in range(3)] == [min(wanted, n - 1) for wanted, n in zip(counts, (100, 50, 4), strict=True)]
+    # by the text, not by the place
+    order = list(reversed(range(154)))
+    again = choose_test_rows([texts[i] for i in order], [labels[i] for i in order], fraction)
+    assert {texts[order[row]] for row in again} == {texts[row] for row in chosen}
+
+
+def test_equal_texts_are_on_one_side_and_a_class_keeps_one() -> None:
+    texts = [f"text {n % 20}" for n in range(200)]
+    labels = [n % 3 for n in range(200)]  # a text has several labels
+    chosen = set(choose_test_rows(texts, labels, 0.3))
+    assert {texts[row] for row in chosen}.isdisjoint({texts[row] for row in range(200) if row not in chosen})
+    assert 30 <= len(chosen) <= 90 and {labels[row] for row in range(200) if row not in chosen} == {0, 1, 2}
+    assert choose_test_rows(["a", "a", "b"], [0, 0, 1], 0.9) == []

@@ -1,8 +1,9 @@
-"""Teachers that are kept between runs."""
+"""Teachers and backbone features that several runs share."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
 from nanonet.models.load import load_encoder
+from nanonet.teacher.cache import ensure_writable
 from nanonet.training.pipeline import train
 
 
@@ -33,13 +35,13 @@ def entries(config: TrainConfig) -> list[str]:
     return sorted(path.name for path in Path(config.teacher_cache).iterdir())
 
 
-def test_a_kept_teacher_is_taken_and_changes_nothing(config: TrainConfig) -> None:
+def test_a_cached_teacher_is_restored_and_changes_nothing(config: TrainConfig) -> None:
     first = train(config)
-    assert "tuning on its guesses" in first["seconds"] and len(entries(config)) == 1
+    assert "tuning on pseudo-labels" in first["seconds"] and len(entries(config)) == 1
     other = dataclasses.replace(config, output=config.output + "-2", peers_weight=1.0, steps=2)
     second = train(other)
-    assert "tuning on its guesses" not in second["seconds"] and len(entries(config)) == 1
-    assert second["teacher"] == first["teacher"] and second["floor"] == first["floor"]
+    assert "tuning on pseudo-labels" not in second["seconds"] and len(entries(config)) == 1
+    assert second["teacher"] == first["teacher"] and second["linear_probe"] == first["linear_probe"]
     again = dataclasses.replace(config, output=config.output + "-3")
     train(again)
     a, b = (load_file(Path(c.output) / "student-0" / "model.safetensors") for c in (config, again))
@@ -103,7 +105,7 @@ def test_a_damaged_entry_is_found_before_a_run_is_overwritten(config: TrainConfi
 
 
 @pytest.mark.parametrize("mode", ["frozen", "online"])
-def test_what_the_frozen_layers_made_is_kept_and_changes_nothing(config: TrainConfig, mode: str) -> None:
+def test_cached_backbone_features_change_nothing(config: TrainConfig, mode: str) -> None:
     teacher_steps = TrainConfig.teacher_steps if mode == "online" else 3
     config = dataclasses.replace(config, teacher_mode=mode, teacher_steps=teacher_steps, tuning="head", steps=8)
     alone = dataclasses.replace(config, output=config.output + "-0", teacher_cache="")
@@ -111,8 +113,8 @@ def test_what_the_frozen_layers_made_is_kept_and_changes_nothing(config: TrainCo
     results = [train(each) for each in (alone, config, again)]
     stages = [[name for name in result["seconds"] if "frozen layers" in name] for result in results]
     assert stages[0] == stages[1] and stages[0] and not stages[2]
-    kept = [name for name in entries(config) if name.startswith("backbone-")]
-    assert len(kept) == len(stages[0])
+    cached = [name for name in entries(config) if name.startswith("backbone-")]
+    assert len(cached) == len(stages[0])
     weights = [load_file(Path(c.output) / "student-1" / "model.safetensors") for c in (alone, config, again)]
     for other in weights[1:]:
         assert all(weights[0][name].equal(tensor) for name, tensor in other.items())
@@ -120,12 +122,27 @@ def test_what_the_frozen_layers_made_is_kept_and_changes_nothing(config: TrainCo
     train(dataclasses.replace(config, output=config.output + "-2", max_tokens=5))
     train(dataclasses.replace(config, output=config.output + "-3", layer_mapping="bottom-top"))
     found = [name for name in entries(config) if name.startswith("backbone-")]
-    assert len(found) == len(kept) + (3 if mode == "online" else 2)
-    path = Path(config.teacher_cache) / kept[0]
+    assert len(found) == len(cached) + (3 if mode == "online" else 2)
+    path = Path(config.teacher_cache) / cached[0]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"backbone-\w+\.safetensors: damaged .*delete it"):
         train(dataclasses.replace(config, overwrite=True))
     assert (Path(config.output) / "best").is_dir()
+
+
+def test_what_killed_runs_left_in_the_cache_is_swept_after_a_day(tmp_path: Path) -> None:
+    ours = [f".{'0' * 32}.a1_x", f".backbone-{'f' * 32}.safetensors.77"]
+    others = ["0" * 32, f"backbone-{'f' * 32}.safetensors", ".git", ".backbone-notes"]
+    for name in ours + others:
+        (tmp_path / name).mkdir() if "." not in name[1:] else (tmp_path / name).write_text("x")
+    (tmp_path / ours[0]).unlink()
+    (tmp_path / ours[0]).mkdir()
+    ensure_writable(tmp_path)  # another run may be writing them
+    assert {path.name for path in tmp_path.iterdir()} == {*ours, *others}
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    ensure_writable(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
 def test_a_cache_that_cannot_be_written_is_named(config: TrainConfig, tmp_path: Path) -> None:

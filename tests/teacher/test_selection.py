@@ -1,11 +1,11 @@
-"""The choice of embeddings and rule follows the labels, and is never made on labels that were learnt from."""
+"""The choice of the rule follows the labels, and is never made on labels that were trained on."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from nanonet.teacher.selection import _rule, choose
+from nanonet.teacher.selection import _choose_rule, choose
 
 
 def test_the_choice_follows_the_labels(clusters):
@@ -20,47 +20,53 @@ def test_the_choice_follows_the_labels(clusters):
     assert named.rule == "propagation" and set(named.accuracy) == {"classifier", "propagation"}
 
 
-def test_an_encoder_tuned_in_a_fold_has_not_seen_the_labels_that_it_is_judged_on(clusters):
+def test_an_encoder_tuned_in_a_fold_has_not_seen_the_labels_that_it_is_validated_on(clusters):
     x, _, truth = clusters(300)
     label = np.where(np.arange(300) < 150, truth, -100)
     seen = []
 
-    def retune(hidden, rows):
-        seen.append(rows[hidden >= 0])
-        spoilt = np.random.default_rng(0).normal(size=(len(rows), 3)) + 10 * np.eye(3)[truth[rows]]
-        known = hidden >= 0
-        spoilt[~known] = x[rows][~known][:, :3]  # a body that tells apart what it has seen, and nothing else
-        return torch.from_numpy(spoilt)
+    def retune(visible, rows):
+        labelled = visible >= 0
+        seen.append(rows[labelled])
+        overfitted = np.random.default_rng(0).normal(size=(len(rows), 3)) + 10 * np.eye(3)[truth[rows]]
+        overfitted[~labelled] = x[rows][~labelled][:, :3]  # an encoder that separates the rows it was tuned on only
+        return torch.from_numpy(overfitted)
 
     choice = choose(x, label, 3, "auto", 0, retune=retune)
-    held = [set(range(150)) - set(part.tolist()) for part in seen]
-    assert len(seen) == 3 and set().union(*held) == set(range(150)) and sum(map(len, held)) == 150
+    validation = [set(range(150)) - set(part.tolist()) for part in seen]
+    assert len(seen) == 3 and set().union(*validation) == set(range(150)) and sum(map(len, validation)) == 150
     assert choice.cv_accuracy < 0.9
-    # a body that knows every class is trusted
-    sure = choose(x, label, 3, "auto", 0, retune=lambda hidden, rows: torch.eye(3)[truth[rows]])
-    assert sure.cv_accuracy == 1 and sure.rule == "diffusion"
+    # an encoder that separates every class
+    perfect = choose(x, label, 3, "auto", 0, retune=lambda visible, rows: torch.eye(3)[truth[rows]])
+    assert perfect.cv_accuracy == 1 and perfect.rule == "diffusion"
 
 
-def test_folds_that_tune_an_encoder_stop_when_enough_labels_were_held_out(clusters):
+def test_folds_that_tune_an_encoder_stop_after_enough_validation_labels(clusters):
     x, _, truth = clusters(900)
     label = np.where(np.arange(900) < 700, truth, -100)
     calls = []
     again = torch.from_numpy(x)
-    choose(x, label, 3, "classifier", 0, retune=lambda hidden, rows: calls.append(len(rows)) or again[rows])
-    assert calls == [900]  # 233 of the 700 are held out by one fold
+    choose(x, label, 3, "classifier", 0, retune=lambda visible, rows: calls.append(len(rows)) or again[rows])
+    assert calls == [900]  # one fold validates on 233 of the 700
 
 
 def test_of_rules_that_the_labels_cannot_tell_apart_the_one_that_uses_more_texts_is_taken():
     none, all_of_them = np.zeros(100), np.ones(100)
     one_less = all_of_them.copy()
     one_less[3] = 0
-    assert _rule({"classifier": all_of_them, "self_training": one_less, "diffusion": none}, 100) == "self_training"
-    assert _rule({"classifier": all_of_them, "self_training": none, "diffusion": all_of_them}, 100) == "diffusion"
-    # ten labels that one gets and the other does not: told apart, however many both get
+    assert (
+        _choose_rule({"classifier": all_of_them, "self_training": one_less, "diffusion": none}, 100) == "self_training"
+    )
+    assert (
+        _choose_rule({"classifier": all_of_them, "self_training": none, "diffusion": all_of_them}, 100) == "diffusion"
+    )
+    # ten labels that one gets and the other does not: distinguished, however many both get
     ten_less = all_of_them.copy()
     ten_less[:10] = 0
-    assert _rule({"classifier": all_of_them, "self_training": ten_less, "diffusion": ten_less}, 100) == "classifier"
-    # as many that only the other gets: not told apart
+    assert (
+        _choose_rule({"classifier": all_of_them, "self_training": ten_less, "diffusion": ten_less}, 100) == "classifier"
+    )
+    # as many that only the other gets: not distinguished
     others = all_of_them.copy()
     others[10:20] = 0
-    assert _rule({"classifier": others, "self_training": ten_less, "diffusion": none}, 100) == "self_training"
+    assert _choose_rule({"classifier": others, "self_training": ten_less, "diffusion": none}, 100) == "self_training"

@@ -1,4 +1,4 @@
-"""A frozen backbone that is kept: the same logits and gradients as with every layer run again."""
+"""Cached backbone features: the same logits and gradients as with every layer run again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_no_logits_and_no_gradients_change(
     plain = cohort(ids, mask, chunk).logits
     wanted = gradients_of(cohort, plain)
     backbone = compute_backbone_features(cohort, texts, PAD, torch.device("cpu"))
-    assert backbone is not None and backbone.head.endswith(FIRST[kind]) and backbone.read.shape == (3, 6, 32)
+    assert backbone is not None and backbone.head.endswith(FIRST[kind]) and backbone.features.shape == (3, 6, 32)
     tokens = []
     cohort.embeddings().register_forward_hook(lambda module, given, output: tokens.append(output.shape[1]))
     logits = cohort.train()(ids, mask, chunk, head_input=backbone[rows]).logits
@@ -54,19 +54,19 @@ def test_no_logits_and_no_gradients_change(
         torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=2e-6 * scale, msg=name)
 
 
-def test_features_of_a_kept_trunk_are_those_of_the_whole(make_teacher, texts, models_of) -> None:
+def test_features_after_a_cached_backbone_are_those_of_the_full_model(make_teacher, texts, models_of) -> None:
     cohort = stack(models_of(make_teacher("bert"), "head"), "head").eval()
     backbone = compute_backbone_features(cohort, texts, PAD, torch.device("cpu"))
     rows = list(range(6))
     ids, mask = collate(texts, rows, PAD)
-    whole = cohort(ids, mask, features=cohort.classifier)
+    full = cohort(ids, mask, features=cohort.classifier)
     cached = cohort(ids, mask, features=cohort.classifier, head_input=backbone[rows])
-    for value, expected in zip(cached, whole, strict=True):
+    for value, expected in zip(cached, full, strict=True):
         torch.testing.assert_close(value, expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("tuning", ["bias", "lora", "full"])
-def test_what_is_still_trained_is_not_kept(tuning, make_teacher, models_of) -> None:
+def test_a_head_input_that_still_changes_is_not_cached(tuning, make_teacher, models_of) -> None:
     assert find_head_input(stack(models_of(make_teacher("bert"), tuning), tuning)) is None
 
 
@@ -89,7 +89,7 @@ class Twice(Every):
 
 
 @pytest.mark.parametrize("pooler", [Every, Twice])
-def test_a_head_that_reads_more_than_one_vector_is_not_kept(pooler, make_teacher, models_of) -> None:
+def test_a_head_that_reads_more_than_one_vector_is_not_cached(pooler, make_teacher, models_of) -> None:
     cohort = stack(models_of(make_teacher("bert"), "head"), "head")
     assert find_head_input(cohort) == "bert.pooler.dense" and cohort.training
     cohort.model.bert.pooler = pooler(cohort.model.bert.pooler.dense)

@@ -1,10 +1,11 @@
-"""What a step is weighed, clipped and paced by."""
+"""Clipping, schedules, ramps and confidence weights."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from nanonet.config.settings import optimizer_settings
 from nanonet.config.train import TrainConfig
 from nanonet.losses import DistillLoss, confidence, ramp
 from nanonet.teacher.soft_labels import calibrate_confidence
@@ -39,7 +40,7 @@ def test_optimizers_that_share_a_scale_step_before_it_moves() -> None:
 
 
 def test_schedules() -> None:
-    at = lambda step, **k: learning_rate(TrainConfig(steps=100, warmup=0.1, **k), step, 2.0)  # noqa: E731
+    at = lambda step, **k: learning_rate(optimizer_settings(TrainConfig(steps=100, warmup=0.1, **k)), step, 2.0)  # noqa: E731
     assert at(0) == pytest.approx(0.2) and at(9) == pytest.approx(2.0) and at(55) == pytest.approx(1.0)
     assert at(55, schedule="cosine") == pytest.approx(1.0) and at(99, schedule="constant") == 2.0
     assert 0 < at(99) < 0.05
@@ -50,11 +51,11 @@ def test_ramps_and_confidence() -> None:
     assert ramp(0.0, 0.0, 0.0) == 1
     loss = DistillLoss(2.0, 3.0, 4.0, teacher_ramp=(0.0, 0.5), peers_ramp=(0.5, 1.0))
     assert loss.weights(0.25) == pytest.approx((2.0, 1.5, 0.0)) and loss.weights(0.75) == pytest.approx((2.0, 3.0, 2.0))
-    sure = confidence(torch.tensor([[0.0, 0, 0, 0], [50.0, 0, 0, 0]]))
-    torch.testing.assert_close(sure, torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
+    found = confidence(torch.tensor([[0.0, 0, 0, 0], [50.0, 0, 0, 0]]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 1.0]), atol=1e-5, rtol=0)
 
 
-def test_soften_sets_the_mean_confidence() -> None:
+def test_calibration_sets_the_mean_confidence() -> None:
     logits = 9 * torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     for cv_accuracy, wanted in ((0.2, 0.6), (0.7, 0.7), (0.95, 0.95)):  # not below halfway between chance and certainty
         p = calibrate_confidence(logits, cv_accuracy).softmax(-1)

@@ -1,0 +1,250 @@
+"""The settings of each stage of a training run: the flat TrainConfig is cut into them here, and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nanonet.config.train import Divergence, Targets, TrainConfig, Tuning
+
+MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
+# settings that may differ between a run and its resumption: they do not decide the result
+FREE = {"output", "resume", "overwrite", "save_every", "threads", "tensorboard", "max_test", "teacher_cache"}
+FREE |= {"max_text_bytes", "max_data_bytes"}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which texts and labels a run reads, and how it draws and cuts them."""
+
+    data: str
+    unlabelled: str | None
+    text_column: str
+    label_column: str
+    labels_per_class: int | None
+    test_fraction: float
+    class_names: bool
+    max_unlabelled: int
+    max_test: int
+    max_tokens: int
+    deduplicate: bool
+    max_text_bytes: int
+    max_data_bytes: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Everything but the data and the encoder that decides a frozen teacher."""
+
+    online: bool
+    max_steps: int
+    targets: Targets
+    uniform_prior: bool
+    sharpen: float
+    store_embedding: bool
+    precision: str
+    seed: int
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the encoder is tuned on the labels before it makes the soft labels."""
+        return not self.online and self.max_steps > 0
+
+
+@dataclass(frozen=True)
+class CohortSettings:
+    """What the students are made of."""
+
+    students: int
+    student: Literal["encoder", "cnn"]
+    embedding_width: int
+    student_layers: int
+    layer_mapping: str
+    views: str
+    tuning: Tuning
+    lora_rank: int
+    lora_alpha: float
+    lora_dropout: float
+    gradient_checkpointing: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    divergence: Divergence
+    beta: float | None
+    temperature: float
+    ce_weight: float
+    teacher_weight: float
+    peers_weight: float
+    relation_weight: float
+    confidence: bool
+    sharpen: float
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """learning_rate: the peak; 0 where it is chosen by what is trained"""
+
+    steps: int
+    learning_rate: float
+    warmup: float
+    schedule: Literal["linear", "cosine", "constant"]
+    weight_decay: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """The rows of a step and its micro-batches; seed decides the rows, the views and the dropout of every step."""
+
+    labelled_batch: int
+    unlabelled_batch: int
+    gradient_accumulation: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class GeneralSettings:
+    """encoder: name of the teacher's encoder; digest: hash of every setting that decides the result"""
+
+    encoder: str
+    teacher_cache: str
+    precision: str
+    tensorboard: bool
+    threads: int
+    save_every: int
+    resume: bool
+    digest: str
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    data: DataSettings
+    teacher: TeacherSettings
+    cohort: CohortSettings
+    loss: LossSettings
+    optimizer: OptimizerSettings
+    batches: BatchSettings
+    general: GeneralSettings
+
+    def with_steps(self, classes: int) -> StageSettings:
+        """These settings with the number of steps chosen by the number of classes, unless the user gave it."""
+        steps = self.optimizer.steps or max(MIN_STEPS, STEPS_PER_CLASS * classes)
+        return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, steps=steps))
+
+
+def data_settings(config: TrainConfig) -> DataSettings:
+    """The part of `config` that says what is read."""
+    return DataSettings(
+        data=config.data,
+        unlabelled=config.unlabelled,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        labels_per_class=config.labels_per_class,
+        test_fraction=config.test_fraction,
+        class_names=config.class_names,
+        max_unlabelled=config.max_unlabelled,
+        max_test=config.max_test,
+        max_tokens=config.max_tokens,
+        deduplicate=config.deduplicate,
+        max_text_bytes=config.max_text_bytes,
+        max_data_bytes=config.max_data_bytes,
+        seed=config.seed,
+    )
+
+
+def teacher_settings(config: TrainConfig) -> TeacherSettings:
+    return TeacherSettings(
+        online=config.teacher_mode == "online",
+        max_steps=config.teacher_steps,
+        targets=config.targets,
+        uniform_prior=config.uniform_prior,
+        sharpen=config.sharpen,
+        store_embedding=config.relation_weight > 0,
+        precision=config.precision,
+        seed=config.seed,
+    )
+
+
+def cohort_settings(config: TrainConfig) -> CohortSettings:
+    return CohortSettings(
+        students=config.students,
+        student=config.student,
+        embedding_width=config.embedding_width,
+        student_layers=config.student_layers,
+        layer_mapping=config.layer_mapping,
+        views=config.views,
+        tuning=config.tuning,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+    )
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    return LossSettings(
+        divergence=config.divergence,
+        beta=config.beta,
+        temperature=config.temperature,
+        ce_weight=config.ce_weight,
+        teacher_weight=config.teacher_weight,
+        peers_weight=config.peers_weight,
+        relation_weight=config.relation_weight,
+        confidence=config.confidence,
+        sharpen=config.sharpen,
+    )
+
+
+def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
+    return OptimizerSettings(
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def batch_settings(config: TrainConfig) -> BatchSettings:
+    return BatchSettings(
+        labelled_batch=config.labelled_batch,
+        unlabelled_batch=config.unlabelled_batch,
+        gradient_accumulation=config.gradient_accumulation,
+        seed=config.seed,
+    )
+
+
+def general_settings(config: TrainConfig) -> GeneralSettings:
+    deciding = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    return GeneralSettings(
+        encoder=config.teacher,
+        teacher_cache=config.teacher_cache,
+        precision=config.precision,
+        tensorboard=config.tensorboard,
+        threads=config.threads,
+        save_every=config.save_every,
+        resume=config.resume,
+        digest=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def changes(old: Mapping[str, Any], config: TrainConfig) -> str:
+    """Which settings that decide the result differ between a run's config.yaml and `config`; "" if none does.
+
+    A run of an older version, which did not have a setting yet, ran with its default.
+    """
+    pairs = {
+        name: (old.get(name, getattr(TrainConfig, name)), value)
+        for name, value in dataclasses.asdict(config).items()
+        if name not in FREE
+    }
+    return ", ".join(f"{name} {before!r} -> {now!r}" for name, (before, now) in pairs.items() if before != now)

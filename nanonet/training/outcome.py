@@ -1,0 +1,99 @@
+"""The last stages of a run: the choice of the best student, the test, the export of the students, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from nanonet.cohort.extract import save_adapter, save_student
+from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
+from nanonet.files import remove
+from nanonet.ops import distill_terms
+from nanonet.report import summary
+from nanonet.teacher.frozen import TUNED_ENCODER
+from nanonet.teacher.make import embed
+from nanonet.teacher.soft_labels import calibrate_confidence
+from nanonet.training import checkpoint
+from nanonet.training.frozen_teacher import Teacher
+from nanonet.training.run import Run
+
+
+def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
+    """Choose, test, export and report; returns the report. `config` is what the report says the user gave."""
+    divergence, agreement = compare_on_validation(run, teacher)
+    best = int(divergence.argmin())
+    logits = test_logits(run, teacher)
+    run.ensure_ours()
+    export_students(run, best)
+    run.ensure_ours()
+    facts = summary.Facts(
+        dataclasses.replace(config, steps=run.settings.optimizer.steps),
+        run.data.name,
+        run.data.classes,
+        run.data.label,
+        len(run.data.validation),
+        run.views,
+        run.mapping,
+        divergence.tolist(),
+        best,
+        agreement.tolist(),
+        run.data.test_in_train,
+        run.data.labels_per_class,
+    )
+    encoder, choice = run.pretrained.model, teacher.frozen.choice
+    report = summary.write_report(
+        run.folder, facts, run.cohort, encoder, choice, logits, run.data.test_label, run.progress.seconds
+    )
+    remove(run.folder / checkpoint.NAME)
+    remove(run.folder / TUNED_ENCODER)
+    return report
+
+
+def compare_on_validation(run: Run, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """Each student's divergence (K,) from the teacher's soft labels of the validation rows, on which none was trained;
+    of the training rows if there are too few to leave some out. The best student is chosen by it, without test labels.
+    And the fraction (K,) of these rows to which it gives the teacher's label.
+
+    Raises:
+        InputError: a student's training diverged.
+    """
+    rows = run.data.validation if len(run.data.validation) else run.data.rows
+    if run.online is not None:
+        logits = run.logits(run.online, rows, "validation rows")[0]
+    else:
+        logits = teacher.logits(run, rows, "validation rows")
+    soft_labels = calibrate_confidence(logits, teacher.frozen.choice.cv_accuracy) * run.settings.loss.sharpen
+    students = run.logits(run.cohort, rows, "choosing the best")
+    divergence = distill_terms(students, soft_labels)[1].mean(-1)
+    if not divergence.isfinite().all():
+        student = int((~divergence.isfinite()).nonzero()[0])
+        raise InputError(f"the training of student {student} diverged: lower --learning-rate or raise --warmup")
+    return divergence, (students.argmax(-1) == soft_labels.argmax(-1)).float().mean(-1)
+
+
+def test_logits(run: Run, teacher: Teacher) -> dict[str, Tensor]:
+    """Test logits: `students` (K,N,C), `teacher` (N,C) and `linear_probe` (N,C); empty without a test set."""
+    rows = run.data.test
+    if not len(rows):
+        return {}
+    students = run.logits(run.cohort, rows, "testing the students")
+    embedding = embed(run.progress, run.pretrained, rows, "testing the linear probe")
+    if run.online is not None:
+        logits = run.logits(run.online, rows, "testing the teacher")[0]
+    elif run.settings.teacher.tuned:
+        logits = teacher.logits(run, rows, "testing the teacher")
+    else:
+        logits = teacher.frozen.logits(embedding)
+    return {"students": students, "linear_probe": teacher.frozen.linear_probe(embedding), "teacher": logits}
+
+
+def export_students(run: Run, best: int) -> None:
+    """Write every student, its adapter if it has one, and the best student once more as `best`."""
+    for k in range(run.cohort.students):
+        save_student(run.cohort, k, run.folder / f"student-{k}", run.tokenizer)
+        if run.cohort.tuning == "lora":
+            save_adapter(run.cohort, k, run.folder / f"student-{k}-adapter", run.tokenizer)
+    save_student(run.cohort, best, run.folder / "best", run.tokenizer)
