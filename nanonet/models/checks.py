@@ -25,14 +25,14 @@ from nanonet.models.parts import find_parts
 
 CURE = "give an encoder such as BERT, RoBERTa or ModernBERT"
 TOLERANCE = 1e-3  # of the largest hidden state
-# more than any encoder has; far more would fill the memory before a weight is read
+# more than any model has; far more would fill the memory before a weight is read
 LARGEST = {
     "num_hidden_layers": 1_000,
     "num_labels": 100_000,
     "vocab_size": 10_000_000,
     "hidden_size": 100_000,
     "intermediate_size": 1_000_000,
-    "max_position_embeddings": 10_000_000,
+    "max_position_embeddings": 100_000_000,
 }
 
 
@@ -70,7 +70,9 @@ def _is_table_of_names(names: Any) -> bool:
 
 def _read_json(source: str, name: str, local: bool, what: str) -> dict:
     """The object in this file of a model; empty where there is no such file."""
-    path = cached_file(source, name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
+    # a hub that does not answer is reported by from_pretrained
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(source, name, local_files_only=local, **quiet)
     if path is None:
         return {}
     try:

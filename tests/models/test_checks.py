@@ -77,9 +77,10 @@ def test_class_names_of_other_types_are_refused(names: object, folder: Path) -> 
 
 @pytest.mark.parametrize("name", LARGEST)
 @pytest.mark.parametrize("value", [10**9, 1e300, float("nan")])
-def test_absurd_sizes_are_refused_before_memory_is_taken(name: str, value: float, folder: Path) -> None:
+@pytest.mark.parametrize("load", [load_encoder, load_tokenizer])
+def test_absurd_sizes_are_refused_before_memory_is_taken(load: Callable, name: str, value: float, folder: Path) -> None:
     change(folder / "config.json", **{name: value})
-    refused(load_encoder, folder, f"its config.json has {name}")
+    refused(load, folder, f"its config.json has {name}")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
