@@ -72,7 +72,7 @@ def cohort_step(name: str, case: Case, C: int) -> Callable[[Batch], float]:
         cohort.group_rows = 0
     if name == "cohort-packed":
         cohort.packing = (case.device,)
-    forward = graphs(cohort) if name == "cohort-graph" else cohort
+    forward: Any = graphs(cohort) if name == "cohort-graph" else cohort
     teacher = full_teacher(case, C) if name == "cohort-online" else None
     head = find_head_input(cohort) if name == "cohort" else None
     features: dict[int, Tensor] = {}

@@ -38,6 +38,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def apply_umask(folder: Path) -> None:
+    """Give the files below a folder that was just made the permissions of the umask.
+
+    safetensors and save_pretrained write files that only their owner can read.
+    """
+    mode = folder.stat().st_mode & 0o666  # a new folder's own are what the umask left
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def lies_in(path: str, folder: Path) -> bool:
     """Whether `path` exists and is `folder` or lies in it; symbolic links are followed."""
     found = Path(path).expanduser()

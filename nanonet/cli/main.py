@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
@@ -27,6 +27,10 @@ from nanonet.config.commands import (
 from nanonet.config.parse import parse
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
+
+
+class Terminated(BaseException):
+    """A SIGTERM: like Ctrl-C, no handler of errors may swallow it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C, 143 after a
     SIGTERM, which also leaves no temporary files."""
     with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
@@ -146,6 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nanonet: interrupted" + _how_to_resume(config), file=sys.stderr)
         return 130
+    except Terminated:
+        print("nanonet: terminated" + _how_to_resume(config), file=sys.stderr)
+        return 143
     except BrokenPipeError:
         # the reader of the pipe has exited; the interpreter flushes standard output at exit, so it must be open
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -155,6 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{place}: " if place else ""
         print(f"nanonet: error: {where}{what}; give another path, or make room there", file=sys.stderr)
         return 2
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def _usage() -> str:

@@ -1,9 +1,4 @@
-"""Plain students cut from a teacher: any encoder of transformers, layers chosen, head new.
-
-The parts of a model are found, not written down per architecture: the layers are the one ModuleList as long as
-`num_hidden_layers`, the embeddings are the branch that holds the word embeddings, the head is what lies outside
-the base model, and a pooler.
-"""
+"""Plain students cut from a teacher: any encoder of transformers, layers chosen, head new."""
 
 from __future__ import annotations
 
@@ -17,85 +12,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
-from nanonet.models.dummy_inputs import dummy_inputs
-from nanonet.models.parts import find_parts
+from nanonet.models.checks import CURE
+from nanonet.models.parts import PER_LAYER, find_parts
 
 # ModernBERT's ways to have no biases; tuning them needs them created
 BIAS_FLAGS = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
-
-
-@torch.no_grad()
-def check_encoder(teacher: PreTrainedModel, layers: bool) -> None:
-    """Refuse a teacher that needs more than ids and a mask, or whose `layers` have to be found and are not.
-
-    Raises:
-        InputError: names its kind.
-    """
-    if layers:
-        find_parts(teacher)
-    ids, mask = dummy_inputs(teacher.config)
-    try:
-        shape = teacher(input_ids=ids, attention_mask=mask).last_hidden_state.shape
-    except Exception as error:  # whatever an architecture makes of them
-        shape, why = (), f" ({type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]:.100})"
-    else:
-        why = ""
-    if shape[:2] != ids.shape:
-        raise InputError(
-            f"--teacher: {type(teacher).__name__} makes no vector of every token from ids and a mask alone{why};"
-            " give an encoder such as BERT, RoBERTa or ModernBERT"
-        )
-
-
-def check_mapping(teacher: PreTrainedModel, mapping: Sequence[Sequence[int]]) -> None:
-    """Refuse students whose layers do not fit the slots that they are put in.
-
-    ModernBERT's first layer has no attention norm, and a slot has one attention type for every student.
-
-    Raises:
-        InputError: names the student and the layer, and proposes a mapping that fits.
-    """
-    kinds = _layer_kinds(teacher)
-    # a slot is built like the teacher's layer of that place, and is of the type that student 0 asks for
-    fits = []
-    for slot, layer in enumerate(mapping[0]):
-        alike = [i for i, kind in enumerate(kinds) if kind[0] == kinds[slot][0]]
-        wanted = kinds[_nearest(alike, layer)]
-        fits.append([i for i in alike if kinds[i] == wanted])
-    for k, layers in enumerate(mapping):
-        for slot, layer in enumerate(layers):
-            if layer not in fits[slot]:
-                same_parts = kinds[layer][0] == kinds[slot][0]
-                what = f"{kinds[layer][1]}, not {kinds[fits[slot][0]][1]}" if same_parts else "other parts (norms)"
-                raise InputError(
-                    f"--layer-mapping: student {k} has layer {layer} in place {slot}, which has {what};"
-                    f" this one fits: {_proposal(fits, mapping)}"
-                )
-
-
-def _layer_kinds(teacher: PreTrainedModel) -> list[tuple[frozenset[str], str]]:
-    """(parameter names, attention type) of every layer."""
-    layers = teacher.get_submodule(find_parts(teacher).layers[:-1])
-    types = getattr(teacher.config, "layer_types", None) or [""] * teacher.config.num_hidden_layers
-    names = [frozenset(name for name, _ in layer.named_parameters()) for layer in layers.children()]
-    return list(zip(names, types, strict=True))
-
-
-def _nearest(options: Sequence[int], layer: int) -> int:
-    return min(options, key=lambda i: (abs(i - layer), i))
-
-
-def _proposal(fits: list[list[int]], mapping: Sequence[Sequence[int]]) -> str:
-    """Each layer replaced by the nearest that fits, if possible above the one before and new in its place."""
-    proposed: list[list[int]] = []
-    for layers in mapping:
-        chosen: list[int] = []
-        for slot, layer in enumerate(layers):
-            above = [i for i in fits[slot] if not chosen or i > chosen[-1]] or fits[slot]
-            unused = [i for i in above if all(other[slot] != i for other in proposed)] or above
-            chosen.append(_nearest(unused, layer))
-        proposed.append(chosen)
-    return ";".join(",".join(map(str, chosen)) for chosen in proposed)
 
 
 def plain_student(
@@ -112,8 +33,9 @@ def plain_student(
     """
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [teacher.config.layer_types[i] for i in layers]
+    for name in PER_LAYER:
+        if isinstance(values := getattr(config, name, None), list):
+            setattr(config, name, [values[i] for i in layers])
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.problem_type = None  # one of many, whatever the teacher's head was for
@@ -126,10 +48,7 @@ def plain_student(
             torch.default_generator.manual_seed(seed)
             model = AutoModelForSequenceClassification.from_config(config, dtype=teacher.dtype)
     except ValueError as error:
-        raise InputError(
-            f"--teacher: transformers has no text classifier for {config.model_type};"
-            " give an encoder such as BERT, RoBERTa or ModernBERT"
-        ) from error
+        raise InputError(f"--teacher: transformers has no text classifier for {config.model_type}; {CURE}") from error
     _copy_weights(teacher, model, layers)
     return model.eval()
 
@@ -138,6 +57,7 @@ def plain_student(
 def _copy_weights(teacher: PreTrainedModel, model: Any, layers: Sequence[int]) -> None:
     theirs, ours = find_parts(teacher), find_parts(model)
     source: dict[str, Tensor] = teacher.state_dict()
+    kind = type(teacher).__name__
     for name, parameter in list(model.named_parameters()):
         part = ours.of(name)
         if part == "head":
@@ -146,6 +66,8 @@ def _copy_weights(teacher: PreTrainedModel, model: Any, layers: Sequence[int]) -
         if part == "layers":
             slot, rest = name.removeprefix(ours.layers).split(".", 1)
             origin = f"{theirs.layers}{layers[int(slot)]}.{rest}"
+        if origin in source and source[origin].shape != parameter.shape:
+            raise InputError(f"--teacher: {kind} has a {origin} for all of its layers together; {CURE}")
         if origin in source and part == "embeddings":
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, nn.Parameter(source[origin], requires_grad=False))

@@ -1,7 +1,7 @@
 """Convolutional students: K blend CNNs in one model, their word embeddings cut down from the teacher's.
 
-They come as the same `Cohort` as students cut from a teacher's layers, so training, views, export and report are the
-same. All of a student is trained, its embeddings too. V words, D width of the teacher's embeddings.
+They form the same `Cohort` as students cut from a teacher's layers, so training, views, export and report are the
+same. Every parameter is trained, the embeddings included. V words, D width of the teacher's embeddings.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def factorise(table: Tensor, width: int) -> Tensor:
 
         table = U S V^T;  U S of the `width` largest singular values, scaled to a mean square of 1
 
-    table @ table.T is then reproduced as well as any table of that width can (Eckart and Young). The scale is what the
-    initialisation of the convolutions expects.
+    No table of that width approximates table @ table.T better (Eckart and Young). The initialisation of the
+    convolutions expects this scale.
     """
     x = table.double()
     # the right singular vectors as eigenvectors of a D x D matrix: V is eighty times D
@@ -43,7 +43,7 @@ def factorise(table: Tensor, width: int) -> Tensor:
 def build_cnn_cohort(
     teacher: PreTrainedModel, labels: Sequence[str], students: int, width: int, seed: int = 0
 ) -> Cohort:
-    """A cohort of `students` CNNs, each drawn by its own seed, with the teacher's words as vectors of `width`.
+    """A cohort of `students` CNNs, each initialised by its own seed, with the teacher's word vectors cut to `width`.
 
     Raises:
         InputError: the teacher's embeddings are narrower than that.
@@ -70,18 +70,18 @@ def build_cnn_cohort(
 
 
 def stack_cnns(models: Sequence[CnnForSequenceClassification]) -> Cohort:
-    """K plain CNNs of one shape as one cohort in training mode; `models` stay as they are."""
+    """K plain CNNs of one shape as one cohort in training mode; `models` are not changed."""
     span, skeleton = Span(0, len(models)), copy.deepcopy(models[0])
     for name, module in list(skeleton.named_modules()):
-        apart = [model.get_submodule(name).state_dict() for model in models]
-        together = {key: torch.stack([state[key] for state in apart]) for key in apart[0]}
+        states = [model.get_submodule(name).state_dict() for model in models]
+        stacked = {key: torch.stack([state[key] for state in states]) for key in states[0]}
         if isinstance(module, nn.Conv2d):
             padding: Any = module.padding
-            skeleton.set_submodule(name, CohortConv2d(span, together["weight"], together["bias"], padding))
+            skeleton.set_submodule(name, CohortConv2d(span, stacked["weight"], stacked["bias"], padding))
         elif isinstance(module, nn.Linear):
-            skeleton.set_submodule(name, CohortLinear(span, together["weight"], together["bias"]))
+            skeleton.set_submodule(name, CohortLinear(span, stacked["weight"], stacked["bias"]))
         elif isinstance(module, nn.Embedding):
-            skeleton.set_submodule(name, CohortEmbedding(span, together["weight"]))
+            skeleton.set_submodule(name, CohortEmbedding(span, stacked["weight"]))
         elif isinstance(module, nn.Dropout):
             skeleton.set_submodule(name, CohortDropout(span))
-    return Cohort(skeleton, span, PARTS, "full", Lora()).train()
+    return Cohort(skeleton, span, PARTS, "full", Lora(), "classifier").train()

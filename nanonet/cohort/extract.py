@@ -1,6 +1,6 @@
 """A student leaves its cohort: as a plain Hugging Face model, or as a PEFT adapter beside its base.
 
-What is written is first read back and compared; a folder appears under its name only when it is whole and right.
+What is written is read back and compared first; a folder appears under its name only when it is complete and right.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nanonet.cohort.model import Cohort
 from nanonet.errors import InputError
+from nanonet.files import apply_umask
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import quiet
 
@@ -62,7 +63,7 @@ def save_student(cohort: Cohort, k: int, folder: str | Path, tokenizer: Any = No
         _write(model, temporary, tokenizer)
         _compare(cohort, k, _read(temporary))
 
-    _in_place(Path(folder), write)
+    _replace(Path(folder).expanduser(), write)
 
 
 def save_adapter(cohort: Cohort, k: int, folder: str | Path, tokenizer: Any = None) -> None:
@@ -80,7 +81,7 @@ def save_adapter(cohort: Cohort, k: int, folder: str | Path, tokenizer: Any = No
         from peft import LoraConfig, PeftModel, get_peft_model
     except ImportError as error:
         raise InputError("writing an adapter needs peft: pip install peft, or export a plain model") from error
-    folder = Path(folder).absolute()
+    folder = Path(folder).expanduser().absolute()
     layers = [name.removesuffix(".lora_a") for name in cohort.model.state_dict() if name.endswith(".lora_a")]
     base = student(cohort, k, merge=False)
     heads = sorted({_head_module(cohort, name) for name in base.state_dict() if cohort.parts.of(name) == "head"})
@@ -107,7 +108,7 @@ def save_adapter(cohort: Cohort, k: int, folder: str | Path, tokenizer: Any = No
         adapted.save_pretrained(str(temporary), save_embedding_layers=False)
         _compare(cohort, k, PeftModel.from_pretrained(_read(temporary / "base"), str(temporary)))
 
-    _in_place(folder, write)
+    _replace(folder, write)
 
 
 def _head_module(cohort: Cohort, name: str) -> str:
@@ -129,7 +130,7 @@ def _read(folder: Path) -> PreTrainedModel:
         )
     wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if wrong:
-        raise RuntimeError(f"the student written to {folder} does not load back whole: {wrong}")
+        raise RuntimeError(f"the student written to {folder} has other weights than its config says: {wrong}")
     return model.eval()
 
 
@@ -153,14 +154,15 @@ def _compare(cohort: Cohort, k: int, model: Any) -> None:
         raise RuntimeError(f"student {k}, written and read back, gives other logits: they differ by {error:.3g}")
 
 
-def _in_place(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a sibling of `folder`, then put it in place of what is there; on failure leave no trace."""
+def _replace(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a sibling of `folder`, then rename it to `folder`; a failure leaves no trace."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
     try:
         temporary.mkdir()
         write(temporary)
+        apply_umask(temporary)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)

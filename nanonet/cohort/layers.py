@@ -1,7 +1,7 @@
 """The layers of a cohort: each holds the weights of K students under the parameter names of the layer it replaces.
 
 The batch is K*B rows, student-major, so a layer views (K*B, ..., D) as (K, M, D). The students of one forward
-are a `Span`: all K of them, or the chunk whose slices of the stacked tensors `Cohort` has put in place.
+are a `Span`: all K of them, or a chunk, whose slices of the stacked tensors `Cohort` passes to the model.
 K students in the span, M rows, D features in, F features out, R LoRA rank.
 """
 
@@ -19,7 +19,7 @@ from nanonet.ops import cohort_linear
 
 @dataclass
 class Span:
-    """The students of the forward that is running, start <= k < stop; one object shared by a cohort's layers."""
+    """The students of the running forward, start <= k < stop; one object shared by all layers of a cohort."""
 
     start: int
     stop: int
@@ -33,7 +33,7 @@ class Span:
 class CohortLinear(nn.Module):
     """y_k = x_k W_k^T + b_k + scale_k dropout(x_k) A_k^T B_k^T, for nn.Linear.
 
-    weight: (F,D) where the students share it (then it is frozen), or (K,F,D)
+    weight: (F,D) if the students share it (then it is frozen), or (K,F,D)
     bias: (K,F) or None
     lora_a, lora_b, scale: (K,R,D), (K,F,R), (K,) after `add_lora`, else None
     forward: x (K*B, ..., D) -> (K*B, ..., F)
@@ -57,7 +57,7 @@ class CohortLinear(nn.Module):
     def add_lora(
         self, rank: int, alpha: float, dropout: float, offset: int, generator: torch.Generator | None = None
     ) -> None:
-        """Adapters that start as PEFT's do: A uniform, B zero. `offset` tells this layer's dropout from the others'."""
+        """Adapters that start as PEFT's do: A uniform, B zero. `offset` gives this layer dropout masks of its own."""
         K, (F_, D) = self.span.students(), self.weight.shape[-2:]
         bound = math.sqrt(1 / D)  # kaiming_uniform_ with a = sqrt(5)
         a = torch.rand(K, rank, D, dtype=self.weight.dtype, generator=generator) * (2 * bound) - bound
@@ -164,7 +164,7 @@ class CohortDropout(nn.Module):
     """Dropout with a probability per student, for nn.Dropout; 0 for every student until it is set.
 
     probability: K floats
-    p: what attention code reads, instead of calling the module, to drop attention weights: they are not dropped
+    p: always 0. Attention code reads it, instead of calling the module: attention weights are never dropped
     forward: x (K*B, ...) -> the same shape
     """
 

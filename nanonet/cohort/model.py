@@ -1,7 +1,7 @@
 """A cohort: K students in one model, and how it runs.
 
-Stacking (stack.py, cnn.py) keeps the parameter names of the plain model; a stacked tensor gains a leading K. A weight
-that is frozen and that every student has alike is stored once.
+Stacking (stack.py, cnn.py) keeps the parameter names of the plain model; a stacked tensor gains a leading K. A frozen
+weight that is equal in all students is stored once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,55 +18,55 @@ from transformers import PreTrainedModel
 
 from nanonet.cohort.hooks import captured_input, replaced_inputs
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLayerNorm, CohortLinear, Span
+from nanonet.cohort.output import CohortOutput, cat, lengths, row_groups, run_groups
 from nanonet.cohort.packing import packed
 from nanonet.config.train import Tuning
-from nanonet.data.batches import length_buckets
+from nanonet.errors import InputError
 from nanonet.models.parts import Parts
 
-# between the dropout masks of two chunks of students and of two groups of rows
-CHUNK_STRIDE, GROUP_STRIDE = 104729, 1299709
+CHUNK_STRIDE = 104729  # between the dropout masks of two chunks of students
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters on every linear layer of the encoder's layers; their scale is alpha / rank."""
+    """Adapters on every linear layer of the encoder's layers, scaled by alpha / rank."""
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
 
 
-class CohortOutput(NamedTuple):
-    """logits: (K,B,C); features: (K,B,D) input of the module that the caller named, else None."""
-
-    logits: Tensor
-    features: Tensor | None
-
-
-class RowGroup(NamedTuple):
-    """Rows of a batch that run together, cut to the `tokens` of the longest."""
-
-    rows: list[int]
-    tokens: int
-
-
 class Cohort(nn.Module):
     """K students in one Hugging Face model. Made by `stack` or `build_cohort`.
 
+    classifier: name of the linear layer that makes the logits; its input are the features of a row
+    unbatched: names of stacked parameters whose modules know nothing of K. They get one student's slice, so that the
+        students run one at a time
+    students_at_once: the most that one forward of the model can hold, K or 1; a larger chunk is cut to it
     forward: input_ids, attention_mask (B,L), the same for every student, or (K,B,L) -> CohortOutput
-        chunk: students that run at a time, by default K; 1 on a CPU, where all at once take 4 to 12% longer
-            (2-layer MiniLM, K=2 and 4). The result is the same but for rounding and the masks of dropout
+        chunk: students that run at once. By default K; on a CPU 1, because all at once take 4 to 12% longer there
+            (2-layer MiniLM, K=2 and 4). Changes rounding and the masks of dropout, nothing else
         perturbation: {student: (B,L,D)} added to the output of the embeddings: words, positions and norm together
-        features: name of a module whose input (one vector a row) is returned as the features
-        head_input: {name of a module: (K,B,D)} what it reads instead. Nothing below it matters: one token a row runs
-    group_rows: on a CPU, rows of like length run together, at most this many at a time, each group padded to its own
-        longest; 0 runs all as they are padded. The result is the same but for rounding and the masks of dropout
-    packing: types of the devices on which layers see no padding at all (packing.py); the result is the same likewise
-    checkpointing: keep no activations of a student's forward, make them again in the backward: the memory of one
-        student instead of K, for a second forward. The students run one at a time then
+        features: name of a module whose input, one vector a row, is returned as the features
+        head_input: {name of a module: (K,B,D)} read by it in place of its input. The layers below it then run on one
+            token a row, because their output is not used
+    group_rows: on a CPU, rows of like length run together in groups of at most so many, each group padded to its
+        longest row; 0 runs all rows as they are padded. Changes rounding and the masks of dropout, nothing else
+    packing: types of the devices on which the layers run without padding (packing.py); changes the same
+    checkpointing: a student's activations are not stored, but computed again in the backward: the memory of one
+        student instead of K, for a second forward. The students then run one at a time
     """
 
-    def __init__(self, model: PreTrainedModel, span: Span, parts: Parts, tuning: Tuning, lora: Lora):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        span: Span,
+        parts: Parts,
+        tuning: Tuning,
+        lora: Lora,
+        classifier: str,
+        unbatched: frozenset[str] = frozenset(),
+    ):
         super().__init__()
         self.model = model
         self.span = span
@@ -75,9 +74,10 @@ class Cohort(nn.Module):
         self.parts = parts
         self.tuning = tuning
         self.lora = lora
-        self.stacked = frozenset(_stacked_names(model))
-        # what makes the logits; its input are the features of a row
-        self.classifier = [name for name, module in model.named_modules() if isinstance(module, CohortLinear)][-1]
+        self.classifier = classifier
+        self.unbatched = unbatched
+        self.stacked = frozenset(_stacked_names(model)) | unbatched
+        self.students_at_once = 1 if unbatched else self.students
         self.checkpointing = False
         self.group_rows = 16
         self.packing: tuple[str, ...] = ()
@@ -100,11 +100,14 @@ class Cohort(nn.Module):
         ids, mask = (t.expand(K, *t.shape[-2:]) for t in (input_ids, attention_mask))
         if chunk is None:
             chunk = 1 if ids.device.type == "cpu" or self.checkpointing else K
+        chunk = min(chunk, self.students_at_once)
         seed = self._draw_seed(ids.device)
         run: Callable[..., CohortOutput] = partial(self.run, features=features)
         if self.checkpointing and torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False)
-        groups = [] if perturbation or head_input else self._row_groups(mask)
+        # a perturbation is given for rows as they are padded
+        may_group = ids.device.type == "cpu" and not (perturbation or head_input or torch.compiler.is_compiling())
+        groups = row_groups(mask, self.group_rows) if may_group and 0 < self.group_rows < ids.shape[1] else []
         if chunk >= K and not groups:
             return run(0, K, ids, mask, perturbation, None, seed, head_input=head_input)
         # split once, not a slice per chunk: the backward is one concatenation, not a sum of K zero-padded gradients
@@ -113,14 +116,13 @@ class Cohort(nn.Module):
         for i, start in enumerate(range(0, K, chunk)):
             own = slice(start, min(start + chunk, K))
             tensors = {name: pieces[i] for name, pieces in split.items()}
+            run_own = partial(run, own.start, own.stop, tensors=tensors)
             if groups:
-                outputs.append(_run_groups(run, own, ids[own], mask[own], tensors, seed, groups))
+                outputs.append(run_groups(run_own, ids[own], mask[own], seed, groups))
             else:
                 read = {name: tensor[own] for name, tensor in (head_input or {}).items()}
-                outputs.append(
-                    run(own.start, own.stop, ids[own], mask[own], perturbation, tensors, seed, head_input=read)
-                )
-        return _cat(outputs, 0)
+                outputs.append(run_own(ids[own], mask[own], perturbation, seed=seed, head_input=read))
+        return cat(outputs, 0)
 
     def run(
         self,
@@ -136,12 +138,17 @@ class Cohort(nn.Module):
     ) -> CohortOutput:
         """The output of the k students start <= student < stop, whose stacked tensors are `tensors`.
 
-        ids, mask: (k,B,L). seed: () int64 of LoRA's dropout, None leaves it out. Without `tensors` a part of the
+        ids, mask: (k,B,L). seed: () int64 of LoRA's dropout, None for no dropout. Without `tensors` a part of the
         cohort runs detached: no gradient reaches the weights.
         """
         k, B, L = ids.shape
         if tensors is None and k < self.students:
             tensors = self.detached(start, stop)
+        if self.unbatched:
+            tensors = {
+                name: tensor[0] if name in self.unbatched else tensor
+                for name, tensor in (tensors or dict(self._stacked_tensors())).items()
+            }
         arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
         replacements = {name: read.flatten(0, 1) for name, read in (head_input or {}).items()}
         with (
@@ -154,6 +161,9 @@ class Cohort(nn.Module):
                 output = self.model(**arguments)
             else:
                 output = torch.func.functional_call(self.model, tensors, (), arguments, tie_weights=False)
+        if features and seen[0].dim() != 2:
+            what = f"--relation-weight: {features} of {type(self.model).__name__}"
+            raise InputError(f"{what} reads every token, not one vector of each text; leave it out")
         # contiguous: a view would keep the hidden states of every token alive
         return CohortOutput(output.logits.view(k, B, -1), seen[0].reshape(k, B, -1).contiguous() if features else None)
 
@@ -162,14 +172,6 @@ class Cohort(nn.Module):
         if self.training and self.lora.dropout and self.tuning == "lora":
             return torch.randint(2**31, (), device=device)
         return None
-
-    def _row_groups(self, mask: Tensor) -> list[RowGroup]:
-        """Groups of rows of like length that run one after the other; none where all rows run together."""
-        if mask.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < self.group_rows < mask.shape[1]:
-            return []
-        lengths = _lengths(mask)
-        groups = length_buckets(lengths, self.group_rows)
-        return [RowGroup(rows, max(lengths[row] for row in rows)) for rows in groups] if len(groups) > 1 else []
 
     @contextmanager
     def _active(self, start: int, stop: int, seed: Tensor | None, perturbation: dict[int, Tensor]) -> Iterator[None]:
@@ -189,14 +191,14 @@ class Cohort(nn.Module):
         """Within, the layers run without padding where `packing` says so; mask (k,B,L)."""
         if mask.device.type not in self.packing or torch.compiler.is_compiling():
             return nullcontext()
-        return packed(self.model, self.parts.layers[:-1], len(mask) * _lengths(mask), mask.shape[-1])
+        return packed(self.model, self.parts.layers[:-1], len(mask) * lengths(mask), mask.shape[-1])
 
     def embeddings(self) -> nn.Module:
-        """Whose output (B,L,D) the first layer reads."""
+        """The module whose output (B,L,D) the first layer reads."""
         return self.model.get_submodule(self.parts.embeddings[:-1])
 
     def detached(self, start: int, stop: int) -> dict[str, Tensor]:
-        """The stacked tensors of some students, cut off from autograd."""
+        """The stacked tensors of some students, detached from autograd."""
         return {name: tensor.detach()[start:stop] for name, tensor in self._stacked_tensors()}
 
     def set_dropout(self, probability: Sequence[float]) -> None:
@@ -218,39 +220,6 @@ class Cohort(nn.Module):
         rows = output.chunk(len(self._perturbation))
         pairs = zip(rows, self._perturbation, strict=True)
         return torch.cat([row if delta is None else row + delta for row, delta in pairs])
-
-
-def _run_groups(
-    run: Callable[..., CohortOutput],
-    students: slice,
-    ids: Tensor,
-    mask: Tensor,
-    tensors: dict[str, Tensor],
-    seed: Tensor | None,
-    groups: Sequence[RowGroup],
-) -> CohortOutput:
-    """`run` on one group of rows after another; the output in the order of the rows."""
-    outputs = []
-    for g, group in enumerate(groups):
-        own = slice(None), group.rows, slice(group.tokens)
-        own_seed = None if seed is None else seed + g * GROUP_STRIDE
-        outputs.append(run(students.start, students.stop, ids[own], mask[own], None, tensors, own_seed))
-    order = torch.tensor([row for group in groups for row in group.rows]).argsort()
-    logits, features = _cat(outputs, 1)
-    return CohortOutput(logits[:, order], None if features is None else features[:, order])
-
-
-def _cat(outputs: Sequence[CohortOutput], dim: int) -> CohortOutput:
-    features = [output.features for output in outputs if output.features is not None]
-    return CohortOutput(
-        torch.cat([output.logits for output in outputs], dim), torch.cat(features, dim) if features else None
-    )
-
-
-def _lengths(mask: Tensor) -> list[int]:
-    """Up to where any student sees each row [tokens], at least 1: mask (K,B,L)."""
-    place = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
-    return (mask.amax(0) * place).amax(-1).clamp(min=1).tolist()
 
 
 def _stacked_names(model: nn.Module) -> Iterator[str]:
@@ -280,12 +249,15 @@ def matrix_names(cohort: Cohort) -> frozenset[str]:
     """The parameters that weight decay is for: weights of linear layers, convolutions and adapters, never biases, norms
     or embeddings.
 
-    By layer, not by dimensions: a stacked bias has two.
+    By layer, not by dimensions: a stacked bias has two. Of other modules' parameters those of two or more dimensions
+    apart from K.
     """
-    return frozenset(
+    of_layers = {
         f"{path}.{name}"
         for path, module in cohort.named_modules()
         if isinstance(module, CohortLinear | CohortConv2d)
         for name in ("weight", "lora_a", "lora_b")
         if getattr(module, name, None) is not None
-    )
+    }
+    others = {f"model.{name}" for name in cohort.unbatched if cohort.model.get_parameter(name).dim() > 2}
+    return frozenset(of_layers | others)

@@ -1,9 +1,8 @@
-"""Rows without their padding: from the first layer to the last, the tokens of all rows stand one after the other.
+"""Packed rows: from the first layer to the last, the tokens of all rows stand one after the other, without padding.
 
-Embeddings and heads see rows that are padded, as ever; layers see one row of T tokens. Attention alone has to know
-where a row ends: it unpacks queries, keys and values, attends as `sdpa` does, and packs what comes out. All else in a
-layer is token by token.
-R rows, padded to L tokens; T tokens that are none.
+Embeddings and head read padded rows; the layers read one row of T tokens. Only attention has to know where a row ends:
+it unpacks queries, keys and values, runs torch's `sdpa`, and packs its output. The rest of a layer is token by token.
+R rows, padded to L tokens; T tokens that are not padding.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ NAME = "nanonet_packed"  # of the attention, as transformers knows it
 
 
 class _Pack(torch.autograd.Function):
-    """x (R*L,D) -> (T,D), the rows `index` (T,) of it. No row stands twice, so that the backward need not add."""
+    """x (R*L,D) -> (T,D): x[index]. No entry of `index` (T,) occurs twice, so that the backward need not add."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
@@ -41,7 +40,7 @@ class _Pack(torch.autograd.Function):
 
 
 class _Unpack(torch.autograd.Function):
-    """x (T,D) -> (rows,D): zeros, but for the rows `index` (T,)."""
+    """x (T,D) -> (rows,D): x at the rows `index` (T,), zeros elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
@@ -55,19 +54,19 @@ class _Unpack(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """index: (T,) int64, which of the R*L tokens are none of the padding."""
+    """index: (T,) int64, which of the R*L tokens are not padding."""
 
     index: Tensor
     rows: int
     tokens: int
 
     def pack(self, x: Tensor) -> Tensor:
-        """(R,L,*), or (1,L,*) that is the same for every row -> (1,T,*)"""
-        whole = x.expand(self.rows, *x.shape[1:])
-        return _Pack.apply(whole.reshape(self.rows * self.tokens, -1), self.index).view(1, -1, *x.shape[2:])
+        """(R,L,*), or (1,L,*) shared by all rows -> (1,T,*)"""
+        padded = x.expand(self.rows, *x.shape[1:])
+        return _Pack.apply(padded.reshape(self.rows * self.tokens, -1), self.index).view(1, -1, *x.shape[2:])
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(1,T,*) -> (R,L,*), zeros where the padding is"""
+        """(1,T,*) -> (R,L,*), zeros at the padding"""
         flat = _Unpack.apply(x.reshape(len(self.index), -1), self.index, self.rows * self.tokens)
         return flat.view(self.rows, self.tokens, *x.shape[2:])
 
@@ -78,7 +77,7 @@ _running: ContextVar[Packing] = ContextVar("packing")
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """query, key, value: (1,H,T,D); mask: of the rows as they are padded -> (1,T,H,D)"""
+    """query, key, value: (1,H,T,D); mask: of the padded rows -> (1,T,H,D)"""
     packing = _running.get()
     query, key, value = (packing.unpack(t.transpose(1, 2)).transpose(1, 2) for t in (query, key, value))
     return packing.pack(sdpa_attention_forward(module, query, key, value, mask, **options)[0]), None
@@ -92,7 +91,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def packed(model: PreTrainedModel, layers: str, lengths: list[int], tokens: int) -> Iterator[None]:
     """Within, `model` runs rows of these `lengths`, padded to `tokens`, packed through its `layers`.
 
-    As they are where none is padded, and where a layer could not tell packed rows from one padded row.
+    The rows stay padded if no token is padding, or if packed rows would have the shape of one padded row.
     """
     rows = len(lengths)
     if sum(lengths) in (rows * tokens, tokens):
@@ -103,7 +102,7 @@ def packed(model: PreTrainedModel, layers: str, lengths: list[int], tokens: int)
     packing = Packing(seen.flatten().nonzero()[:, 0].to(device, non_blocking=True), rows, tokens)
 
     def enter(layer: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
-        # the hidden states of the first layer, and what every layer is told of its tokens' places
+        # the hidden states of the first layer, and the positions that every layer is given
         def pack(t: Tensor) -> Tensor:
             return packing.pack(t) if t.dim() == 3 and t.shape[0] in (1, rows) and t.shape[1] == tokens else t
 
@@ -130,10 +129,13 @@ def packed(model: PreTrainedModel, layers: str, lengths: list[int], tokens: int)
 def can_pack(
     model: PreTrainedModel, layers: str, forward: Callable[[Tensor, Tensor], Tensor], students: int = 1
 ) -> bool:
-    """Whether `forward(ids, mask)`, which runs `model` on the rows of all `students`, says the same of packed rows."""
+    """Whether `forward(ids, mask)`, which runs `model` on the rows of all students, is the same for packed rows."""
     if not (model._supports_attention_backend and model._supports_sdpa):
-        return False  # no other attention can be named to it
+        return False  # its attention cannot be replaced by name
     ids, mask = dummy_inputs(model.config, model.device)
     wanted = forward(ids, mask)
-    with packed(model, layers, mask.sum(-1).tolist() * students, ids.shape[1]):
-        return same_logits(forward(ids, mask), wanted)
+    try:
+        with packed(model, layers, mask.sum(-1).tolist() * students, ids.shape[1]):
+            return same_logits(forward(ids, mask), wanted)
+    except RuntimeError:  # a layer that needs to know the rows, such as one with rotary positions of its own
+        return False

@@ -1,13 +1,14 @@
-"""Views: each student sees the same rows in its own way, so that peers have something to teach one another.
+"""Views: each student sees its own variant of the same rows, so that the peers differ.
 
-none         the rows as they are
+none         the rows unchanged
 dropout      the network's own dropouts, at 0.1, for that student only (`set_views`)
-cutoff       20% of a row's tokens leave the attention mask
+cutoff       20% of a row's tokens are masked out of attention
 shuffle      a row's tokens in another order: for a bidirectional encoder the same as shuffled positions
-adversarial  a step of length 1 per token on the embeddings' output, along which the student's logits change most
+adversarial  a step of length 1 per token on the embeddings' output, in the direction that changes the student's
+             logits most
 
-The special tokens at a row's ends and the padding stay. Every choice is a hash of the seed, the row's number and
-the column: it depends neither on the batch, nor on the padding, nor on how rows are spread over processes.
+The special tokens at a row's ends and the padding are never changed. Every choice is a hash of the seed, the row's
+number and the column: it depends neither on the batch, nor on the padding, nor on how rows are spread over processes.
 K students, B rows, L tokens, D features.
 """
 
@@ -62,8 +63,8 @@ def view_batch(
 
     Args:
         input_ids, attention_mask: (B,L).
-        seed: decides every choice; another one each step.
-        rows: (B,) int64 numbers that tell the rows apart, such as their places in the data set; 0..B-1 if None.
+        seed: of every random choice; a new one each step.
+        rows: (B,) int64 numbers that identify the rows, such as their index in the data set; 0..B-1 if None.
     Returns:
         input_ids, attention_mask: (B,L), or (K,B,L) where a view changes them; perturbation, if any is adversarial.
     """
@@ -92,7 +93,7 @@ def noise(seed: int, k: int, rows: Tensor, columns: int) -> Tensor:
 
 
 def ordinary(attention_mask: Tensor) -> Tensor:
-    """Which tokens (B,L) are neither padding nor a row's first or last."""
+    """Mask (B,L) of the tokens that are neither padding nor a row's first or last."""
     place = attention_mask.cumsum(1)
     return (attention_mask == 1) & (place > 1) & (place < place[:, -1:])
 
@@ -100,14 +101,14 @@ def ordinary(attention_mask: Tensor) -> Tensor:
 def shuffle(input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
     """The ordinary tokens of each row in the order of their noise; input_ids (B,L) -> (B,L)."""
     free, column = ordinary(attention_mask), torch.arange(input_ids.shape[1], device=input_ids.device)
-    # tokens that stay come last in both orders, and alike
+    # the other tokens come last in both orders, each in its own column
     place = torch.where(free, column / len(column), 2 + column).argsort(1)
     source = torch.where(free, noise, 2.0 + column).argsort(1)
     return input_ids.scatter(1, place, input_ids.gather(1, source))
 
 
 def cutoff(attention_mask: Tensor, noise: Tensor) -> Tensor:
-    """The mask (B,L) without the CUTOFF share of each row's ordinary tokens that has the least noise."""
+    """The mask (B,L) with a share of CUTOFF of each row's ordinary tokens set to 0: those of the least noise."""
     free = ordinary(attention_mask)
     rank = torch.where(free, noise, 2.0).argsort(1).argsort(1)
     dropped = (free.sum(1, keepdim=True) * CUTOFF).long()
@@ -119,8 +120,8 @@ def adversarial(cohort: Cohort, k: int, input_ids: Tensor, attention_mask: Tenso
 
         g = d/dr KL(softmax(f(x)) || softmax(f(x + r)))  at r = TRIAL * random unit vectors;  STEP * g / |g|
 
-    Two forwards and a backward of that student, in eval mode and float32; no gradient reaches the weights. On that
-    output, which a norm has made: beside the words' own vectors, whose length is about 1, it would leave nothing.
+    Two forwards and a backward of that student, in eval mode and float32; no gradient reaches the weights. The step is
+    added after the embeddings' norm: word vectors have a length of about 1, so that it would replace them.
     Source: virtual adversarial training (Miyato et al. 2018, arXiv 1704.03976), one power iteration, as in DisCo.
     """
     B, L = input_ids.shape
@@ -142,6 +143,6 @@ def adversarial(cohort: Cohort, k: int, input_ids: Tensor, attention_mask: Tenso
     finally:
         hook.remove()
         cohort.train(training)
-    # normalised first by the largest: squares of slopes of 1e-30 would vanish
+    # divided by the largest first: squares of gradients of 1e-30 would underflow
     slope = slope / slope.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
     return STEP * F.normalize(slope, dim=-1) * real

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from nanonet.errors import InputError
+from nanonet.models.checks import check_files, check_finite, check_kind, tokenizer_faults
+from nanonet.models.pooling import transformer_folder
 
+# letters, digits, marks, nothing, and characters that few tokenizers have a token for
+TRIAL_TEXTS = ["A few words, 12 of them!", "", " \t", "caf\u00e9 \u4e2d\u6587 \U0001f600 \u0e01"]
 HUB_TIMEOUT_S = 5.0
 CURE = "give a complete model folder with model.safetensors and its tokenizer"
 
@@ -49,6 +53,7 @@ def find_model(name: str, flag: str = "--teacher") -> tuple[str, bool]:
         raise InputError(f"{flag} is empty: give a folder, an installed package, or a Hugging Face id")
     folder = Path(name).expanduser()
     if folder.is_dir():
+        folder = transformer_folder(folder)
         if not (folder / "config.json").is_file():
             raise InputError(f"{flag} {name}: the folder has no config.json; give one that save_pretrained wrote")
         return str(folder), True
@@ -74,7 +79,7 @@ def _package_folder(name: str, flag: str) -> Path | None:
         return None
     if b"def get_model_path" not in Path(spec.origin).read_bytes():
         return None
-    folder = Path(importlib.import_module(module_name).get_model_path())
+    folder = transformer_folder(Path(importlib.import_module(module_name).get_model_path()))
     if not (folder / "config.json").is_file():
         raise InputError(f"{flag} {name}: the package has no model in {folder}; reinstall it")
     return folder
@@ -111,11 +116,13 @@ def load_encoder(name: str) -> PreTrainedModel:
         InputError: one line that names the model and the cure.
     """
     source, local = find_model(name)
+    what = f"--teacher {name}"
     with quiet():
+        check_kind(read_pretrained(AutoConfig, source, what, CURE, local_files_only=local), what)
         model, info = read_pretrained(
             AutoModel,
             source,
-            f"--teacher {name}",
+            what,
             CURE,
             local_files_only=local,
             dtype=torch.float32,
@@ -124,8 +131,9 @@ def load_encoder(name: str) -> PreTrainedModel:
         )
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise InputError(f"--teacher {name}: {len(missing)} weights are missing, first {missing[0]}; get it again")
-    check_layers(info["unexpected_keys"], f"--teacher {name}")
+        raise InputError(f"{what}: {len(missing)} weights are missing, first {missing[0]}; get it again")
+    check_layers(info["unexpected_keys"], what)
+    check_finite(model, what)
     model.config.output_attentions = model.config.output_hidden_states = False  # nobody reads them
     return model.eval()
 
@@ -148,6 +156,10 @@ def read_pretrained(loader: Any, source: str, what: str, cure: str, **options: A
     Raises:
         InputError: one line of the reason, and the cure.
     """
+    if loader is AutoTokenizer:
+        with tokenizer_faults(what):
+            return loader.from_pretrained(source, trust_remote_code=False, **options)
+    check_files(source, options.get("local_files_only", False), what)
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # whatever a folder's settings make of transformers
@@ -180,9 +192,12 @@ def check_vocabulary(largest: int, model: Any, what: str) -> None:
 
 
 def check_tokenizer(tokenizer: Any, what: str) -> Any:
-    """Refuse a tokenizer without words, which transformers makes where the files are missing, or without padding."""
+    """Refuse a tokenizer without words, which transformers makes where the files are missing, without padding, or one
+    that fails on a text."""
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(f"{what}: it has no tokenizer; put tokenizer.json beside its config.json")
     if tokenizer.pad_token_id is None:
         raise InputError(f"{what}: its tokenizer has no padding token; name one in tokenizer_config.json")
+    with tokenizer_faults(what):
+        tokenizer(TRIAL_TEXTS, truncation=True, max_length=8)
     return tokenizer

@@ -56,7 +56,7 @@ def find_head_input(cohort: Cohort) -> str | None:
     try:
         logits = cohort(ids, mask, chunk=cohort.students).logits
         head, shape = calls[0]
-        if shape[:-1] != (cohort.students * len(ids),):
+        if shape[:-1] != (cohort.students_at_once * len(ids),):
             return None
         features = cohort(ids, mask, features=head).features
         resumed = cohort(ids, mask, head_input={head: features}).logits

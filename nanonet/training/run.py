@@ -14,9 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nanonet.cohort.build import check_encoder
 from nanonet.cohort.cnn import build_cnn_cohort
-from nanonet.cohort.mapping import layer_mapping
+from nanonet.cohort.mapping import choose_layers
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.stack import build_cohort
 from nanonet.cohort.views import parse_views
@@ -25,6 +24,7 @@ from nanonet.data.batches import Encoded
 from nanonet.data.prepare import RunData, prepare
 from nanonet.inference.classifier import check_tokens, most_tokens
 from nanonet.inference.forward import run
+from nanonet.models.checks import check_encoder
 from nanonet.models.load import check_vocabulary, find_model, load_encoder, load_tokenizer
 from nanonet.models.pooling import pooling_of
 from nanonet.progress import Progress
@@ -127,7 +127,7 @@ def _mapping(settings: StageSettings, encoder: PreTrainedModel) -> list[list[int
     wanted = settings.cohort
     if wanted.student == "cnn":
         return [[] for _ in range(wanted.students)]
-    return layer_mapping(wanted.layer_mapping, wanted.students, wanted.student_layers, encoder.config.num_hidden_layers)
+    return choose_layers(wanted.layer_mapping, wanted.students, wanted.student_layers, encoder)
 
 
 def _read_data(settings: StageSettings, tokenizer: Any, encoder: PreTrainedModel) -> RunData:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from nanonet.cohort.build import check_encoder, check_mapping, plain_student
+from nanonet.cohort.build import plain_student
+from nanonet.cohort.mapping import check_mapping
 from nanonet.errors import InputError
+from nanonet.models.checks import check_encoder
 from nanonet.models.parts import find_parts
 
 KINDS = ["bert", "roberta", "modernbert", "distilbert", "electra", "mpnet"]

@@ -187,6 +187,22 @@ def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
     assert not (folder / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.parametrize(("save_every", "told"), [(1, "with --resume and without --overwrite"), (0, "--save-every 50")])
+def test_a_terminated_run_says_how_to_resume(config: TrainConfig, save_every: int, told: str) -> None:
+    config = dataclasses.replace(config, steps=4000, save_every=save_every)
+    command = [sys.executable, "-m", "nanonet", "train", *flags_of(config)]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (Path(config.output) / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be terminated"
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    *_, last = errors.splitlines()
+    assert process.returncode == 143 and last.startswith("nanonet: terminated; ") and told in last
+    assert not list(Path(config.output).glob(".*")) and "Traceback" not in errors
+
+
 def test_a_run_of_other_texts_is_not_resumed(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

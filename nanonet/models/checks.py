@@ -1,0 +1,188 @@
+"""Checks of a pretrained model: of its files before they are read, of its weights, and of what its forward does.
+
+`what` names the flag and its value; errors begin with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+
+from nanonet.errors import InputError
+from nanonet.models.dummy_inputs import dummy_inputs
+from nanonet.models.parts import find_parts
+
+CURE = "give an encoder such as BERT, RoBERTa or ModernBERT"
+TOLERANCE = 1e-3  # of the largest hidden state
+# more than any encoder has; far more would fill the memory before a weight is read
+LARGEST = {
+    "num_hidden_layers": 1_000,
+    "num_labels": 100_000,
+    "vocab_size": 10_000_000,
+    "hidden_size": 100_000,
+    "intermediate_size": 1_000_000,
+    "max_position_embeddings": 10_000_000,
+}
+
+
+def check_files(source: str, local: bool, what: str) -> None:
+    """Refuse a config.json with absurd sizes or class names, and shards that are not files of this folder.
+
+    Raises:
+        InputError: says what is wrong with which file.
+    """
+    config = _read_json(source, "config.json", local, what)
+    for name, most in LARGEST.items():
+        value = config.get(name)
+        if isinstance(value, int | float) and not value <= most:
+            raise InputError(f"{what}: its config.json has {name} {value}; give a model with {most} at most")
+    names = config.get("id2label")
+    if names is not None and not _is_table_of_names(names):
+        raise InputError(f"{what}: transformers cannot load it (id2label in config.json is no table of names); {CURE}")
+    shards = _read_json(source, SAFE_WEIGHTS_INDEX_NAME, local, what).get("weight_map", {})
+    for shard in set(map(str, shards.values())) if isinstance(shards, dict) else {str(shards)}:
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise InputError(
+                f"{what}: {SAFE_WEIGHTS_INDEX_NAME} names {shard!r:.80}, which is no *.safetensors file of the folder;"
+                " get the model again"
+            )
+
+
+def _is_table_of_names(names: Any) -> bool:
+    return (
+        isinstance(names, dict)
+        and len(names) <= LARGEST["num_labels"]
+        and all(isinstance(name, str | int) and not isinstance(name, bool) for name in names.values())
+        and all(str(key).isdecimal() for key in names)
+    )
+
+
+def _read_json(source: str, name: str, local: bool, what: str) -> dict:
+    """The object in this file of a model; empty where there is no such file."""
+    path = cached_file(source, name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return {}
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{what}: {name} is no JSON object ({type(error).__name__}); get the model again") from error
+
+
+@torch.no_grad()
+def check_finite(model: PreTrainedModel, what: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        InputError: names the first.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.numel() and not torch.stack(torch.aminmax(parameter)).isfinite().all():
+            raise InputError(f"{what}: {name} has values that are no finite numbers; get the model again")
+
+
+def check_kind(config: Any, what: str) -> None:
+    """Refuse what is no encoder of texts, by its config alone.
+
+    Raises:
+        InputError: names its kind.
+    """
+    parts = [name for name in ("vision_config", "audio_config", "max_2d_position_embeddings") if hasattr(config, name)]
+    if parts:
+        kind = f"reads more than text ({parts[0]})"
+    elif getattr(config, "is_encoder_decoder", False):
+        kind = "is an encoder with a decoder"
+    elif getattr(config, "is_decoder", False):
+        kind = "is a decoder"
+    elif not isinstance(getattr(config, "vocab_size", None), int):
+        kind = "does not read text"
+    else:
+        return
+    raise InputError(f"{what}: {config.model_type} {kind}; {CURE}")
+
+
+@torch.no_grad()
+def check_encoder(teacher: PreTrainedModel, layers: bool) -> None:
+    """Refuse a teacher that is no encoder of texts, or whose `layers` have to be found and are not.
+
+    What it is shows in its forward: a hidden state of every token from ids and a mask alone, which depends on the
+    tokens to the right and not on the padding.
+
+    Raises:
+        InputError: names its kind.
+    """
+    check_kind(teacher.config, "--teacher")
+    name = type(teacher).__name__
+    if teacher.main_input_name != "input_ids" or {*_as_tuple(teacher.input_modalities)} != {"text"}:
+        raise InputError(f"--teacher: {name} reads more than text; {CURE}")
+    ids, mask = dummy_inputs(teacher.config, teacher.device)
+    try:
+        hidden = teacher(input_ids=ids, attention_mask=mask).last_hidden_state
+        shape, why = hidden.shape, ""
+    except Exception as error:  # whatever an architecture makes of them
+        shape, why = (), f" ({type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]:.100})"
+    if shape[:2] != ids.shape:
+        raise InputError(f"--teacher: {name} makes no vector of every token from ids and a mask alone{why}; {CURE}")
+    if layers:
+        find_parts(teacher)
+    row, seen = ids[:1], mask[:1]
+    # one row alone, with its last token changed, and beside as much padding
+    alone = teacher(input_ids=row, attention_mask=seen).last_hidden_state
+    changed = torch.cat([row[:, :-1], row[:, :1]], 1)
+    other = teacher(input_ids=changed, attention_mask=seen).last_hidden_state
+    if torch.equal(alone[:, :-1], other[:, :-1]):
+        raise InputError(f"--teacher: {name} is a decoder: no token sees what follows it; {CURE}")
+    long = torch.cat([row, ids[1:, -1:].expand_as(row)], 1), torch.cat([seen, torch.zeros_like(seen)], 1)
+    padded = teacher(input_ids=long[0], attention_mask=long[1]).last_hidden_state[:, : row.shape[1]]
+    if not _close(padded, alone):
+        raise InputError(f"--teacher: the answers of {name} depend on the padding beside a text; {CURE}")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
+
+
+def _as_tuple(value: Any) -> tuple:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@contextlib.contextmanager
+def tokenizer_faults(what: str) -> Iterator[None]:
+    """Within, whatever a tokenizer raises becomes one line; a Rust panic, which is no Exception, as well.
+
+    Raises:
+        InputError: the reason in short.
+    """
+    with _no_panic_reports():
+        try:
+            yield
+        except InputError:
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"{what}: its tokenizer fails ({reason:.120}); get the model again") from error
+
+
+@contextlib.contextmanager
+def _no_panic_reports() -> Iterator[None]:
+    """Close file descriptor 2: Rust writes a panic and its stack there, before Python hears of it."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
