@@ -11,10 +11,22 @@ constexpr int64_t size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
-enum Divergence : int64_t { kKl, kReverseKl, kJs, kMse };
+// The numbers of nanonet/reference.py; divergence.h says what each one is.
+enum Divergence : int64_t {
+  kKl,
+  kReverseKl,
+  kJs,
+  kMse,
+  kSymmetricKl,
+  kSkewKl,
+  kSkewReverseKl,
+  kTv,
+  kCrossEntropy,
+  kDivergences,
+};
 
 constexpr int64_t kUnlabelled = -100;
-constexpr int64_t kStats = 4;  // of a row: maximum, log-sum-exp below it at the temperature and at 1, expectation
+constexpr int64_t kStats = 4;  // of a row: maximum, log-sum-exp below it at the temperature and at 1, sum of slopes
 
 // One matrix (N,C) of logits; the last dimension is contiguous.
 struct Rows {
@@ -28,6 +40,7 @@ struct Problem {
   int64_t K, N, C;
   double temperature;
   int64_t divergence;
+  double beta;               // weight of the mixtures of some divergences
   const Rows* student;       // (K): each (N,C), wherever it lies
   const Rows* teacher;       // null: no teacher
   const int64_t* label;      // (N), null: no labels

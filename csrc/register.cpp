@@ -1,50 +1,21 @@
 // The loss ops for PyTorch's dispatcher: checks, allocation, threads, registration. The only C++ file that knows torch,
 // and only its stable ABI. The schemas, and the reference behind every other key, are nanonet/ops/distill.py's.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstring>
-#include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 
 #include "isa.h"
 #include "memory.h"
+#include "stable.h"
 
 namespace nanonet {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
-
 constexpr int64_t kGrain = 1 << 16;         // logits that a thread should have at least
 constexpr int64_t kStreamBytes = 24 << 20;  // a gradient from here on is written past the caches
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBfloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: throw std::runtime_error("nanonet: expected float32, float64, bfloat16 or float16");
-  }
-}
-
-// torch::stable::empty looks its op up by name at every call; this does not.
 Tensor empty(std::initializer_list<int64_t> sizes, Dtype dtype) {
-  static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_bfloat16(),
-                                  aoti_torch_dtype_float16()};
   static const int32_t cpu = aoti_torch_device_type_cpu();
-  int64_t strides[4], elements = 1;
-  for (size_t i = sizes.size(); i-- > 0; elements *= sizes.begin()[i]) strides[i] = elements;
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, codes[int(dtype)], cpu,
-                                                  0, &handle));
-  return Tensor(handle);
+  return new_tensor(sizes, dtype, cpu, 0);
 }
 
 double value_at(const void* data, Dtype dtype, int64_t offset) {
@@ -97,8 +68,11 @@ struct Call {
   Problem problem{};
   Rows teacher_rows;
 
-  Call(const Tensor& student_, const Optional& teacher_, const Optional& label_, double temperature, int64_t divergence)
-      : student(with_contiguous_rows(student_)) {
+  Call(const Tensor& student_, const Optional& teacher_, const Optional& label_, double temperature,
+       int64_t divergence, double beta)
+      : student(student_) {
+    check_logits(student, teacher_, label_, temperature, divergence);
+    student = with_contiguous_rows(student);
     const auto sizes = student.sizes(), strides = student.strides();
     const Dtype dtype = dtype_of(student);
     wide = dtype == Dtype::kFloat64;
@@ -107,6 +81,7 @@ struct Call {
     p.K = sizes[0], p.N = sizes[1], p.C = sizes[2];
     p.temperature = temperature;
     p.divergence = divergence;
+    p.beta = beta;
     students = reinterpret_cast<Rows*>(call_memory().get(memory_bytes()));
     const char* data = static_cast<const char*>(student.const_data_ptr());
     for (int64_t k = 0; k < p.K; ++k)
@@ -150,8 +125,9 @@ struct Call {
 };
 
 std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& teacher, const Optional& label,
-                                         double temperature, int64_t divergence) {
-  Call call(student, teacher, label, temperature, divergence);
+                                         double temperature, int64_t divergence,
+                                         double beta) {
+  Call call(student, teacher, label, temperature, divergence, beta);
   Problem& p = call.problem;
   Tensor terms = empty({3, p.K, p.N}, call.real), stats = empty({p.K + 1, p.N, kStats}, call.real);
   p.terms = terms.mutable_data_ptr();
@@ -176,11 +152,12 @@ void set_gradient(Problem& p, const Tensor& dstudent, Dtype dtype) {
 }
 
 Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const Optional& teacher,
-                              const Optional& label, const Tensor& stats_, double temperature, int64_t divergence) {
-  Call call(student, teacher, label, temperature, divergence);
+                              const Optional& label, const Tensor& stats_, double temperature, int64_t divergence,
+                              double beta) {
+  Call call(student, teacher, label, temperature, divergence, beta);
   Problem& p = call.problem;
+  check_backward(dterms, student, stats_, call.real);
   const Tensor stats = stats_.is_contiguous() ? stats_ : torch::stable::contiguous(stats_);
-  STD_TORCH_CHECK(dtype_of(stats) == call.real, "stats: expected the dtype that distill_terms returned");
   p.stats = const_cast<void*>(stats.const_data_ptr());
   p.upstream = call.values(0);
   const auto strides = dterms.strides();
@@ -265,6 +242,7 @@ std::tuple<Tensor, Tensor> loss_of(Call& call, const Tensor& weights, const Opti
 
 std::tuple<Tensor, Tensor> loss_into(Call& call, const Tensor& weights, const Optional& row_weight,
                                      const Optional& denominators, const Tensor& dstudent) {
+  check_weights(call.student, weights, row_weight, denominators);
   return call.wide ? loss_of<double>(call, weights, row_weight, denominators, dstudent)
                    : loss_of<float>(call, weights, row_weight, denominators, dstudent);
 }
@@ -272,8 +250,8 @@ std::tuple<Tensor, Tensor> loss_into(Call& call, const Tensor& weights, const Op
 std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Optional& teacher, const Optional& label,
                                                 const Tensor& weights, const Optional& row_weight,
                                                 const Optional& denominators, double temperature, int64_t divergence,
-                                                bool need_grad) {
-  Call call(student, teacher, label, temperature, divergence);
+                                                double beta, bool need_grad) {
+  Call call(student, teacher, label, temperature, divergence, beta);
   const Dtype dtype = call.problem.student->dtype;
   const Tensor dstudent = need_grad ? new_gradient(call.problem, dtype) : empty({0}, dtype);
   const auto [loss, means] = loss_into(call, weights, row_weight, denominators, dstudent);
@@ -282,19 +260,17 @@ std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Opt
 
 std::tuple<Tensor, Tensor> distill_loss_into_(const Tensor& dstudent, const Tensor& student, const Optional& teacher,
                                               const Optional& label, const Tensor& weights, const Optional& row_weight,
-                                              const Optional& denominators, double temperature, int64_t divergence) {
-  Call call(student, teacher, label, temperature, divergence);
-  const Problem& p = call.problem;
-  const bool fits = dstudent.dim() == 3 && dstudent.size(0) == p.K && dstudent.size(1) == p.N && dstudent.size(2) == p.C;
-  STD_TORCH_CHECK(fits && dtype_of(dstudent) == p.student->dtype && dstudent.is_contiguous(),
-                  "dstudent: expected a contiguous tensor of student's shape and dtype");
+                                              const Optional& denominators, double temperature, int64_t divergence,
+                                               double beta) {
+  Call call(student, teacher, label, temperature, divergence, beta);
+  check_dstudent(dstudent, student);
   return loss_into(call, weights, row_weight, denominators, dstudent);
 }
 
 void distill_scale_(const Tensor& dstudent, const Tensor& dloss) {
+  check_scale(dstudent, dloss);
   const double factor = value_at(dloss.const_data_ptr(), dtype_of(dloss), 0);
   if (factor == 1) return;
-  STD_TORCH_CHECK(dstudent.is_contiguous(), "dstudent: expected the contiguous gradient that distill_loss made");
   const Dtype dtype = dtype_of(dstudent);
   void* data = dstudent.mutable_data_ptr();
   const int64_t elements = dstudent.numel();

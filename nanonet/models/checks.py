@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from nanonet.errors import InputError
@@ -73,9 +74,12 @@ def _read_json(source: str, name: str, local: bool, what: str) -> dict:
     if path is None:
         return {}
     try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{what}: {name} is no JSON object ({type(error).__name__}); get the model again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{what}: {name} is no JSON object ({type(found).__name__}); get the model again")
+    return found
 
 
 @torch.no_grad()
@@ -99,7 +103,7 @@ def check_kind(config: Any, what: str) -> None:
     parts = [name for name in ("vision_config", "audio_config", "max_2d_position_embeddings") if hasattr(config, name)]
     if parts:
         kind = f"reads more than text ({parts[0]})"
-    elif getattr(config, "is_encoder_decoder", False):
+    elif config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         kind = "is an encoder with a decoder"
     elif getattr(config, "is_decoder", False):
         kind = "is a decoder"

@@ -59,7 +59,7 @@ def distill_terms(
     code, beta = _check_divergence(divergence, beta, temperature)
     if torch.compiler.is_compiling():
         return torch.ops.nanonet.distill_terms(student, teacher, label, temperature, code, beta)[0]
-    return _DistillTerms.apply(student, teacher, label, temperature, code, beta)[0]
+    return _run(_DistillTerms, student, teacher, label, temperature, code, beta)[0]
 
 
 def distill_loss(
@@ -105,11 +105,19 @@ def distill_loss(
     need_grad = student.requires_grad and torch.is_grad_enabled()
     if need_grad and student.dtype == torch.float16:
         student = student.float()
-    call: Any = torch.ops.nanonet.distill_loss if torch.compiler.is_compiling() else _DistillLoss.apply
-    loss, means, _ = call(
-        student, teacher, label, weights, row_weight, denominators, temperature, code, beta, need_grad
-    )
-    return loss, means
+    arguments = (student, teacher, label, weights, row_weight, denominators, temperature, code, beta, need_grad)
+    if torch.compiler.is_compiling():
+        return torch.ops.nanonet.distill_loss(*arguments)[:2]
+    return _run(_DistillLoss, *arguments)[:2]
+
+
+def _run(function: Any, *arguments: Any) -> Any:
+    try:
+        return function.apply(*arguments)
+    except RuntimeError as error:  # torch knows no other error of a C++ kernel, which is where labels are looked at
+        if str(error).startswith("label["):
+            raise ValueError(str(error)) from None
+        raise
 
 
 def _as_tensor(name: str, value: Tensor | Sequence[float], student: Tensor) -> Tensor:
