@@ -28,7 +28,7 @@ DTYPES = bench_distill.DTYPES
 ROWS, CLASSES = 512, 32000
 FRESH = 2, 256, 30522  # K, N, C of the gradient buffers
 LORA = 2048, 1024, 1024, 16  # M, D, F, R
-SECONDS = 1.5  # of each implementation
+SECONDS = 3.0  # of each implementation
 ROWS_CHECKED = 32
 
 
@@ -195,7 +195,7 @@ def lora(dtype: torch.dtype) -> Table:
     M, D, out, R = LORA
     x, weight, _, a, b = bench_linear.setup(1, M, D, out, R, dtype, "cpu", False, True)
     dy = torch.randn(1, M, out, generator=torch.Generator().manual_seed(1)).to(dtype)
-    scale = torch.full((1,), 2.0)
+    scale = torch.full((1,), 2.0, dtype=dtype)
     leaves = [t.detach().requires_grad_() for t in (x, a, b) if t is not None]
 
     def ours(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
