@@ -34,8 +34,8 @@ def check_grid():
         # 4, 48: rows in the lanes; 49: the first that is not; 2051: chunks and a ragged vector
         for K, N, C in [(1, 3, 4), (2, 18, 48), (3, 5, 49), (4, 3, 2051), (6, 4, 40)]:
             student, teacher, label = logits(K, N, C, dtype=dtype), logits(N, C, dtype=dtype, seed=1), labels(N, C)
-            for case in CASES:
-                check_raw(student, teacher, label, *codes_of(*case))
+            for name in DIVERGENCES:
+                check_raw(student, teacher, label, *codes_of(name, None))
             for divergence in (0, 2):
                 for tau in (2.0, 2.5):  # 2.5: no power, so ce takes exponentials of its own
                     check_raw(student, teacher, label, tau, divergence)
