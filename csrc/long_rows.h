@@ -63,7 +63,7 @@ struct LongRow {
       x[r] = here[r].x;
       last[r] = here[r].last;
       at[r] = e[r] + chunk * kChunk;
-      ahead.at[r] = source[r]->data + n * source[r]->row_bytes + (chunk + 1) * kChunk * size_of(source[r]->dtype);
+      ahead.at[r] = source[r]->row(n) + (chunk + 1) * kChunk * size_of(source[r]->dtype);
       s.tops[r * s.table() + chunk] = here[r].top;
       top[r] = splat(reference(here[r].top));
       all_near &= near(here[r]);

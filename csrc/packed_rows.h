@@ -34,7 +34,7 @@ struct PackedRows {
   template <class T>
   void pack(const Rows& rows, F* out) {
     for (int64_t i = 0; i < count; ++i) {
-      const T* row = (const T*)(rows.data + n[i] * rows.row_bytes);
+      const T* row = (const T*)rows.row(n[i]);
       F buffer[kPackedClasses + L];
       const F* x = buffer;
       if constexpr (std::is_same_v<F, T>)

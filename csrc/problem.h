@@ -28,11 +28,16 @@ enum Divergence : int64_t {
 constexpr int64_t kUnlabelled = -100;
 constexpr int64_t kStats = 4;  // of a row: maximum, log-sum-exp below it at the temperature and at 1, sum of slopes
 
-// One matrix (N,C) of logits; the last dimension is contiguous.
+// One matrix (N,C) of logits; the last dimension is contiguous. Rows may lie in groups of `inner`, as those of a slice do.
 struct Rows {
   const char* data;
   int64_t row_bytes;
   Dtype dtype;
+  int64_t inner = 0, outer_bytes = 0;  // inner 0: all rows are row_bytes apart
+
+  const char* row(int64_t n) const {
+    return inner == 0 ? data + n * row_bytes : data + n / inner * outer_bytes + n % inner * row_bytes;
+  }
 };
 
 // The loss of N rows of C classes and K students. "real" is double for a float64 student and float for the rest.

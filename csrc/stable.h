@@ -20,8 +20,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
+// What becomes a ValueError in Python; std::runtime_error and torch's own errors become a RuntimeError.
 inline void require(bool holds, const char* message) {
-  if (!holds) throw std::runtime_error(message);
+  if (!holds) throw std::invalid_argument(message);
 }
 
 inline Dtype dtype_of(const Tensor& tensor) {
@@ -41,8 +42,9 @@ inline int32_t dtype_code(Dtype dtype) {
 }
 
 // torch::stable::empty looks its op up by name at every call; this does not.
-inline Tensor new_tensor(std::initializer_list<int64_t> sizes, Dtype dtype, int32_t device_type, int32_t device) {
-  int64_t strides[4], elements = 1;
+inline Tensor new_tensor(torch::headeronly::IntHeaderOnlyArrayRef sizes, Dtype dtype, int32_t device_type,
+                         int32_t device) {
+  int64_t strides[64], elements = 1;
   for (size_t i = sizes.size(); i-- > 0; elements *= sizes.begin()[i]) strides[i] = elements;
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype_code(dtype),

@@ -31,6 +31,7 @@ def test_opcheck(divergence, beta):
 
 @pytest.mark.parametrize("backend,divergence", [("inductor", "kl"), *(("aot_eager", name) for name in DIVERGENCES)])
 def test_compiles_without_a_graph_break(backend, divergence):
+    torch._dynamo.reset()  # else the ninth meets the limit of recompilations
     student, teacher, label = draw(2, 6, 9, torch.float32)
     options = options_of(divergence, None, 2.0)
 
@@ -134,12 +135,12 @@ S, T, Y = torch.zeros(2, 3, 4), torch.zeros(3, 4), torch.zeros(3, dtype=torch.in
 BAD = [
     (dict(student=[[1.0]]), TypeError, "student: expected a"),
     (dict(student=S.long()), TypeError, "student"),
-    (dict(student=T), ValueError, r"\(K,N,C\)"),
+    (dict(student=T[0]), ValueError, r"\(K,N,C\)"),
     (dict(student=torch.zeros(0, 3, 4)), ValueError, "K >= 1"),
     (dict(teacher=torch.zeros(3, 5)), ValueError, r"teacher: expected shape \(3, 4\)"),
     (dict(teacher=T.long()), TypeError, "teacher"),
     (dict(teacher=T.clone().requires_grad_()), ValueError, r"teacher.detach\(\)"),
-    (dict(label=Y.int()), TypeError, "label"),
+    (dict(label=Y.float()), TypeError, "label"),
     (dict(label=Y[:2]), ValueError, "label: expected shape"),
     (dict(label=Y + 4), ValueError, r"label\[0\] is 4.*-100"),
     (dict(label=Y - 1), ValueError, r"label\[0\] is -1"),
