@@ -86,7 +86,7 @@ def per_position(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def op(student: Tensor, teacher: Tensor, divergence: str, beta: float | None = None) -> Tensor:
-    return distill_loss(student[None], teacher, weights=(0.0, 1.0, 0.0), divergence=divergence, beta=beta)[0]
+    return distill_loss(student, teacher, weights=(0.0, 1.0, 0.0), divergence=divergence, beta=beta)[0]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def others(dtype: torch.dtype) -> Iterator[Table]:
     N, C = ROWS, CLASSES
     student, teacher = draw(N, C, dtype=dtype)
     label = torch.randint(0, C, (N,), generator=torch.Generator().manual_seed(1))
-    runs = {"nanonet": with_backward(lambda s: distill_loss(s[None], None, label, weights=(1.0, 0.0, 0.0))[0], student)}
+    runs = {"nanonet": with_backward(lambda s: distill_loss(s, None, label, weights=(1.0, 0.0, 0.0))[0], student)}
     runs["F.cross_entropy"] = with_backward(lambda s: F.cross_entropy(s, label), student)
     yield "hard labels", {"N": N, "C": C}, runs, {"F.cross_entropy": "2x"}, None
     if dtype == torch.float32:
