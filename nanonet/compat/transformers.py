@@ -60,14 +60,13 @@ class DistillTrainer(Trainer):
         with torch.no_grad():
             teacher = _logits(self.teacher_model(**inputs))
         student = _logits(outputs)
-        cohort = student.dim() > teacher.dim()
-        loss, self.means = self.distill(student if cohort else student[None], teacher, labels, num_items_in_batch)
-        if cohort:
+        loss, self.means = self.distill(student, teacher, labels, num_items_in_batch)
+        if student.dim() > teacher.dim():  # a cohort's
             outputs = {"logits": student.transpose(0, 1)}
         return (loss, outputs) if return_outputs else loss
 
     def distill(self, student: Tensor, teacher: Tensor, labels: Tensor | None, items: Any) -> tuple[Tensor, Tensor]:
-        """Loss and means of logits (K,...,C) and (...,C); over `items` tokens in all where these are known."""
+        """Loss and means of logits (K,...,C) or (...,C) and (...,C), over `items` tokens where they are counted."""
         if self.causal:
             student, teacher = student[..., :-1, :], teacher[..., :-1, :]
             labels = None if labels is None else labels[..., 1:]
@@ -77,11 +76,11 @@ class DistillTrainer(Trainer):
             denominators = torch.as_tensor(items, dtype=torch.float32, device=student.device).reshape(1).repeat(2)
             denominators = denominators / processes  # whose gradients are averaged
         return distill_loss(
-            student.flatten(1, -2),
-            teacher.flatten(0, -2),
-            None if labels is None else labels.flatten(),
+            student,
+            teacher,
+            labels,
             weights=self.weights,
-            row_weight=None if labels is None or labels.dim() == 1 else (labels != -100).flatten().float(),
+            row_weight=None if labels is None or labels.dim() == 1 else labels != -100,
             denominators=denominators,
             **self.options,
         )

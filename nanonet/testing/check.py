@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,21 +101,32 @@ def _masks(loss: Loss, mask: Callable[[Tensor], Mapping[str, Any]], dtype, seed,
 
 
 def _habits(loss: Loss, arguments: dict[str, Any], dtype: torch.dtype, seed: int, device) -> list[Check]:
-    """The same bits twice, and another result for another value of each argument."""
+    """The same bits twice, from two calls and from two backwards; another result for another value of each argument."""
     name = str(dtype).removeprefix("torch.")
     student, teacher = _draw(6, 33, dtype, seed, device)
     upstream = torch.ones(6, device=device)
 
-    def bits(**given: Any) -> list[Tensor]:
-        return list(loss.call(student.detach().clone().requires_grad_(), teacher, upstream, **given))
+    def bits(times: int = 1, **given: Any) -> list[Tensor]:
+        return loss.call(student.detach().clone().requires_grad_(), teacher, upstream, given, times)
 
+    def again() -> bool:
+        _, first, second = bits(2)
+        return torch.equal(first, second)
+
+    def differs(key: str) -> bool:
+        return not all(map(torch.equal, bits(), bits(**{key: arguments[key]})))
+
+    cases: dict[str, tuple[Callable[[], bool], str]] = {
+        "called twice": (lambda: all(map(torch.equal, bits(), bits())), "the second call differs"),
+        "backward twice": (again, "another gradient from the same graph"),
+    }
+    cases |= {f"argument {key}": (partial(differs, key), "it changes nothing") for key in arguments}
     checks = []
-    for case, given in [("twice", {}), *((f"argument {key}", {key: value}) for key, value in arguments.items())]:
+    for case, (holds, note) in cases.items():
         try:
-            equal = all(map(torch.equal, bits(), bits(**given)))
+            good = holds()
         except Exception as error:
             checks.append(ended(case, name, error))
             continue
-        good, note = (equal, "the second call differs") if not given else (not equal, "it changes nothing")
         checks.append(Check(case, name, "bits", 0.0 if good else math.inf, 0.0, "" if good else note))
     return checks

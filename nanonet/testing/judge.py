@@ -50,20 +50,21 @@ class Loss:
         gradient = reference.row_gradient(terms, student[None], teacher, None, *options)[0]
         return (rows if self.reduction == "none" else rows.sum()), gradient
 
-    def call(self, leaf: Tensor, teacher: Tensor, upstream: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+    def call(
+        self, leaf: Tensor, teacher: Tensor, upstream: Tensor, arguments: Mapping[str, Any], times: int = 1
+    ) -> list[Tensor]:
         """What the callable gives for as many classes of leaf as teacher has: value, and the gradient of these under
-        upstream (N,), the same for all rows if reduced."""
+        upstream (N,), the same for all rows if reduced; so many times from one graph."""
         C = teacher.shape[1]
         value = self.fn(leaf if leaf.shape[1] == C else leaf[:, :C], teacher, **arguments)
         expected = () if self.reduction != "none" else (len(teacher),)
         if value.shape != expected:
             raise ValueError(f"the value has shape {tuple(value.shape)}, expected {expected} ({self.reduction})")
         weight = upstream if self.reduction == "none" else upstream[0]
-        (gradient,) = torch.autograd.grad(value, leaf, weight.to(value.dtype), retain_graph=True)
-        (again,) = torch.autograd.grad(value, leaf, weight.to(value.dtype))
-        if not torch.equal(gradient.nan_to_num(), again.nan_to_num()):
-            raise ValueError("a second backward of the same graph gives another gradient")
-        return value.detach(), gradient[:, :C]
+        weight = weight.to(value.dtype)
+        left = range(times)[::-1]
+        gradients = [torch.autograd.grad(value, leaf, weight, retain_graph=more > 0)[0][:, :C] for more in left]
+        return [value.detach(), *gradients]
 
 
 def make_loss(fn, divergence, beta, temperature, tau_squared, reduction) -> Loss:
@@ -104,7 +105,7 @@ def judge(
     plain = loss.exact(student, teacher, upstream, keep)
     before = leaf.clone(), teacher.clone()
     try:
-        found = loss.call(leaf.requires_grad_(), teacher, upstream, **arguments)
+        found = loss.call(leaf.requires_grad_(), teacher, upstream, arguments)
     except Exception as error:
         return [ended(name, dtype, error)]
     ties = name == "student is teacher" and loss.code == DIVERGENCES["tv"]  # any slope from -1 to 1 is right there

@@ -24,11 +24,11 @@ def test_a_plain_loop():
             p = teacher(**batch).logits[:, :-1]
         q = student(**batch).logits[:, :-1]
         loss, means = distill_loss(
-            q[None].flatten(1, -2),
-            p.flatten(0, 1),
-            labels.flatten(),
+            q,
+            p,
+            labels,
             weights=(0.5, 0.5, 0.0),
-            row_weight=counted.flatten().float(),
+            row_weight=counted,
             temperature=2.0,
         )
         if step == 0:
@@ -62,11 +62,11 @@ def test_students_that_are_separate_models():
     q = [student(**batch).logits[:, :-1] for student in students]
     parameters = [parameter for student in students for parameter in student.parameters()]
     loss, means = distill_loss(
-        torch.stack(q).flatten(1, -2),
-        p.flatten(0, 1),
-        labels.flatten(),
+        q,  # a list: each gets its own gradient, nothing is stacked
+        p,
+        labels,
         weights=(1.0, 1.0, 0.5),
-        row_weight=(labels != -100).flatten().float(),
+        row_weight=labels != -100,
     )
     expected = pair_by_pair(q, p, labels)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and means.shape == (3, 3)

@@ -38,11 +38,11 @@ def plain(folder: Path, rank: int, world: int) -> tuple[list[float], torch.nn.Mo
             p = teacher(**batch).logits[:, :-1]
         q = wrapped(**batch).logits[:, :-1]
         loss, _ = distill_loss(
-            q[None].flatten(1, -2),
-            p.flatten(0, 1),
-            labels.flatten(),
+            q,
+            p,
+            labels,
             weights=(1.0, 1.0, 0.0),
-            row_weight=(labels != -100).flatten().float(),
+            row_weight=labels != -100,
             denominators=count.repeat(2) / world,  # DistributedDataParallel averages the gradients
         )
         optimizer.zero_grad()
