@@ -22,7 +22,9 @@ OPS = torch.ops.nanonet
 REFUSALS = (MemoryError, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 size = st.sampled_from([0, 1, 2, 3, 4, 5, 17, 49])
 # products of these pass int64
-huge = st.sampled_from([(1 << 30, 1 << 30, 1), (1 << 29, 1 << 29, 1), (1, 1 << 40, 1 << 21), (3, 1 << 60, 2), (1 << 40, 0, 3)])
+huge = st.sampled_from(
+    [(1 << 30, 1 << 30, 1), (1 << 29, 1 << 29, 1), (1, 1 << 40, 1 << 21), (3, 1 << 60, 2), (1 << 40, 0, 3)]
+)
 
 
 @st.composite
