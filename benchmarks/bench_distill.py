@@ -140,19 +140,19 @@ def with_backward(
 def op_fresh(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
     weights = torch.tensor(WEIGHTS, device=student.device)
     op = torch.ops.nanonet.distill_loss.default
-    return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, True)
+    return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, 0.0, True)
 
 
 def op_reused(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
     weights, dstudent = torch.tensor(WEIGHTS, device=student.device), torch.empty_like(student)
     op = torch.ops.nanonet.distill_loss_into_.default
-    return lambda: op(dstudent, student, teacher, label, weights, None, None, 1.0, 0)
+    return lambda: op(dstudent, student, teacher, label, weights, None, None, 1.0, 0, 0.0)
 
 
 def op_triton(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
     weights = torch.tensor(WEIGHTS, device=student.device)
     op = triton.implementations()["distill_loss"]
-    return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, True)
+    return lambda: op(student, teacher, label, weights, None, None, 1.0, 0, 0.0, True)
 
 
 def op_terms(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], Any]:
@@ -160,8 +160,8 @@ def op_terms(student: Tensor, teacher: Tensor, label: Tensor) -> Callable[[], An
     forward, backward = torch.ops.nanonet.distill_terms.default, torch.ops.nanonet.distill_terms_backward.default
 
     def run() -> Tensor:
-        _, stats = forward(student, teacher, label, 1.0, 0)
-        return backward(upstream, student, teacher, label, stats, 1.0, 0)
+        _, stats = forward(student, teacher, label, 1.0, 0, 0.0)
+        return backward(upstream, student, teacher, label, stats, 1.0, 0, 0.0)
 
     return run
 

@@ -1,12 +1,13 @@
 // The loss of a range of rows: which path each row takes. Included once per instruction set, by kernels.cpp.
 //
-//   packed rows   few classes: kLanes rows at once
-//   long row      everything else of the fused path: KL, up to four students, the same terms for each student
+//   packed rows   kl and cross_entropy of few classes: kLanes rows at once
+//   long row      up to four students, the same terms for each of them, any divergence but mse
 //   any row       the rest
 // The choice depends on the row alone, never on its neighbours or on the split over threads.
 #pragma once
 
 #include "any_rows.h"
+#include "long_rows.h"
 #include "packed_rows.h"
 
 namespace nanonet::NANONET_ISA {
@@ -26,7 +27,7 @@ struct Range {
   Range(const Problem& p, void* memory) : p(p), s(p, (char*)memory) {
     rows = (typename AnyRow<F>::Row*)((char*)memory + s.bytes);
     sums = (double*)(rows + p.K + 1);
-    fused = p.divergence == kKl && p.K <= kMaxFused;
+    fused = p.divergence != kMse && p.K <= kMaxFused;
   }
 
   static int64_t bytes(const Problem& p) {
@@ -97,9 +98,9 @@ struct Range {
   }
 
   void any_row(Pass pass, int64_t n) {
-    AnyRow<F> row(p, s, n);
-    pass == Pass::kBackward ? row.load_stats(rows) : row.run_terms(rows, sums);
-    if (p.upstream) row.run_gradient(rows);
+    AnyRow<F> row(p, s, n, rows);
+    pass == Pass::kBackward ? row.load_stats() : row.run_terms(sums);
+    if (p.upstream) row.run_gradient(pass == Pass::kBackward);
   }
 
   void run(Pass pass, int64_t begin, int64_t end) {
@@ -116,7 +117,7 @@ struct Range {
           break;
         case Path::kAny: any_row(pass, n); break;
         case Path::kFused:
-          if (p.C <= kPackedClasses) {
+          if (p.C <= kPackedClasses && (has_kl_slopes(p) || !p.teacher)) {
             waiting[count++] = n;
             if (count == L) flush();
           } else {

@@ -3,8 +3,7 @@
 // Bounds, measured against long double by tests/test_exp_log.cpp:
 //   exp_scaled            3 + |x/tau| ulp, as though the temperature were off by half an ulp; as much again where
 //                         multiply-add is not fused (baseline on x86)
-//   log_mean_of_one_and   4 ulp on [0, 1]
-//   log_of                2 ulp of double on [1, 2^40], 2e-16 near 1
+//   log_of                2 ulp of its dtype from the smallest normal number on, half an ulp of 1 near 1
 #pragma once
 
 #include "vec.h"
@@ -77,23 +76,12 @@ NN_INLINE Vec<F> exp_scaled(Vec<F> x, F c) {
 #endif
 }
 
-// log((1 + r)/2) for 0 <= r <= 1, exactly 0 at 1: 2 atanh(s), s = (r - 1)/(r + 3), |s| <= 1/3.
-template <class F>
-NN_INLINE Vec<F> log_mean_of_one_and(Vec<F> r) {
-  const Vec<F> s = (r - F(1)) / (r + F(3)), s2 = s * s;
-  constexpr int terms = sizeof(F) == 4 ? 8 : 17;  // (1/9)^terms / (2 terms + 1) is below half an ulp
-  Vec<F> y = splat(F(1.0 / (2 * terms - 1)));
-#pragma GCC unroll 20
-  for (int i = terms - 2; i >= 0; --i) y = y * s2 + F(1.0 / (2 * i + 1));
-  return F(2) * s * y;
-}
-
-// log x for x >= 1 and finite, NaN where x is NaN: the sums of a softmax below its maximum.
+// log x for x > 0, normal and finite; NaN where x is NaN. x = 2^n m with m in [sqrt(1/2), sqrt(2)); W: double, or a vector.
 template <class W>
+  requires(!std::is_same_v<W, Vec<float>>)
 NN_INLINE W log_of(W x) {
   using I = decltype(x > x);
   const I bits = (I)x;
-  // x = 2^n m with m in [sqrt(1/2), sqrt(2))
   const I n = (bits - 0x3FE6A09E667F3BCD) >> 52;
   const W m = (W)(bits - (n << 52));
   const W s = (m - 1.0) / (m + 1.0), s2 = s * s;
@@ -105,5 +93,20 @@ NN_INLINE W log_of(W x) {
 }
 
 NN_INLINE double log_of(double x) { return __builtin_log(x); }
+
+// f = m - 1: f - f^2/2 + f^3 P(f), P by Cephes' logf; no division.
+NN_INLINE Vec<float> log_of(Vec<float> x) {
+  using I = Vec<int32_t>;
+  const I bits = (I)x, n = (bits - 0x3F3504F3) >> 23;
+  const Vec<float> f = (Vec<float>)(bits - (n << 23)) - 1.0f, power = __builtin_convertvector(n, Vec<float>);
+  constexpr float c[] = {3.3333331174e-1f,  -2.4999993993e-1f, 2.0000714765e-1f,  -1.6668057665e-1f, 1.4249322787e-1f,
+                         -1.2420140846e-1f, 1.1676998740e-1f,  -1.1514610310e-1f, 7.0376836292e-2f};
+  Vec<float> y = splat(c[8]);
+#pragma GCC unroll 16
+  for (int i = 7; i >= 0; --i) y = y * f + c[i];
+  y = y * f * (f * f) + power * -2.12194440e-4f - 0.5f * (f * f);  // log 2 in two parts
+  const Vec<float> log = power * 0.693359375f + (f + y);
+  return x == x ? log : x;
+}
 
 }  // namespace nanonet::NANONET_ISA

@@ -1,16 +1,17 @@
-// The headline path: KL from the teacher and among up to four students, with one exponential an element.
+// The headline path: KL or cross-entropy from the teacher and KL among up to four students, with one exponential an
+// element. cross_entropy is KL without log p: the two differ by a factor of 1 or 0, `with_log_p`.
 //
 // A block is a set of rows, the R = K (+1) of one n, cut into chunks that stay in the first-level cache. The same
-// two block functions serve long rows (lanes are classes of one row) and short ones (lanes are rows, `packed.h`):
+// two block functions serve long rows (lanes are classes of one row) and short ones (lanes are rows, packed_rows.h):
 // each value of a row stands in a vector, and the sums over classes are left in the lanes.
 //
 //   sweep     u = x - top, e = e^(u/tau), and per chunk S = sum e, S1 = sum e^tau (tau a small integer: softmax at
-//             temperature 1), T_k = sum e_t (u_t - u_k), P_jk = sum e_j (u_j - u_k)
+//             temperature 1), T_k = sum e_t (u_t - u_k) (or without u_t), P_jk = sum e_j (u_j - u_k)
 //   gradient  q = e scale, ds_k = u_ce softmax(s_k) + u_t (q_k - p) + u_p (K q_k - sum_j q_j)
 //
 // e stays in scratch, relative to the chunk's own maximum: `scale` brings it to the row's, so no pass is spent on
 // finding the maximum first. The pairs are summed one by one, since each costs two multiply-adds between values in
-// registers and loses nothing where students agree; beyond four students `general.h` has the O(K) form.
+// registers and loses nothing where students agree; beyond four students any_rows.h has the O(K) form.
 #pragma once
 
 #include "exp_log.h"
@@ -21,6 +22,8 @@ namespace nanonet::NANONET_ISA {
 constexpr int64_t kChunk = 1024;     // classes: (K+1) rows and their exponentials in 48 KB for K = 4
 constexpr int64_t kMaxFused = 4;     // students: pair sums stay in registers
 constexpr int64_t kMaxPower = 8;     // largest temperature whose softmax at 1 is taken as a power
+
+NN_INLINE bool has_log_p(const Problem& p) { return p.divergence != kCrossEntropy; }
 
 template <class F, int K, bool HasTeacher>
 struct Sums {
@@ -42,7 +45,7 @@ struct Ahead {
 template <class F, int K, bool HasTeacher, bool kKeep, bool kNear>
 __attribute__((noinline)) void sweep(const F* const* x, const F* const* last, const Ahead<K + HasTeacher>& ahead,
                                      F* const* e, int64_t count, const Vec<F>* top, F c, int power,
-                                     Sums<F, K, HasTeacher>& sums) {
+                                     F with_log_p, Sums<F, K, HasTeacher>& sums) {
   constexpr int R = K + HasTeacher;
   constexpr int64_t L = kLanes<F>;
   using V = Vec<F>;
@@ -78,7 +81,7 @@ __attribute__((noinline)) void sweep(const F* const* x, const F* const* last, co
       };
       if constexpr (HasTeacher) {
 #pragma GCC unroll 8
-        for (int k = 0; k < K; ++k) T[k] += v[K] * masked(v[K], u[K] - u[k]);
+        for (int k = 0; k < K; ++k) T[k] += v[K] * masked(v[K], u[K] * with_log_p - u[k]);
       }
 #pragma GCC unroll 8
       for (int j = 0; j < K; ++j) {
@@ -99,8 +102,9 @@ __attribute__((noinline)) void sweep(const F* const* x, const F* const* last, co
   }
 }
 
-// The gradient is linear in e and in e^tau: its coefficients, for one row or a row in each lane.
-template <class F, int K, bool HasTeacher>
+// The gradient is linear in e and in e^tau: its coefficients, for one row or a row in each lane. kGeneral: no e of the
+// teacher, but a gradient of its term for each student.
+template <class F, int K, bool HasTeacher, bool kGeneral = false>
 struct Slopes {
   static constexpr int R = K + HasTeacher;
   Vec<F> scale[R], scale1[K];          // 1/S and 1/S1, brought to the chunk's maximum
@@ -113,7 +117,7 @@ struct Slopes {
     powers = power > 1;
     for (int k = 0; k < K; ++k) {
       own[k] = power == 1 ? ce[k] : Vec<F>{};
-      if constexpr (HasTeacher) own[k] += teacher[k], from_teacher[k] = teacher[k] * scale[K];
+      if constexpr (HasTeacher && !kGeneral) own[k] += teacher[k], from_teacher[k] = teacher[k] * scale[K];
       if constexpr (K > 1) own[k] += F(K) * peers[k];
       own[k] *= scale[k];
       if (powers) scale1[k] *= ce[k];
@@ -123,13 +127,13 @@ struct Slopes {
 
 // The gradient without the one-hot of the label; `out` may be the students' e. Whatever the loop needs is copied first:
 // what it stores could be anything, as far as the compiler knows, and would be loaded again.
-template <class F, int K, bool HasTeacher>
+template <class F, int K, bool HasTeacher, bool kGeneral>
 __attribute__((noinline)) void gradient(const F* const* e_, F* const* out_, int64_t count, int power,
-                                        const Slopes<F, K, HasTeacher>& s_) {
-  constexpr int R = K + HasTeacher;
+                                        const Slopes<F, K, HasTeacher, kGeneral>& s_) {
+  constexpr int R = K + (kGeneral ? K : int(HasTeacher));
   constexpr int64_t L = kLanes<F>;
   using V = Vec<F>;
-  const Slopes<F, K, HasTeacher> s = s_;
+  const Slopes<F, K, HasTeacher, kGeneral> s = s_;
   const F* e[R];
   F* out[K];
   for (int r = 0; r < R; ++r) e[r] = e_[r];
@@ -143,7 +147,8 @@ __attribute__((noinline)) void gradient(const F* const* e_, F* const* out_, int6
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) {
       V ds = v[k] * s.own[k];
-      if constexpr (HasTeacher) ds -= v[K] * s.from_teacher[k];
+      if constexpr (kGeneral) ds += v[K + k] * s.teacher[k];
+      else if constexpr (HasTeacher) ds -= v[K] * s.from_teacher[k];
       if constexpr (K > 1) ds -= total * s.peers[k];
       if (s.powers) {
         V plain = v[k];
@@ -158,17 +163,17 @@ __attribute__((noinline)) void gradient(const F* const* e_, F* const* out_, int6
 // The terms of a row from its sums. D is double, or a vector of doubles with a row in each lane.
 // below[k] is x_y - maximum, the label's logit; T and P are sums over u, not yet divided by tau.
 template <int K, bool HasTeacher, class D>
-NN_INLINE void finish(const D* S, const D* S1, const D* T, const D (*P)[K], const D* below, double temperature, D* log_S,
+NN_INLINE void finish(const D* S, const D* S1, const D* T, const D (*P)[K], const D* below, const Problem& p, D* log_S,
                       D* log_S1, D* ce, D* teacher, D* peers) {
   constexpr int R = K + HasTeacher;
-  const double tau = temperature;
+  const double tau = p.temperature, with_log_p = has_log_p(p);
   for (int r = 0; r < R; ++r) log_S[r] = log_of(S[r]);
   for (int k = 0; k < K; ++k) {
     log_S1[k] = log_of(S1[k]);
     ce[k] = log_S1[k] - below[k];
     teacher[k] = peers[k] = D{};
-    // KL = sum p (u_t - u_k)/tau + log S_k - log S_t
-    if constexpr (HasTeacher) teacher[k] = tau * tau * (T[k] / S[K] / tau + (log_S[k] - log_S[K]));
+    // KL = sum p (u_t - u_k)/tau + log S_k - log S_t; cross-entropy without u_t and S_t
+    if constexpr (HasTeacher) teacher[k] = tau * tau * (T[k] / S[K] / tau + (log_S[k] - with_log_p * log_S[K]));
     if constexpr (K > 1) {
       for (int j = 0; j < K; ++j)
         if (j != k) peers[k] += P[j][k] / S[j] / tau + (log_S[k] - log_S[j]);

@@ -1,7 +1,8 @@
-// The fused path where a row fills vectors: lanes are classes, one row (of each tensor) at a time.
+// The fused path where a row fills vectors: lanes are classes, one row (of each tensor) at a time. Divergences whose
+// gradient is not linear in e (general: all but kl and cross_entropy) take it from e and the logits in a second sweep.
 #pragma once
 
-#include "scratch.h"
+#include "pairs.h"
 
 namespace nanonet::NANONET_ISA {
 
@@ -17,6 +18,8 @@ struct LongRow {
   F c;
   const Rows* source[R];
   F* e[R];
+  F top[R], log_S[R];
+  double slopes[K] = {};  // general: sums over the row
 
   LongRow(const Problem& p, Scratch<F>& s, int64_t k0, int64_t n)
       : p(p), s(s), k0(k0), n(n), y(label_of(p, n)), c(exponent_factor<F>(p.temperature)) {
@@ -60,7 +63,7 @@ struct LongRow {
       x[r] = here[r].x;
       last[r] = here[r].last;
       at[r] = e[r] + chunk * kChunk;
-      ahead.at[r] = source[r]->data + n * source[r]->row_bytes + (chunk + 1) * kChunk * size_of(source[r]->dtype);
+      ahead.at[r] = source[r]->row(n) + (chunk + 1) * kChunk * size_of(source[r]->dtype);
       s.tops[r * s.table() + chunk] = here[r].top;
       top[r] = splat(reference(here[r].top));
       all_near &= near(here[r]);
@@ -70,7 +73,7 @@ struct LongRow {
       for (F* pad = chunk.pads[0]; pad < chunk.pads[1]; ++pad) *pad = chunk.top + depth;
     Sums<F, K, HasTeacher> sums;
     const auto run = all_near ? sweep<F, K, HasTeacher, kKeep, true> : sweep<F, K, HasTeacher, kKeep, false>;
-    run(x, last, ahead, at, count, top, c, power > 1 ? power : 0, sums);
+    run(x, last, ahead, at, count, top, c, power > 1 ? power : 0, F(has_log_p(p)), sums);
     double* out = s.sums + chunk * (R + 2 * K + K * K);
     for (int r = 0; r < R; ++r) out[r] = sum_lanes(sums.S[r]);
     for (int k = 0; k < K; ++k) {
@@ -111,7 +114,7 @@ struct LongRow {
       for (int k = 0; k < K; ++k) {
         if (power > 0) S1[k] += s.factors[(R + k) * table + i] * in[R + k];
         if (HasTeacher && factor[R - 1] != 0)
-          T[k] += factor[R - 1] * (in[R + K + k] + in[R - 1] * (below[R - 1] - below[k]));
+          T[k] += factor[R - 1] * (in[R + K + k] + in[R - 1] * (has_log_p(p) * below[R - 1] - below[k]));
         for (int j = 0; j < K; ++j)
           if (j != k && factor[j] != 0)
             P[j][k] += factor[j] * (in[R + 2 * K + j * K + k] + in[j] * (below[j] - below[k]));
@@ -119,13 +122,44 @@ struct LongRow {
     }
   }
 
+  bool general() const { return HasTeacher && !has_kl_slopes(p); }
+
+  const F* logits(int r, int64_t chunk, F pad) {
+    return staged<F>(*source[r], n, chunk * kChunk, classes(chunk), s.staged + r * s.chunk_stride, pad);
+  }
+
+  // x: the chunk's logits; their pads count only where e of a pad is not 0, so they must be finite then.
+  ChunkView<F> view(int r, int64_t chunk, const F* x, F scale) const {
+    return {x, e[r] + chunk * kChunk, top[r], log_S[r], F(1 / p.temperature), scale};
+  }
+
+  // general: D(p, q_k) of every student, and the sums of its slopes.
+  void divergences(const double* S, double* of_teacher) {
+    double value[K] = {};
+    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
+      const auto view_of = [&](int r) {
+        const F* x = needs_logits(p) ? logits(r, chunk, F(0)) : nullptr;
+        return view(r, chunk, x, s.factors[r * s.table() + chunk] * F(1 / S[r]));
+      };
+      const ChunkView<F> teacher = view_of(R - 1);
+      for (int k = 0; k < K; ++k) {
+        const PairSums sums = pair_sums(p, teacher, view_of(k), padded<F>(classes(chunk)));
+        value[k] += sums.value, slopes[k] += sums.slopes;
+      }
+    }
+    for (int k = 0; k < K; ++k) of_teacher[k] = value[k] * p.temperature * p.temperature;
+  }
+
   template <bool kKeep>
   void run() {
-    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) sweep_chunk<kKeep>(chunk);
-    double top[R], S[R], S1[K], T[K], P[K][K], below[K], log_S[R], log_S1[K], ce[K], teacher[K], peers[K];
-    combine(top, S, S1, T, P);
-    for (int k = 0; k < K; ++k) below[k] = power > 0 ? double(element<F>(*source[k], n, y)) - top[k] : 0;
-    finish<K, HasTeacher, double>(S, S1, T, P, below, p.temperature, log_S, log_S1, ce, teacher, peers);
+    for (int64_t chunk = 0; chunk < s.chunks; ++chunk)
+      kKeep || general() ? sweep_chunk<true>(chunk) : sweep_chunk<false>(chunk);
+    double highest[R], S[R], S1[K], T[K], P[K][K], below[K], log_sum[R], log_S1[K], ce[K], teacher[K], peers[K];
+    combine(highest, S, S1, T, P);
+    for (int k = 0; k < K; ++k) below[k] = power > 0 ? double(element<F>(*source[k], n, y)) - highest[k] : 0;
+    finish<K, HasTeacher, double>(S, S1, T, P, below, p, log_sum, log_S1, ce, teacher, peers);
+    for (int r = 0; r < R; ++r) top[r] = F(highest[r]), log_S[r] = F(log_sum[r]);
+    if (general()) divergences(S, teacher);
     for (int k = 0; k < K; ++k) {
       term_of<F>(p, 0, k0 + k, n) = power > 0 ? F(ce[k]) : F(0);
       term_of<F>(p, 1, k0 + k, n) = F(teacher[k]);
@@ -134,17 +168,17 @@ struct LongRow {
     if (p.stats) {
       for (int r = 0; r < R; ++r) {
         F* stats = stats_of<F>(p, r < K ? k0 + r : p.K, n);
-        stats[0] = F(top[r]);
-        stats[1] = F(log_S[r]);
+        stats[0] = top[r];
+        stats[1] = log_S[r];
         stats[2] = r < K && power > 0 ? F(log_S1[r]) : F(0);
-        stats[3] = 0;
+        stats[3] = r < K ? F(slopes[r]) : F(0);
       }
     }
     if constexpr (kKeep) {
       F scale[R], scale1[K];
       for (int r = 0; r < R; ++r) scale[r] = F(1 / S[r]);
       for (int k = 0; k < K; ++k) scale1[k] = F(1 / S1[k]);
-      write_gradient(scale, scale1, false);
+      general() ? write_gradient<HasTeacher>(scale, scale1, false) : write_gradient<false>(scale, scale1, false);
     }
   }
 
@@ -153,24 +187,26 @@ struct LongRow {
     F scale[R], scale1[K];
     for (int r = 0; r < R; ++r) {
       const F* stats = stats_of<F>(p, r < K ? k0 + r : p.K, n);
-      scale[r] = F(__builtin_exp(-double(stats[1])));
-      if (r < K) scale1[r] = F(__builtin_exp(-double(stats[2])));
+      top[r] = stats[0], log_S[r] = stats[1];
+      scale[r] = F(__builtin_exp(-double(log_S[r])));
+      if (r < K) scale1[r] = F(__builtin_exp(-double(stats[2]))), slopes[r] = stats[3];
     }
-    write_gradient(scale, scale1, true);
+    general() ? write_gradient<HasTeacher>(scale, scale1, true) : write_gradient<false>(scale, scale1, true);
   }
 
-  void exponentials(int64_t chunk) {
+  void exponentials(int64_t chunk, const F* const* x) {
     const int64_t count = padded<F>(classes(chunk)) / L;
     for (int r = 0; r < R; ++r) {
-      const F* x = staged<F>(*source[r], n, chunk * kChunk, classes(chunk), s.staged, -__builtin_huge_valf());
-      const Vec<F> top = splat(stats_of<F>(p, r < K ? k0 + r : p.K, n)[0]);
+      const Vec<F> highest = splat(top[r]);
       F* at = e[r] + chunk * kChunk;
-      for (int64_t i = 0; i < count; ++i) store(at + i * L, exp_scaled<F>(load(x + i * L) - top, c));
+      for (int64_t i = 0; i < count; ++i) store(at + i * L, exp_scaled<F>(load(x[r] + i * L) - highest, c));
     }
   }
 
+  template <bool kGeneral>
   void write_gradient(const F* scale, const F* scale1, bool from_stats) {
-    Slopes<F, K, HasTeacher> slopes;
+    constexpr int kStreams = kGeneral ? 2 * K : R;
+    Slopes<F, K, HasTeacher, kGeneral> factors;
     const F tau = F(p.temperature);
     F u_ce[K];
     int64_t done[K] = {};
@@ -179,21 +215,29 @@ struct LongRow {
     for (int k = 0; k < K; ++k) {
       u_ce[k] = power > 0 ? upstream_of<F>(p, 0, k0 + k, n) : F(0);
       any_ce |= u_ce[k] != 0;
-      slopes.ce[k] = splat(u_ce[k]);
-      slopes.teacher[k] = splat(upstream_of<F>(p, 1, k0 + k, n) * tau);
-      slopes.peers[k] = splat(K > 1 ? upstream_of<F>(p, 2, k0 + k, n) * tau / F(K > 1 ? K - 1 : 1) : F(0));
+      factors.ce[k] = splat(u_ce[k]);
+      factors.teacher[k] = splat(upstream_of<F>(p, 1, k0 + k, n) * tau);
+      factors.peers[k] = splat(K > 1 ? upstream_of<F>(p, 2, k0 + k, n) * tau / F(K > 1 ? K - 1 : 1) : F(0));
     }
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       const int64_t begin = chunk * kChunk, end = begin + classes(chunk);
-      if (from_stats) exponentials(chunk);
-      const F* from[R];
+      const F *from[kStreams], *x[R];
+      for (int r = 0; r < R && (from_stats || (kGeneral && needs_logits(p))); ++r)
+        x[r] = logits(r, chunk, from_stats ? F(-__builtin_huge_valf()) : F(0));
+      if (from_stats) exponentials(chunk, x);
       for (int r = 0; r < R; ++r) {
         from[r] = e[r] + begin;
         const F* factor = s.factors + r * s.table() + chunk;
-        slopes.scale[r] = splat(from_stats ? scale[r] : *factor * scale[r]);
-        if (r < K && any_ce) slopes.scale1[r] = splat(from_stats ? scale1[r] : factor[R * s.table()] * scale1[r]);
+        factors.scale[r] = splat(from_stats ? scale[r] : *factor * scale[r]);
+        if (r < K && any_ce) factors.scale1[r] = splat(from_stats ? scale1[r] : factor[R * s.table()] * scale1[r]);
       }
-      slopes.combine(any_ce ? power : 0);
+      for (int k = 0; kGeneral && k < K; ++k) {
+        const ChunkView<F> teacher = view(K, chunk, x[K], factors.scale[K][0]);
+        F* of_teacher = s.values + k * s.chunk_stride;
+        pair_gradient(p, teacher, view(k, chunk, x[k], factors.scale[k][0]), F(slopes[k]), padded<F>(end - begin), of_teacher);
+        from[K + k] = of_teacher;
+      }
+      factors.combine(any_ce ? power : 0);
       // whole vectors go straight to where they belong, where that is an array of F and not streamed
       const int64_t whole = direct ? (end - begin) / L * L : 0, rest = padded<F>(end - begin) - whole;
       F *out[K], *staged_out[K];
@@ -201,9 +245,9 @@ struct LongRow {
         out[k] = (F*)dstudent_of(p, k0 + k, n) + begin;
         staged_out[k] = e[k] + begin + whole;
       }
-      if (whole > 0) gradient<F, K, HasTeacher>(from, out, whole / L, any_ce ? power : 0, slopes);
-      for (int r = 0; r < R; ++r) from[r] += whole;
-      if (rest > 0) gradient<F, K, HasTeacher>(from, staged_out, rest / L, any_ce ? power : 0, slopes);
+      if (whole > 0) gradient(from, out, whole / L, any_ce ? power : 0, factors);
+      for (const F*& stream : from) stream += whole;
+      if (rest > 0) gradient(from, staged_out, rest / L, any_ce ? power : 0, factors);
       for (int k = 0; k < K; ++k) {
         if (any_ce && begin <= y && y < end) (y < begin + whole ? out[k] - begin : e[k])[y] -= u_ce[k];
         if (direct) done[k] = begin + whole;

@@ -16,6 +16,8 @@ class Workspace {
  public:
   char* get(int64_t bytes) {
     if (bytes > size_) {
+      size_ = 0;  // should this throw, nothing is left
+      memory_.reset();
       memory_.reset(static_cast<char*>(std::aligned_alloc(64, size_t(bytes + 63) / 64 * 64)));
       if (!memory_) throw std::bad_alloc();
       size_ = bytes;

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "isa.h"
+#include "pool.h"
 
 #define NN_STRING_(x) #x
 #define NN_STRING(x) NN_STRING_(x)
@@ -26,4 +27,5 @@ PYBIND11_MODULE(_C, module) {
   nanonet::kernels_in_use();  // an unknown NANONET_CPU_ISA must fail here, not in the first step
   module.doc() = "The compiled CPU kernels of nanonet.";
   module.def("build_info", &build_info, "Version, compiler, instruction sets compiled in and in use, CUDA architectures.");
+  module.def("release_pool", [] { return nanonet::Pool::instance().release(); }, "Free what waits for the next gradient.");
 }

@@ -34,7 +34,7 @@ struct PackedRows {
   template <class T>
   void pack(const Rows& rows, F* out) {
     for (int64_t i = 0; i < count; ++i) {
-      const T* row = (const T*)(rows.data + n[i] * rows.row_bytes);
+      const T* row = (const T*)rows.row(n[i]);
       F buffer[kPackedClasses + L];
       const F* x = buffer;
       if constexpr (std::is_same_v<F, T>)
@@ -82,14 +82,15 @@ struct PackedRows {
       last[r] = e[r] + last_run<F>(p.C);
       ahead.at[r] = (const char*)e[r];
     }
-    sweep<F, K, HasTeacher, kKeep, false>(e, last, ahead, e, p.C, top, c, power > 1 ? power : 0, sums);
+    sweep<F, K, HasTeacher, kKeep, false>(e, last, ahead, e, p.C, top, c, power > 1 ? power : 0, F(has_log_p(p)),
+                                           sums);
     Wide<F> T[K], P[K][K], log_S[R], log_S1[K], ce[K], teacher[K], peers[K];
     for (int k = 0; k < K; ++k) {
       if (power <= 1) sums.S1[k] = sums.S[k];
       T[k] = widen<F>(sums.T[k]);
       for (int j = 0; j < K; ++j) P[j][k] = widen<F>(sums.P[j][k]);
     }
-    finish<K, HasTeacher, Wide<F>>(sums.S, sums.S1, T, P, below, p.temperature, log_S, log_S1, ce, teacher, peers);
+    finish<K, HasTeacher, Wide<F>>(sums.S, sums.S1, T, P, below, p, log_S, log_S1, ce, teacher, peers);
     for (int k = 0; k < K; ++k) {
       for (int64_t i = 0; i < count; ++i) {
         term_of<F>(p, 0, k, n[i]) = y[i] == kUnlabelled ? F(0) : F(ce[k][i]);
@@ -145,7 +146,7 @@ struct PackedRows {
       }
     }
     slopes.combine(power);
-    gradient<F, K, HasTeacher>(e, e, p.C, power, slopes);
+    gradient(e, e, p.C, power, slopes);
     for (int k = 0; k < K; ++k) {
       for (int64_t i = 0; i < count; ++i) {
         if (y[i] != kUnlabelled) e[k][y[i] * L + i] -= slopes.ce[k][i];

@@ -11,16 +11,33 @@ constexpr int64_t size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
-enum Divergence : int64_t { kKl, kReverseKl, kJs, kMse };
+// The numbers of nanonet/reference.py; divergence.h says what each one is.
+enum Divergence : int64_t {
+  kKl,
+  kReverseKl,
+  kJs,
+  kMse,
+  kSymmetricKl,
+  kSkewKl,
+  kSkewReverseKl,
+  kTv,
+  kCrossEntropy,
+  kDivergences,
+};
 
 constexpr int64_t kUnlabelled = -100;
-constexpr int64_t kStats = 4;  // of a row: maximum, log-sum-exp below it at the temperature and at 1, expectation
+constexpr int64_t kStats = 4;  // of a row: maximum, log-sum-exp below it at the temperature and at 1, sum of slopes
 
-// One matrix (N,C) of logits; the last dimension is contiguous.
+// One matrix (N,C) of logits; the last dimension is contiguous. Rows may lie in groups of `inner`, as those of a slice do.
 struct Rows {
   const char* data;
   int64_t row_bytes;
   Dtype dtype;
+  int64_t inner = 0, outer_bytes = 0;  // inner 0: all rows are row_bytes apart
+
+  const char* row(int64_t n) const {
+    return inner == 0 ? data + n * row_bytes : data + n / inner * outer_bytes + n % inner * row_bytes;
+  }
 };
 
 // The loss of N rows of C classes and K students. "real" is double for a float64 student and float for the rest.
@@ -28,6 +45,7 @@ struct Problem {
   int64_t K, N, C;
   double temperature;
   int64_t divergence;
+  double beta;               // weight of the mixtures of some divergences
   const Rows* student;       // (K): each (N,C), wherever it lies
   const Rows* teacher;       // null: no teacher
   const int64_t* label;      // (N), null: no labels

@@ -1,76 +1,23 @@
 // The loss ops for PyTorch's dispatcher: checks, allocation, threads, registration. The only C++ file that knows torch,
 // and only its stable ABI. The schemas, and the reference behind every other key, are nanonet/ops/distill.py's.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstring>
-#include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 
 #include "isa.h"
-#include "memory.h"
+#include "pool.h"
+#include "tensors.h"
 
 namespace nanonet {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
-
 constexpr int64_t kGrain = 1 << 16;         // logits that a thread should have at least
 constexpr int64_t kStreamBytes = 24 << 20;  // a gradient from here on is written past the caches
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBfloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: throw std::runtime_error("nanonet: expected float32, float64, bfloat16 or float16");
-  }
-}
-
-// torch::stable::empty looks its op up by name at every call; this does not.
-Tensor empty(std::initializer_list<int64_t> sizes, Dtype dtype) {
-  static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_bfloat16(),
-                                  aoti_torch_dtype_float16()};
+Tensor empty(Sizes sizes, Dtype dtype) {
   static const int32_t cpu = aoti_torch_device_type_cpu();
-  int64_t strides[4], elements = 1;
-  for (size_t i = sizes.size(); i-- > 0; elements *= sizes.begin()[i]) strides[i] = elements;
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, codes[int(dtype)], cpu,
-                                                  0, &handle));
-  return Tensor(handle);
+  return new_tensor(sizes, dtype, cpu, 0);
 }
 
-double value_at(const void* data, Dtype dtype, int64_t offset) {
-  switch (dtype) {
-    case Dtype::kFloat32: return static_cast<const float*>(data)[offset];
-    case Dtype::kFloat64: return static_cast<const double*>(data)[offset];
-    case Dtype::kBfloat16: return static_cast<const torch::headeronly::BFloat16*>(data)[offset];
-    default: return static_cast<const torch::headeronly::Half*>(data)[offset];
-  }
-}
-
-// (rows, N) values of any dtype and strides, from an offset on, as a contiguous array of F.
-template <class F>
-void copy_values(const Tensor& from, int64_t rows, int64_t row_stride, int64_t N, int64_t stride, F* to,
-                 int64_t offset = 0) {
-  const Dtype dtype = dtype_of(from);
-  const void* data = from.const_data_ptr();
-  for (int64_t k = 0; k < rows; ++k)
-    for (int64_t n = 0; n < N; ++n) *to++ = F(value_at(data, dtype, offset + k * row_stride + n * stride));
-}
-
-// Threads keep these between calls.
-Workspace& call_memory() {
-  static thread_local Workspace workspace;
-  return workspace;
-}
 Workspace& row_memory() {
   static thread_local Workspace workspace;
   return workspace;
@@ -88,72 +35,10 @@ void run(RangeKernel kernel, const Problem& p) {
     torch::stable::parallel_for(0, p.N, grain, body);
 }
 
-// The tensors of a call, and the problem that points into them.
-struct Call {
-  Tensor student;
-  Optional teacher, label;
-  bool wide;  // a float64 student: everything is double
-  Dtype real;
-  Problem problem{};
-  Rows teacher_rows;
-
-  Call(const Tensor& student_, const Optional& teacher_, const Optional& label_, double temperature, int64_t divergence)
-      : student(with_contiguous_rows(student_)) {
-    const auto sizes = student.sizes(), strides = student.strides();
-    const Dtype dtype = dtype_of(student);
-    wide = dtype == Dtype::kFloat64;
-    real = wide ? Dtype::kFloat64 : Dtype::kFloat32;
-    Problem& p = problem;
-    p.K = sizes[0], p.N = sizes[1], p.C = sizes[2];
-    p.temperature = temperature;
-    p.divergence = divergence;
-    students = reinterpret_cast<Rows*>(call_memory().get(memory_bytes()));
-    const char* data = static_cast<const char*>(student.const_data_ptr());
-    for (int64_t k = 0; k < p.K; ++k)
-      students[k] = {data + k * strides[0] * size_of(dtype), strides[1] * size_of(dtype), dtype};
-    p.student = students;
-    if (teacher_) {
-      teacher = with_contiguous_rows(*teacher_);
-      const Dtype from = dtype_of(*teacher);
-      teacher_rows = {static_cast<const char*>(teacher->const_data_ptr()), teacher->stride(0) * size_of(from), from};
-      p.teacher = &teacher_rows;
-    }
-    if (label_) {
-      label = label_->stride(0) == 1 || p.N <= 1 ? *label_ : torch::stable::contiguous(*label_);
-      p.label = static_cast<const int64_t*>(label->const_data_ptr());
-      check_labels();
-    }
-  }
-
-  // Room for an array of float, or of double where wide: 0 and 1 hold (3,K,N), 2 holds (K,N).
-  void* values(int which) const { return reinterpret_cast<char*>(students + problem.K) + which * 3 * KN() * 8; }
-
-  int64_t KN() const { return problem.K * problem.N; }
-
- private:
-  Rows* students;
-
-  static Tensor with_contiguous_rows(const Tensor& logits) {
-    return logits.stride(logits.dim() - 1) == 1 ? logits : torch::stable::contiguous(logits);
-  }
-
-  int64_t memory_bytes() const { return problem.K * int64_t(sizeof(Rows)) + 7 * KN() * 8; }
-
-  void check_labels() const {
-    for (int64_t n = 0; n < problem.N; ++n) {
-      const int64_t y = problem.label[n];
-      if (y != kUnlabelled && (y < 0 || y >= problem.C))
-        throw std::runtime_error("label[" + std::to_string(n) + "] is " + std::to_string(y) +
-                                 ": expected -100 (unlabelled) or 0 <= label < " + std::to_string(problem.C));
-    }
-  }
-};
-
-std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& teacher, const Optional& label,
-                                         double temperature, int64_t divergence) {
-  Call call(student, teacher, label, temperature, divergence);
+// Terms (3,K,...) and statistics (K+1,N,4).
+std::tuple<Tensor, Tensor> terms_of(Call&& call) {
   Problem& p = call.problem;
-  Tensor terms = empty({3, p.K, p.N}, call.real), stats = empty({p.K + 1, p.N, kStats}, call.real);
+  Tensor terms = empty(call.around({3, p.K}, {}), call.real), stats = empty({p.K + 1, p.N, kStats}, call.real);
   p.terms = terms.mutable_data_ptr();
   p.stats = stats.mutable_data_ptr();
   if (!p.teacher) {
@@ -164,55 +49,92 @@ std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& 
   return {terms, stats};
 }
 
-Tensor new_gradient(const Problem& p, Dtype dtype) {
-  Tensor dstudent = empty({p.K, p.N, p.C}, dtype);
-  ask_for_huge_pages(dstudent.mutable_data_ptr(), p.K * p.N * p.C * size_of(dtype));
-  return dstudent;
+Tensor new_gradient(const Call& call) {
+  const int64_t bytes = call.KN() * call.problem.C * size_of(call.dtype);
+  const auto sizes = call.gradient_sizes();
+  if (bytes < Pool::kSmallest || Pool::instance().limit() == 0) {
+    Tensor dstudent = empty(sizes, call.dtype);
+    ask_for_huge_pages(dstudent.mutable_data_ptr(), bytes);
+    return dstudent;
+  }
+  static const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  std::array<int64_t, kMostDims + 2> strides;
+  int64_t elements = 1;
+  for (size_t i = sizes.count; i-- > 0; elements *= sizes.sizes[i]) strides[i] = elements;
+  const Pool::Block block = Pool::instance().take(bytes);
+  const auto give = [block](void*) { Pool::instance().give(block); };
+  return torch::stable::from_blob(block.data, sizes, {strides.data(), sizes.count}, cpu,
+                                  call.student[0].scalar_type(), give);
 }
 
-void set_gradient(Problem& p, const Tensor& dstudent, Dtype dtype) {
-  p.dstudent = static_cast<char*>(dstudent.mutable_data_ptr());
-  p.stream = p.K * p.N * p.C * size_of(dtype) >= kStreamBytes;
+void set_gradient(Call& call, const Tensor& dstudent) {
+  call.problem.dstudent = static_cast<char*>(dstudent.mutable_data_ptr());
+  call.problem.stream = call.KN() * call.problem.C * size_of(call.dtype) >= kStreamBytes;
 }
 
-Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const Optional& teacher,
-                              const Optional& label, const Tensor& stats_, double temperature, int64_t divergence) {
-  Call call(student, teacher, label, temperature, divergence);
+Tensor gradient_of(Call&& call, const Tensor& dterms, const Tensor& stats_) {
   Problem& p = call.problem;
+  const bool fits = dterms.dim() == 2 + call.shape.dims && dterms.size(0) == 3 && dterms.size(1) == p.K;
+  require(fits && call.shape.is(dterms, 2, 0), "dterms: expected (3,K,...)");
+  require(has_shape(stats_, {p.K + 1, p.N, kStats}) && dtype_of(stats_) == call.real,
+          "stats: expected what distill_terms returned");
+  require(same_device(dterms, call.student[0]) && same_device(stats_, call.student[0]),
+          "dterms, stats: expected on student's device");
   const Tensor stats = stats_.is_contiguous() ? stats_ : torch::stable::contiguous(stats_);
-  STD_TORCH_CHECK(dtype_of(stats) == call.real, "stats: expected the dtype that distill_terms returned");
   p.stats = const_cast<void*>(stats.const_data_ptr());
   p.upstream = call.values(0);
-  const auto strides = dterms.strides();
-  for (int64_t term = 0; term < 3; ++term) {
-    const auto copy = [&](auto* to) {
-      copy_values(dterms, p.K, strides[1], p.N, strides[2], to + term * call.KN(), term * strides[0]);
-    };
-    call.wide ? copy(static_cast<double*>(call.values(0))) : copy(static_cast<float*>(call.values(0)));
-  }
-  const Tensor dstudent = new_gradient(p, p.student->dtype);
-  set_gradient(p, dstudent, p.student->dtype);
+  call.wide() ? copy_values(dterms, static_cast<double*>(call.values(0)))
+              : copy_values(dterms, static_cast<float*>(call.values(0)));
+  const Tensor dstudent = new_gradient(call);
+  set_gradient(call, dstudent);
   run(kernels_in_use().backward, p);
   return dstudent;
 }
 
+struct Weighing {
+  const Tensor& weights;
+  const Optional &row_weight, &denominators;
+
+  void check(const Call& call) const {
+    const int64_t K = call.problem.K;
+    const Tensor& on = call.student[0];
+    require(has_shape(weights, {3}) && same_device(weights, on), "weights: expected (3,) on student's device");
+    if (row_weight) {
+      const bool each = row_weight->dim() == call.shape.dims + 1 && row_weight->size(0) == K;
+      require(call.shape.is(*row_weight, 0, 0) || (each && call.shape.is(*row_weight, 1, 0)),
+              "row_weight: expected student's leading shape, or (K,...)");
+      require(same_device(*row_weight, on), "row_weight: expected on student's device");
+    }
+    if (denominators) {
+      require(has_shape(*denominators, {2}) || has_shape(*denominators, {2, K}), "denominators: expected (2,) or (2,K)");
+      require(same_device(*denominators, on), "denominators: expected on student's device");
+    }
+  }
+
+  // (K,N)
+  template <class F>
+  void copy_row_weight(const Call& call, F* to) const {
+    copy_values(*row_weight, to);
+    if (row_weight->dim() > call.shape.dims) return;
+    for (int64_t k = 1; k < call.problem.K; ++k) std::memcpy(to + k * call.problem.N, to, call.problem.N * sizeof(F));
+  }
+};
+
 // Everything that goes across rows is summed one row after the other in double: the same bits for any number of threads.
-// The gradient goes into dstudent, (K,N,C) or empty.
+// The gradient goes into dstudent, unless that is null.
 template <class F>
-std::tuple<Tensor, Tensor> loss_of(Call& call, const Tensor& weights, const Optional& row_weight,
-                                   const Optional& denominators, const Tensor& dstudent) {
+std::tuple<Tensor, Tensor> loss_of(Call& call, const Weighing& by, const Tensor* dstudent) {
   Problem& p = call.problem;
   const int64_t K = p.K, N = p.N;
   F* upstream = static_cast<F*>(call.values(0));
   F* terms = static_cast<F*>(call.values(1));
   F* soft = static_cast<F*>(call.values(2));
-  if (row_weight) {
-    const int64_t dim = row_weight->dim();
-    copy_values(*row_weight, K, dim == 2 ? row_weight->stride(0) : 0, N, row_weight->stride(dim - 1), soft);
+  if (by.row_weight) {
+    by.copy_row_weight(call, soft);
     p.row_weight = soft;
   }
   double w[3], labelled = 0;
-  copy_values(weights, 1, 0, 3, weights.stride(0), w);
+  copy_values(by.weights, w);
   for (int64_t n = 0; p.label && n < N; ++n) labelled += p.label[n] != kUnlabelled;
 
   Tensor loss = empty({}, call.real), means = empty({3, K}, call.real);
@@ -220,26 +142,26 @@ std::tuple<Tensor, Tensor> loss_of(Call& call, const Tensor& weights, const Opti
   // the reciprocals of d_0 and d_1 of every student stand in `mean` until the means do
   const auto share = [&](int64_t term, int64_t k) {
     double d = labelled;
-    if (denominators) {
-      const int64_t at = (term > 0) * denominators->stride(0) + (denominators->dim() == 2 ? k * denominators->stride(1) : 0);
-      d = value_at(denominators->const_data_ptr(), dtype_of(*denominators), at);
+    if (const Optional& given = by.denominators) {
+      const int64_t at = (term > 0) * given->stride(0) + (given->dim() == 2 ? k * given->stride(1) : 0);
+      d = number_at(given->const_data_ptr(), given->scalar_type(), at);
     } else if (term > 0) {
-      d = row_weight ? 0 : double(N);
-      for (int64_t n = 0; row_weight && n < N; ++n) d += soft[k * N + n];
+      d = p.row_weight ? 0 : double(N);
+      for (int64_t n = 0; p.row_weight && n < N; ++n) d += soft[k * N + n];
     }
     return d == 0 ? 0 : 1 / d;
   };
   for (int64_t term = 0; term < 3; ++term)
     for (int64_t k = 0; k < K; ++k) mean[term * K + k] = F(share(term, k));
 
-  if (dstudent.dim() == 3) {
-    set_gradient(p, dstudent, p.student->dtype);
+  if (dstudent != nullptr) {
+    set_gradient(call, *dstudent);
     p.upstream = upstream;
     for (int64_t term = 0; term < 3; ++term)
       for (int64_t k = 0; k < K; ++k) {
         const F u = F(w[term]) * mean[term * K + k];
         F* row = upstream + (term * K + k) * N;
-        for (int64_t n = 0; n < N; ++n) row[n] = term > 0 && row_weight ? u * soft[k * N + n] : u;
+        for (int64_t n = 0; n < N; ++n) row[n] = term > 0 && p.row_weight ? u * soft[k * N + n] : u;
       }
   }
   p.terms = terms;
@@ -249,7 +171,7 @@ std::tuple<Tensor, Tensor> loss_of(Call& call, const Tensor& weights, const Opti
   for (int64_t term = 0; term < 3; ++term)
     for (int64_t k = 0; k < K; ++k) {
       const F* row = terms + (term * K + k) * N;
-      const bool weighted = term > 0 && row_weight;
+      const bool weighted = term > 0 && p.row_weight;
       double sum = 0;
       for (int64_t n = 0; n < N; ++n)
         if (!weighted) sum += row[n];
@@ -263,38 +185,75 @@ std::tuple<Tensor, Tensor> loss_of(Call& call, const Tensor& weights, const Opti
   return {loss, means};
 }
 
-std::tuple<Tensor, Tensor> loss_into(Call& call, const Tensor& weights, const Optional& row_weight,
-                                     const Optional& denominators, const Tensor& dstudent) {
-  return call.wide ? loss_of<double>(call, weights, row_weight, denominators, dstudent)
-                   : loss_of<float>(call, weights, row_weight, denominators, dstudent);
+std::tuple<Tensor, Tensor> loss_into(Call& call, const Weighing& by, const Tensor* dstudent) {
+  by.check(call);
+  return call.wide() ? loss_of<double>(call, by, dstudent) : loss_of<float>(call, by, dstudent);
+}
+
+std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(Call&& call, const Weighing& by, bool need_grad) {
+  const Tensor dstudent = need_grad ? new_gradient(call) : empty({0}, call.dtype);
+  const auto [loss, means] = loss_into(call, by, need_grad ? &dstudent : nullptr);
+  return {loss, means, dstudent};
+}
+
+// The ops, as nanonet/schemas.py has them.
+using Logits = std::vector<Tensor>;
+
+std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& teacher, const Optional& label,
+                                         double temperature, int64_t divergence, double beta) {
+  return terms_of({student, teacher, label, {temperature, divergence, beta}});
+}
+
+std::tuple<Tensor, Tensor> distill_terms_each(const Logits& student, const Optional& teacher, const Optional& label,
+                                              double temperature, int64_t divergence, double beta) {
+  return terms_of({student, teacher, label, {temperature, divergence, beta}});
+}
+
+Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const Optional& teacher,
+                              const Optional& label, const Tensor& stats, double temperature, int64_t divergence,
+                              double beta) {
+  return gradient_of({student, teacher, label, {temperature, divergence, beta}}, dterms, stats);
+}
+
+Tensor distill_terms_each_backward(const Tensor& dterms, const Logits& student, const Optional& teacher,
+                                   const Optional& label, const Tensor& stats, double temperature, int64_t divergence,
+                                   double beta) {
+  return gradient_of({student, teacher, label, {temperature, divergence, beta}}, dterms, stats);
 }
 
 std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Optional& teacher, const Optional& label,
                                                 const Tensor& weights, const Optional& row_weight,
                                                 const Optional& denominators, double temperature, int64_t divergence,
-                                                bool need_grad) {
-  Call call(student, teacher, label, temperature, divergence);
-  const Dtype dtype = call.problem.student->dtype;
-  const Tensor dstudent = need_grad ? new_gradient(call.problem, dtype) : empty({0}, dtype);
-  const auto [loss, means] = loss_into(call, weights, row_weight, denominators, dstudent);
-  return {loss, means, dstudent};
+                                                double beta, bool need_grad) {
+  return loss_and_gradient({student, teacher, label, {temperature, divergence, beta}},
+                           {weights, row_weight, denominators}, need_grad);
+}
+
+std::tuple<Tensor, Tensor, Tensor> distill_loss_each(const Logits& student, const Optional& teacher,
+                                                     const Optional& label, const Tensor& weights,
+                                                     const Optional& row_weight, const Optional& denominators,
+                                                     double temperature, int64_t divergence, double beta,
+                                                     bool need_grad) {
+  return loss_and_gradient({student, teacher, label, {temperature, divergence, beta}},
+                           {weights, row_weight, denominators}, need_grad);
 }
 
 std::tuple<Tensor, Tensor> distill_loss_into_(const Tensor& dstudent, const Tensor& student, const Optional& teacher,
                                               const Optional& label, const Tensor& weights, const Optional& row_weight,
-                                              const Optional& denominators, double temperature, int64_t divergence) {
-  Call call(student, teacher, label, temperature, divergence);
-  const Problem& p = call.problem;
-  const bool fits = dstudent.dim() == 3 && dstudent.size(0) == p.K && dstudent.size(1) == p.N && dstudent.size(2) == p.C;
-  STD_TORCH_CHECK(fits && dtype_of(dstudent) == p.student->dtype && dstudent.is_contiguous(),
-                  "dstudent: expected a contiguous tensor of student's shape and dtype");
-  return loss_into(call, weights, row_weight, denominators, dstudent);
+                                              const Optional& denominators, double temperature, int64_t divergence,
+                                              double beta) {
+  Call call(student, teacher, label, {temperature, divergence, beta});
+  const bool fits = dstudent.dim() == student.dim() && call.shape.is(dstudent, call.shape.stacked, 1) &&
+                    dstudent.size(0) == student.size(0) && dstudent.size(dstudent.dim() - 1) == call.shape.C;
+  require(fits && dstudent.is_contiguous() && dtype_of(dstudent) == call.dtype && same_device(dstudent, student),
+          "dstudent: expected a contiguous tensor of student's shape and dtype");
+  return loss_into(call, {weights, row_weight, denominators}, &dstudent);
 }
 
 void distill_scale_(const Tensor& dstudent, const Tensor& dloss) {
-  const double factor = value_at(dloss.const_data_ptr(), dtype_of(dloss), 0);
+  check_scale(dstudent, dloss);
+  const double factor = number_at(dloss.const_data_ptr(), dloss.scalar_type(), 0);
   if (factor == 1) return;
-  STD_TORCH_CHECK(dstudent.is_contiguous(), "dstudent: expected the contiguous gradient that distill_loss made");
   const Dtype dtype = dtype_of(dstudent);
   void* data = dstudent.mutable_data_ptr();
   const int64_t elements = dstudent.numel();
@@ -310,8 +269,11 @@ void distill_scale_(const Tensor& dstudent, const Tensor& dloss) {
 
 STABLE_TORCH_LIBRARY_IMPL(nanonet, CPU, library) {
   library.impl("distill_terms", TORCH_BOX(&nanonet::distill_terms));
+  library.impl("distill_terms_each", TORCH_BOX(&nanonet::distill_terms_each));
   library.impl("distill_terms_backward", TORCH_BOX(&nanonet::distill_terms_backward));
+  library.impl("distill_terms_each_backward", TORCH_BOX(&nanonet::distill_terms_each_backward));
   library.impl("distill_loss", TORCH_BOX(&nanonet::distill_loss));
+  library.impl("distill_loss_each", TORCH_BOX(&nanonet::distill_loss_each));
   library.impl("distill_loss_into_", TORCH_BOX(&nanonet::distill_loss_into_));
   library.impl("distill_scale_", TORCH_BOX(&nanonet::distill_scale_));
 }

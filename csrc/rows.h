@@ -124,7 +124,7 @@ NN_INLINE const F* staged(const T* source, int64_t n, F* buffer, F pad) {
 // Calls body with classes [begin, ...) of a row, as a pointer to their type.
 template <class Body>
 NN_INLINE auto with_type(const Rows& rows, int64_t row, int64_t begin, Body body) {
-  const char* source = rows.data + row * rows.row_bytes + begin * size_of(rows.dtype);
+  const char* source = rows.row(row) + begin * size_of(rows.dtype);
   switch (rows.dtype) {
     case Dtype::kFloat32: return body((const float*)source);
     case Dtype::kFloat64: return body((const double*)source);

@@ -21,7 +21,7 @@ struct Scratch {
   F* tops;     // (K+1, chunks) maximum of each chunk
   F* factors;  // (2, K+1, chunks) what brings e, and e^tau, to the row's maximum
   double* sums;  // (chunks, 2(K+1) + K + K K) of the fused path
-  F* values;     // (4, K+1, chunk_stride) of the general path
+  F* values;     // (4, chunk_stride) gradients of the teacher's term; what the general path adds up
   int64_t bytes;
 
   Scratch(const Problem& p, char* memory) : K(p.K), C(p.C) {
@@ -43,7 +43,7 @@ struct Scratch {
     tops = (F*)take((K + 1) * table, sizeof(F));
     factors = (F*)take(2 * (K + 1) * table, sizeof(F));
     sums = (double*)take(chunks * (2 * (fused + 1) + fused + fused * fused), sizeof(double));
-    values = (F*)take(4 * (K + 1) * chunk_stride, sizeof(F));
+    values = (F*)take(kMaxFused * chunk_stride, sizeof(F));
     bytes = used;
   }
 

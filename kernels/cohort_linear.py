@@ -1,18 +1,18 @@
 """One linear layer for K students: a GEMM with the low-rank part, the bias and the dropout in its epilogue.
 
-    low_k = scale_k dropout(x_k) A_k^T                  low_rank.py, a small launch that reads x once
+    low_k = scale_k dropout(x_k) A_k^T                  low_rank.py, one launch that reads x once
     y_k   = x_k W_k^T + low_k B_k^T + b_k               cohort_linear_kernel, every student in one launch
 
-    dlow_k, dB_k, dbias_k                               low_rank.py, a launch that reads dy once; low is kept for it
+    dlow_k, dB_k, dbias_k                               low_rank.py, one launch that reads dy once, and low
     dx_k  = dy_k W_k + dropout(dlow_k A_k)              cohort_linear_kernel on dy, W^T, dlow and A^T
-    dA_k  = dlow_k^T dropout(x_k)                       low_rank.py, a launch that reads x once
+    dA_k  = dlow_k^T dropout(x_k)                       low_rank.py, one launch that reads x once
 
-Fusing low into the GEMM's main loop would read x once less but multiply with A once for every column of tiles,
-and keep the dropout in registers there. The gradient of W is torch's own product.
+Fusing low into the GEMM's main loop would read x once less, but multiply by A once per column of tiles and keep the
+dropout mask in registers. The gradient of W is torch's own product.
 
-On sm_90 and sm_100 the main loop reads x and W by descriptors (TMA), where their rows begin at 16 bytes: one thread
-asks for a tile, and the addresses take no registers. Elsewhere by pointers. Which tiles: tiles.py.
-Nothing waits for the device. float64 and empty tensors are not for these kernels.
+On sm_90 and sm_100 the main loop loads x and W by TMA if their rows start on 16-byte boundaries: one thread issues the
+load of a tile, and addresses take no registers. Otherwise it loads by pointers. The tile sizes are in tiles.py.
+No launcher waits for the device. float64 and empty tensors are left to the reference.
 """
 
 from __future__ import annotations
@@ -21,20 +21,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanonet.kernels.launch import cdiv, described, multiprocessors
-from nanonet.kernels.low_rank import hash_threshold, kept, low_rank, low_rank_bwd, low_rank_grad, precision, rank_block
+from nanonet.kernels.launch import cdiv, multiprocessors, tma_descriptor
+from nanonet.kernels.low_rank import (
+    dropout_mask,
+    hash_threshold,
+    low_rank,
+    low_rank_bwd,
+    low_rank_grad,
+    precision,
+    rank_block,
+)
 from nanonet.kernels.tiles import mapping, product_blocks
 
 
 @triton.jit
 def cohort_linear_kernel(
-    x,  # (K,M,D), or (M,D) with stride_xk 0; a pointer, or a descriptor of (K,M,D) as MAPPED says
+    x,  # (K,M,D), or (M,D) with stride_xk 0; a pointer, or with MAPPED a descriptor of (K,M,D)
     weight,  # (K,F,D), or (F,D) with stride_wk 0; a pointer, or a descriptor of (K,F,D) or (K,D,F)
     bias,  # (K,F) or None
     low,  # (K,M,R) or None
     b,  # (K,F,R)
     seed,  # () int64, or None: no dropout on the low-rank product
-    y,  # (K,M,F), or (M,F) where the students are summed
+    y,  # (K,M,F), or (M,F) with SUM
     groups,  # of students: K / STUDENTS
     M,
     D,
@@ -50,18 +58,18 @@ def cohort_linear_kernel(
     stride_br,
     threshold,
     factor,
-    MAPPED: tl.constexpr,  # x and weight are descriptors, weight's in the order "FD" or "DF"; None: pointers
-    R: tl.constexpr,  # few values, and rows of 16 bytes are known to be such
+    MAPPED: tl.constexpr,  # "FD" or "DF": x and weight are descriptors, weight's dimensions in this order
+    R: tl.constexpr,  # few values; lets the compiler see aligned rows
     BASES: tl.constexpr,  # products x_k W_k^T summed in one tile
-    STUDENTS: tl.constexpr,  # students that share a tile's product
-    SUM: tl.constexpr,  # of them into one y, else a y each
-    PERSISTENT: tl.constexpr,  # a program has many tiles, and loads the next while it stores one
+    STUDENTS: tl.constexpr,  # students that share the product of a tile
+    SUM: tl.constexpr,  # sum these students into one y, else each has its own
+    PERSISTENT: tl.constexpr,  # a program computes many tiles, and loads the next while it stores one
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    GROUP: tl.constexpr,  # rows of tiles that run together, so that they share W's tiles in the L2
+    GROUP: tl.constexpr,  # rows of tiles that run together and share tiles of W in the L2
 ):
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_f = tl.cdiv(F, BLOCK_F)
@@ -77,7 +85,7 @@ def cohort_linear_kernel(
         m0, f0 = (first + inner % height) * BLOCK_M, inner // height * BLOCK_F
         m, f = m0 + tl.arange(0, BLOCK_M), f0 + tl.arange(0, BLOCK_F)
         inside = (m < M)[:, None] & (f < F)[None, :]
-        # rows outside wrap around: the main loop needs no mask for them
+        # rows outside wrap around, so that the main loop needs no mask for them
         m64, f64, lane = (m % M).to(tl.int64), (f % F).to(tl.int64), tl.arange(0, BLOCK_D)
 
         acc = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
@@ -93,7 +101,7 @@ def cohort_linear_kernel(
                     x_tile = tl.load(x_at + lane[None, :] * stride_xd, mask=(d < D)[None, :], other=0.0)
                     w_tile = tl.load(w_at + lane[:, None] * stride_wd, mask=(d < D)[:, None], other=0.0)
                     acc = tl.dot(x_tile, w_tile, acc, input_precision=PRECISION)
-            else:  # what lies outside comes as zeros
+            else:  # TMA fills with zeros outside
                 x_k, w_k = tl.where(stride_xk == 0, 0, k), tl.where(stride_wk == 0, 0, k)
                 for start in range(0, D, BLOCK_D):
                     x_tile = x.load([x_k, m0, start]).reshape(BLOCK_M, BLOCK_D)
@@ -119,7 +127,7 @@ def cohort_linear_kernel(
                 out = product
                 if seed is not None:
                     scaled = product * factor
-                    out = acc + tl.where(kept(seed, k, m[:, None], f[None, :], M, F, threshold), scaled, 0.0)
+                    out = acc + tl.where(dropout_mask(seed, k, m[:, None], f[None, :], M, F, threshold), scaled, 0.0)
             if bias is not None:
                 out += tl.load(bias + k64 * F + f64)[None, :].to(tl.float32)
             if SUM:
@@ -141,7 +149,7 @@ def cohort_linear_fwd(
     seed: Tensor | None,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """y (K,M,F) and low (K,M,R), or (0,) without LoRA, in x's dtype."""
+    """y (K,M,F), and low (K,M,R) or (0,) without LoRA, in x's dtype."""
     carriers = ((x, 3), (weight, 3), (bias, 2), (lora_a, 3))
     K = next((t.shape[0] for t, dims in carriers if t is not None and t.dim() == dims), 1)
     low = None if lora_a is None else low_rank(x, lora_a, scale, seed, dropout, K)
@@ -172,7 +180,7 @@ def cohort_linear_bwd(
         db, dbias = (empty if value is None else value for empty, value in zip((db, dbias), sums, strict=True))
     if needs[0]:
         dx = dy.new_empty((M, D) if shared_x else (K, M, D))
-        # W and x shared: the sum over the students goes through the product once
+        # W and x shared: sum over the students before the product
         base = dy.sum(0) if shared_x and weight.dim() == 2 else dy
         turned = None if lora_a is None else lora_a.mT
         _product(base, weight.mT, None, dlow, turned, seed, dropout, dx, shared=shared_x, summed=shared_x, K=K)
@@ -186,7 +194,7 @@ def cohort_linear_bwd(
 
 
 def _product(x, weight, bias, low, b, seed, dropout, y, *, shared, summed=False, K=None) -> None:
-    """y = x W^T + low b^T + bias: `shared` students have one product in a tile, and `summed` one y."""
+    """y = x W^T + low b^T + bias. shared: the students share one product; summed: and one y."""
     K = y.shape[0] if K is None else K
     mapped = mapping(x, weight)
     blocks = product_blocks(x, weight, mapped, K, shared, seed is not None and dropout > 0)
@@ -194,7 +202,7 @@ def _product(x, weight, bias, low, b, seed, dropout, y, *, shared, summed=False,
 
 
 def launch_product(x, weight, bias, low, b, seed, dropout, y, mapped, blocks, K, shared=False, summed=False) -> None:
-    """As `_product`, in these tiles, and x and weight read as `mapped` says."""
+    """`_product` with given tile sizes and a given way to load x and weight."""
     (M, D), F, R = x.shape[-2:], weight.shape[-2], 0 if low is None else low.shape[-1]
     groups = 1 if shared else K
     programs = cdiv(M, blocks["BLOCK_M"]) * cdiv(F, blocks["BLOCK_F"]) * groups
@@ -204,7 +212,7 @@ def launch_product(x, weight, bias, low, b, seed, dropout, y, mapped, blocks, K,
     if mapped is not None:
         sizes = {name: blocks[f"BLOCK_{name}"] for name in "MDF"}
         turned = weight if mapped == "FD" else weight.mT
-        operands = described(x, sizes["M"], sizes["D"]), described(turned, *(sizes[name] for name in mapped))
+        operands = tma_descriptor(x, sizes["M"], sizes["D"]), tma_descriptor(turned, *(sizes[name] for name in mapped))
     cohort_linear_kernel[(programs,)](
         *operands, None if bias is None else bias.contiguous(), low, b, seed if dropout else None, y,
         groups, M, D, F,
@@ -217,7 +225,7 @@ def launch_product(x, weight, bias, low, b, seed, dropout, y, mapped, blocks, K,
 
 
 def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """torch's product; where W is shared the students are rows of one."""
+    """By torch; if W is shared, the students' rows are one long batch."""
     if weight.dim() == 3:
         return dy.mT @ x
     if x.dim() == 2:

@@ -1,10 +1,10 @@
-"""Every kernel compiled ahead of time for GPUs that need not be there, as its launcher would launch it.
+"""Compile every kernel ahead of time, as its launcher would launch it. No GPU is needed.
 
     python -m nanonet.kernels.compile [--write FILE] [PART OF A NAME]
 
-The launchers run on tensors without memory, and what they launch is compiled instead of run: so the dtypes, flags,
-blocks and alignments are those of real launches. Prints, for each case and architecture, registers a thread, bytes of
-shared memory, and bytes of stack, which are what did not fit into registers.
+The launchers run on meta tensors, and their launches are compiled instead of run, so that dtypes, flags, blocks and
+alignments are those of real launches. Prints for each case and architecture: registers per thread, bytes of shared
+memory, and bytes spilled to the stack.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from nanonet.kernels import cohort_linear, distill, launch
-from nanonet.reference import JS, KL, MSE, REVERSE_KL
+from nanonet.reference import Divergence
 
 ARCHITECTURES = (80, 90, 100)
+KL, REVERSE_KL, JS, MSE, SYMMETRIC_KL, SKEW_KL, SKEW_REVERSE_KL, TV, CROSS_ENTROPY = map(int, Divergence)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
@@ -40,7 +41,7 @@ def tensor(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
 
 
 def loss(K: int, N: int, C: int, dtype: torch.dtype, divergence: int = KL, temperature: float = 2.0, parts="tyr"):
-    """parts: t teacher, y label, r row_weight, k row_weight of each student."""
+    """parts: t teacher, y label, r row_weight (N,), k row_weight (K,N)."""
     teacher = tensor(N, C, dtype=dtype) if "t" in parts else None
     label = tensor(N, dtype=torch.int64) if "y" in parts else None
     row_weight = tensor(K, N) if "k" in parts else tensor(N) if "r" in parts else None
@@ -54,18 +55,19 @@ def loss(K: int, N: int, C: int, dtype: torch.dtype, divergence: int = KL, tempe
         None,
         1.0 if divergence == MSE else temperature,
         divergence,
+        0.5,
         True,
     )
 
 
 def terms(K: int, N: int, C: int, dtype: torch.dtype, divergence: int = KL, temperature: float = 2.0):
     student, teacher, label = tensor(K, N, C, dtype=dtype), tensor(N, C, dtype=dtype), tensor(N, dtype=torch.int64)
-    _, stats = distill.distill_terms_fwd(student, teacher, label, temperature, divergence)
-    distill.distill_terms_bwd(tensor(3, K, N), student, teacher, label, stats, temperature, divergence)
+    _, stats = distill.distill_terms_fwd(student, teacher, label, temperature, divergence, 0.5)
+    distill.distill_terms_bwd(tensor(3, K, N), student, teacher, label, stats, temperature, divergence, 0.5)
 
 
 def linear(K: int, M: int, D: int, F: int, R: int, dtype: torch.dtype, shared_x=False, shared_w=False, dropout=0.1):
-    """Forward and backward of every part but the weight."""
+    """Forward, and backward of everything but the weight."""
     x = tensor(M, D, dtype=dtype) if shared_x else tensor(K, M, D, dtype=dtype)
     weight = tensor(F, D, dtype=dtype) if shared_w else tensor(K, F, D, dtype=dtype)
     a, b = tensor(K, R, D, dtype=dtype), tensor(K, F, R, dtype=dtype)
@@ -75,29 +77,37 @@ def linear(K: int, M: int, D: int, F: int, R: int, dtype: torch.dtype, shared_x=
 
 
 CASES: dict[str, Callable[[], object]] = {
-    # short rows: the shapes of the target table, every divergence, the widest cohort, the longest row
+    # rows in registers: small cohorts, every divergence, the longest row
     "loss N=1024 C=100 K=4 bf16": partial(loss, 4, 1024, 100, BF16),
     "loss N=32 C=4 K=2 fp32": partial(loss, 2, 32, 4, FP32),
     "loss N=1024 C=128 K=4 fp16 reverse_kl": partial(loss, 4, 1024, 128, FP16, REVERSE_KL),
     "loss N=1024 C=128 K=4 bf16 js": partial(loss, 4, 1024, 128, BF16, JS, parts="tyk"),
     "loss N=1024 C=128 K=4 bf16 mse": partial(loss, 4, 1024, 128, BF16, MSE),
-    "loss N=1024 C=1000 K=8 bf16": partial(loss, 8, 1024, 1000, BF16),
+    "loss N=1024 C=128 K=4 bf16 symmetric_kl": partial(loss, 4, 1024, 128, BF16, SYMMETRIC_KL),
+    "loss N=1024 C=128 K=4 bf16 skew_kl": partial(loss, 4, 1024, 128, BF16, SKEW_KL),
+    "loss N=1024 C=128 K=4 bf16 skew_reverse_kl": partial(loss, 4, 1024, 128, BF16, SKEW_REVERSE_KL),
+    "loss N=1024 C=128 K=4 bf16 tv": partial(loss, 4, 1024, 128, BF16, TV),
+    "loss N=1024 C=128 K=4 bf16 cross_entropy": partial(loss, 4, 1024, 128, BF16, CROSS_ENTROPY),
     "loss N=1024 C=1000 K=1 bf16": partial(loss, 1, 1024, 1000, BF16),
     "loss N=8192 C=2048 K=4 bf16 js": partial(loss, 4, 8192, 2048, BF16, JS),
-    # long rows
+    # rows in tiles: every divergence, the widest cohort
     "loss N=8192 C=128256 K=4 bf16": partial(loss, 4, 8192, 128256, BF16),
     "loss N=8192 C=128256 K=4 bf16 unit": partial(loss, 4, 8192, 128256, BF16, temperature=1.0),
     "loss N=8192 C=128256 K=4 fp32": partial(loss, 4, 8192, 128256, FP32),
     "loss N=8192 C=32000 K=2 bf16 js": partial(loss, 2, 8192, 32000, BF16, JS),
     "loss N=8192 C=32000 K=2 bf16 mse": partial(loss, 2, 8192, 32000, BF16, MSE, parts="t"),
     "loss N=8192 C=50257 K=4 bf16 reverse_kl": partial(loss, 4, 8192, 50257, BF16, REVERSE_KL),
-    "loss N=2048 C=32000 K=8 bf16": partial(loss, 8, 2048, 32000, BF16),
-    # terms, and their backward
+    "loss N=8192 C=32000 K=4 bf16 symmetric_kl": partial(loss, 4, 8192, 32000, BF16, SYMMETRIC_KL),
+    "loss N=8192 C=32000 K=4 bf16 skew_kl": partial(loss, 4, 8192, 32000, BF16, SKEW_KL),
+    "loss N=8192 C=32000 K=4 bf16 skew_reverse_kl": partial(loss, 4, 8192, 32000, BF16, SKEW_REVERSE_KL),
+    "loss N=8192 C=32000 K=4 bf16 tv": partial(loss, 4, 8192, 32000, BF16, TV),
+    "loss N=8192 C=32000 K=4 bf16 cross_entropy": partial(loss, 4, 8192, 32000, BF16, CROSS_ENTROPY),
+    "loss N=1024 C=1000 K=8 bf16": partial(loss, 8, 1024, 1000, BF16),
+    # terms and their backward
     "terms N=1024 C=100 K=4 bf16": partial(terms, 4, 1024, 100, BF16),
     "terms N=8192 C=128256 K=4 bf16": partial(terms, 4, 8192, 128256, BF16),
     "terms N=8192 C=32000 K=4 fp32 js": partial(terms, 4, 8192, 32000, FP32, JS),
-    # a large layer, encoder layers, the first layer of a cohort (shared input), rows at 16 bytes and not at 32, ragged
-    # ones, exact float32
+    # a large layer; encoder layers; a shared input; rows aligned to 16 bytes but not to 32; ragged rows; exact float32
     "linear M=8192 D=F=4096 R=16 K=1 bf16": partial(linear, 1, 8192, 4096, 4096, 16, BF16, shared_w=True, dropout=0.0),
     "linear M=2048 D=F=768 R=8 K=4 bf16": partial(linear, 4, 2048, 768, 768, 8, BF16, dropout=0.0),
     "linear M=2048 D=3072 F=768 R=64 K=4 bf16 dropout": partial(linear, 4, 2048, 3072, 768, 64, BF16),
@@ -114,7 +124,7 @@ CASES: dict[str, Callable[[], object]] = {
 
 @contextmanager
 def recorded(architecture: int) -> Iterator[list[tuple[JITFunction, tuple, dict[str, Any]]]]:
-    """The launches made in this context as for a GPU of this architecture, none of which runs."""
+    """Record the launches made in this context, for a GPU of this architecture, instead of running them."""
     launches: list[tuple[JITFunction, tuple, dict[str, Any]]] = []
     run, before = JITFunction.run, launch.compiled_for
 
@@ -129,7 +139,7 @@ def recorded(architecture: int) -> Iterator[list[tuple[JITFunction, tuple, dict[
 
 
 def compiled(kernel: JITFunction, args: tuple, kwargs: dict[str, Any], architecture: int):
-    """The kernel as Triton would compile it for this launch."""
+    """The kernel, compiled as Triton would for this launch."""
     target = GPUTarget("cuda", architecture, 32)
     backend = CUDABackend(target)
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -142,7 +152,7 @@ def compiled(kernel: JITFunction, args: tuple, kwargs: dict[str, Any], architect
 
 
 def resources(cubin: Path) -> dict[str, int]:
-    """What `cuobjdump` says of it: registers, stack and local bytes."""
+    """Registers, stack and local bytes, from cuobjdump."""
     command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {name: int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
@@ -173,15 +183,15 @@ def table(part: str = "") -> dict[str, dict[str, dict[str, int]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compile every Triton kernel ahead of time.")
-    parser.add_argument("part", nargs="?", default="", help="only the cases whose name has this")
-    parser.add_argument("--write", metavar="FILE", help="put the table into this JSON file, by the version of Triton")
+    parser.add_argument("part", nargs="?", default="", help="only the cases whose name contains this")
+    parser.add_argument("--write", metavar="FILE", help="write the table to this JSON file, by version of Triton")
     options = parser.parse_args()
     tables = {triton.__version__: table(options.part)}
     file = Path(options.write) if options.write else None
     if file is not None and file.exists():
         before = json.loads(file.read_text())
-        kept = before.get(triton.__version__, {}) if options.part else {}
-        tables = before | {triton.__version__: kept | tables[triton.__version__]}
+        others = before.get(triton.__version__, {}) if options.part else {}
+        tables = before | {triton.__version__: others | tables[triton.__version__]}
     text = json.dumps(tables, indent=1)
     # one line for each architecture
     text = re.sub(r"\{\s+(\"registers\": \d+),\s+(\"shared\": \d+),\s+(\"spilled\": \d+)\s+\}", r"{\1, \2, \3}", text)

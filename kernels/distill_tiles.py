@@ -1,52 +1,186 @@
-"""The loss of long rows, in tiles: twice over a row, three times for reverse_kl and js, whose gradient needs an
-expectation first.
+"""The loss of long rows, in tiles: two sweeps over a row, three for a divergence whose gradient needs sum g.
 
-The last sweep runs backwards, so that it starts on what the L2 still holds. The fewer rows are in flight the more that
-is, hence a persistent grid with few programs of many warps. With `weights` it makes the loss, its means and its
-gradient in one launch; without, the terms and row statistics.
+The last sweep runs backwards, so that it starts on what the L2 still holds. That is more with fewer rows in flight,
+hence a persistent grid with few programs of many warps. With `weights` one launch makes the loss, its means and its
+gradient; without, the terms and the row statistics.
+
+For kl and cross_entropy the last sweep has a fast form without guards, for rows with finite statistics and a label in
+range. A class at -inf makes its sums nan; then the guarded sweep goes over the row again.
 """
 
 import triton
 import triton.language as tl
 
-from nanonet.kernels.distill_hot import hot_sweep
-from nanonet.kernels.reduction import UNLABELLED, cross_entropy, finish, shares, store_row, store_stats, totals
+from nanonet.kernels.divergences import CROSS_ENTROPY, KL, LOG2_E, MSE, slope, teacher_value
+from nanonet.kernels.reduction import (
+    UNLABELLED,
+    add_row,
+    cross_entropy,
+    denominators_of,
+    finish,
+    label_of,
+    shares_of,
+    store_stats,
+    store_terms,
+    upstream_of,
+)
 from nanonet.kernels.rowwise import (
-    INF,
-    JS,
-    KL,
     LN2,
-    REVERSE_KL,
     cohort,
+    fast_classes,
     gradient,
-    load_rows,
-    merge,
-    natural,
-    peers_of,
-    running,
-    running_sum,
-    soften,
-    surprise,
-    teacher_of,
-    weigh,
+    load,
+    load_logits,
+    log_softmax,
+    logits_view,
+    peers_value,
+    repeat,
+    statistics,
 )
 
 
 @triton.jit
-def statistics(rows, maxima, soft_sums, plain_sums, inv_tau, COUNT: tl.constexpr, PLAIN: tl.constexpr):
-    """The lanes' maxima and sums after one tile more of every row."""
-    new_maxima = ()
-    new_soft = ()
-    new_plain = ()
-    for k in tl.static_range(COUNT):
-        top, base = running(maxima[k], rows[k])
-        new_maxima = new_maxima + (top,)
-        new_soft = new_soft + (running_sum(soft_sums[k], maxima[k], base, rows[k], inv_tau),)
-        if PLAIN:
-            new_plain = new_plain + (running_sum(plain_sums[k], maxima[k], base, rows[k], 1.0),)
-        else:
-            new_plain = new_plain + (plain_sums[k],)
-    return new_maxima, new_soft, new_plain
+def slope_sums_of(
+    view, stats, tile, zeros, C, scale, mix, K: tl.constexpr, DIVERGENCE: tl.constexpr, TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Second sweep, where the gradient needs it: sum g of every student."""
+    lanes = repeat(zeros, K)
+    for start in tl.range(0, C, TILE, num_stages=STAGES):
+        c = start + tile
+        ls, qs = log_softmax(load_logits(view, c, c < C, K + 1), stats, scale, K + 1)
+        new = ()
+        for k in tl.static_range(K):
+            g = slope(ls[K], ls[k], qs[K], qs[k], mix, DIVERGENCE)
+            new = new + (lanes[k] + tl.sum(tl.where(c < C, g, 0.0), 1),)
+        lanes = new
+    sums = ()
+    for k in tl.static_range(K):
+        sums = sums + (tl.sum(lanes[k], 0),)
+    return sums
+
+
+@triton.jit
+def guarded_sweep(
+    view, out, stats, slope_sums, y, upstream, tile, zeros, C, scale, mix, K: tl.constexpr, COUNT: tl.constexpr,
+    HAS_LABEL: tl.constexpr, HAS_GRADIENT: tl.constexpr, UNIT: tl.constexpr, DIVERGENCE: tl.constexpr,
+    TILE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Last sweep, backwards: teacher and peers of every student, and the gradient."""
+    lanes = (repeat(zeros, K), repeat(zeros, K))
+    tiles = tl.cdiv(C, TILE)
+    for i in tl.range(0, tiles, num_stages=STAGES):
+        c = (tiles - 1 - i) * TILE + tile
+        inside = c < C
+        logits = load_logits(view, c, inside, COUNT)
+        ls, qs = log_softmax(logits, stats, scale, COUNT)
+        shared = cohort(logits, ls, qs, K, DIVERGENCE)
+        teacher = ()
+        peers = ()
+        for k in tl.static_range(K):
+            of_teacher, of_peers = lanes[0][k], lanes[1][k]
+            if COUNT > K:
+                each = teacher_value(logits[k], logits[K], ls[K], ls[k], qs[K], qs[k], mix, DIVERGENCE)
+                of_teacher += tl.sum(tl.where(inside, each, 0.0), 1)
+            if K > 1:
+                each = peers_value(logits[k], ls[k], qs[k], shared, K, DIVERGENCE)
+                of_peers += tl.sum(tl.where(inside, each, 0.0), 1)
+            teacher = teacher + (of_teacher,)
+            peers = peers + (of_peers,)
+            if HAS_GRADIENT:
+                ds = gradient(
+                    k, logits, stats, ls, qs, shared, c == y, slope_sums[k], upstream[k], mix,
+                    K, COUNT, HAS_LABEL, UNIT, DIVERGENCE,
+                )  # fmt: skip
+                tl.store(out[k] + c, ds.to(out[k].dtype.element_ty), mask=inside)
+        lanes = (teacher, peers)
+    teacher = ()
+    peers = ()
+    for k in tl.static_range(K):
+        teacher = teacher + (tl.sum(lanes[0][k], 0),)
+        peers = peers + (tl.sum(lanes[1][k], 0),)
+    return teacher, peers
+
+
+@triton.jit
+def fast_tile(
+    view, out, c, inside, stats, scale, upstream, lanes, K: tl.constexpr, COUNT: tl.constexpr, LSE_1: tl.constexpr,
+    HAS_GRADIENT: tl.constexpr, DIVERGENCE: tl.constexpr,
+):  # fmt: skip
+    """One tile: stores its gradient and returns the lanes' sums with it: of p (l_p - l_k), or of -p l_k for
+    cross_entropy; of -Q (l_k - centre); of each q; of sum_j q_j (l_j - centre). inside None: no mask."""
+    logits = ()
+    for r in tl.static_range(COUNT):
+        # outside the row a logit of probability 0, but finite
+        lowest = stats[0][r] - tl.maximum(300 / scale, tl.abs(stats[0][r]))
+        logits = logits + (load(view[r] + c, inside, lowest),)
+    ls, qs, Q, ds = fast_classes(logits, stats, scale, upstream, K, COUNT, LSE_1)
+    centre = ls[0]
+    for k in tl.static_range(1, K):
+        centre = tl.maximum(centre, ls[k])
+    teacher = ()
+    peers = ()
+    masses = ()
+    A = lanes[3]
+    for r in tl.static_range(COUNT):
+        masses = masses + (lanes[2][r] + tl.sum(qs[r], 1),)
+    for k in tl.static_range(K):
+        of_teacher, of_peers = lanes[0][k], lanes[1][k]
+        if COUNT > K:
+            of_teacher += tl.sum(qs[K] * (ls[K] - ls[k] if DIVERGENCE == KL else -ls[k]), 1)
+        if K > 1:
+            apart = ls[k] - centre
+            A += tl.sum(qs[k] * apart, 1)
+            of_peers -= tl.sum(Q * apart, 1)
+        teacher = teacher + (of_teacher,)
+        peers = peers + (of_peers,)
+        if HAS_GRADIENT:
+            ds_k = ds[k].to(out[k].dtype.element_ty)
+            if inside is None:
+                tl.store(out[k] + c, ds_k)
+            else:
+                tl.store(out[k] + c, ds_k, mask=inside)
+    return teacher, peers, masses, A
+
+
+@triton.jit
+def fast_sweep(
+    view, out, stats, y, upstream, tile, zeros, C, scale, K: tl.constexpr, COUNT: tl.constexpr, LSE_1: tl.constexpr,
+    HAS_LABEL: tl.constexpr, HAS_GRADIENT: tl.constexpr, DIVERGENCE: tl.constexpr, TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Last sweep, backwards, without guards: teacher and peers of every student, and the gradient."""
+    lanes = (repeat(zeros, K), repeat(zeros, K), repeat(zeros, COUNT), zeros)
+    full = C // TILE
+    for i in tl.range(full, tl.cdiv(C, TILE), num_stages=1):
+        c = i * TILE + tile
+        lanes = fast_tile(view, out, c, c < C, stats, scale, upstream, lanes, K, COUNT, LSE_1, HAS_GRADIENT, DIVERGENCE)
+    for i in tl.range(0, full, num_stages=STAGES):
+        c = (full - 1 - i) * TILE + tile
+        lanes = fast_tile(view, out, c, None, stats, scale, upstream, lanes, K, COUNT, LSE_1, HAS_GRADIENT, DIVERGENCE)
+    if HAS_GRADIENT and HAS_LABEL:
+        if y >= 0:  # store the label's class again, with its one-hot
+            logits = load_logits(view, y, None, COUNT)
+            ds = fast_classes(logits, stats, scale, upstream, K, COUNT, LSE_1)[3]
+            tl.debug_barrier()  # after the store of this class by another thread
+            for k in tl.static_range(K):
+                tl.store(out[k] + y, (ds[k] - upstream[k][0]).to(out[k].dtype.element_ty))
+
+    # the sums of q_k - p and q_k - q_j, as in divergences.value
+    masses = ()
+    total = 0.0
+    for r in tl.static_range(COUNT):
+        masses = masses + (tl.sum(lanes[2][r], 0),)
+    for k in tl.static_range(K):
+        total += masses[k]
+    A = tl.sum(lanes[3], 0)
+    teacher = ()
+    peers = ()
+    for k in tl.static_range(K):
+        apart = masses[k] - masses[K] if COUNT > K and DIVERGENCE == KL else 0.0
+        teacher = teacher + (tl.sum(lanes[0][k], 0) * LN2 + apart,)
+        peers = peers + ((tl.sum(lanes[1][k], 0) + A) * LN2 + (K * masses[k] - total),)
+    return teacher, peers
 
 
 @triton.jit
@@ -76,191 +210,90 @@ def distill_tiles_kernel(
     inv_tau,
     term_scale,
     slope_scale,
+    mix,
     K: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     UNIT: tl.constexpr,
     PER_STUDENT: tl.constexpr,
     SLOTS: tl.constexpr,
-    LANES: tl.constexpr,  # a tile is LANES x WIDTH classes; each lane keeps statistics of its own
-    WIDTH: tl.constexpr,  # up to 16 bytes of student: one load of one thread, summed inside it
+    LANES: tl.constexpr,  # a tile is LANES x WIDTH classes; each lane has its own statistics
+    WIDTH: tl.constexpr,  # up to 16 bytes of student: one vector load per thread, summed within the thread
     STAGES: tl.constexpr,
 ):
-    HAS_TEACHER: tl.constexpr = teacher is not None
-    COUNT: tl.constexpr = K + 1 if HAS_TEACHER else K
+    HAS_LABEL: tl.constexpr = label is not None
+    HAS_GRADIENT: tl.constexpr = dstudent is not None
+    COUNT: tl.constexpr = K + 1 if teacher is not None else K
     TILE: tl.constexpr = LANES * WIDTH
-    PLAIN: tl.constexpr = not UNIT and (label is not None or weights is None)
-    EXPECT: tl.constexpr = HAS_TEACHER and (DIVERGENCE == REVERSE_KL or DIVERGENCE == JS)
-    CARE: tl.constexpr = max(WIDTH // 4, 1) if DIVERGENCE == KL else WIDTH
-    tile = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    LSE_1: tl.constexpr = not UNIT and (HAS_LABEL or weights is None)
+    FAST: tl.constexpr = DIVERGENCE == KL or DIVERGENCE == CROSS_ENTROPY
+    GUARDED_WIDTH: tl.constexpr = max(WIDTH // 4, 1) if FAST else WIDTH
+    lane = tl.arange(0, LANES)[:, None]
+    tile = lane * WIDTH + tl.arange(0, WIDTH)[None, :]
+    guarded_tile = lane * GUARDED_WIDTH + tl.arange(0, GUARDED_WIDTH)[None, :]
+    zeros = tl.zeros((LANES,), tl.float32)
+    scale = inv_tau * LOG2_E
     slot = tl.arange(0, SLOTS)
     sums = tl.zeros((SLOTS,), tl.float32)
     if weights is not None:
-        hard, soft = totals(
+        totals = denominators_of(
             label, row_weight, denominators, N, stride_rk, stride_rn, stride_di, stride_dk, K, PER_STUDENT, 1024
         )
-        w_ce = tl.load(weights).to(tl.float32)
-        w_teacher = tl.load(weights + 1).to(tl.float32)
-        w_peers = tl.load(weights + 2).to(tl.float32)
 
     block = tl.program_id(0)
     while block < N:
         n = block.to(tl.int64)
         present = n < N
+        view = logits_view(student, teacher, n, stride_k, stride_n, stride_t, K)
+        row = statistics(view, tile, zeros, C, scale, COUNT, LSE_1, TILE, STAGES)
+        slope_sums = repeat(tl.full((), 0.0, tl.float32), K)
+        if COUNT > K and not FAST and DIVERGENCE != MSE:
+            slope_sums = slope_sums_of(view, row, tile, zeros, C, scale, mix, K, DIVERGENCE, TILE, STAGES)
+        y, labelled, valid = label_of(label, n, present, C)
+        upstream = repeat((0.0, 0.0, 0.0), K)
+        out = ()
+        if weights is not None:
+            shares = shares_of(
+                row_weight, n, present, labelled, totals, stride_rk, stride_rn, K,
+                not PER_STUDENT and denominators is None,
+            )  # fmt: skip
+            if HAS_GRADIENT:
+                upstream = upstream_of(weights, shares, valid, slope_scale, K)
+                out = logits_view(dstudent, None, n, tl.cast(N, tl.int64) * C, C, 0, K)
 
-        # first sweep: the statistics of every lane
-        maxima = ()
-        soft_sums = ()
-        plain_sums = ()
-        for _ in tl.static_range(COUNT):
-            maxima = maxima + (tl.full((LANES,), -INF, tl.float32),)
-            soft_sums = soft_sums + (tl.zeros((LANES,), tl.float32),)
-            plain_sums = plain_sums + (tl.zeros((LANES,), tl.float32),)
-        whole = C // TILE * TILE
-        for start in tl.range(0, whole, TILE, num_stages=STAGES):
-            rows = load_rows(student, teacher, n, start + tile, None, stride_k, stride_n, stride_t, K)
-            maxima, soft_sums, plain_sums = statistics(rows, maxima, soft_sums, plain_sums, inv_tau, COUNT, PLAIN)
-        for start in tl.range(whole, C, TILE, num_stages=1):
-            c = start + tile
-            rows = load_rows(student, teacher, n, c, c < C, stride_k, stride_n, stride_t, K)
-            maxima, soft_sums, plain_sums = statistics(rows, maxima, soft_sums, plain_sums, inv_tau, COUNT, PLAIN)
-        tops = ()
-        softs = ()
-        plains = ()
-        for k in tl.static_range(COUNT):
-            top = tl.max(maxima[k], 0)
-            soft_k = merge(maxima[k], soft_sums[k], top, inv_tau)
-            tops = tops + (top,)
-            softs = softs + (soft_k,)
-            plains = plains + (merge(maxima[k], plain_sums[k], top, 1.0) if PLAIN else soft_k,)
-
-        # reverse_kl and js: the expectation in their gradient
-        lanes = ()
-        for _ in tl.static_range(K):
-            lanes = lanes + (tl.zeros((LANES,), tl.float32),)
-        expectations = lanes
-        if EXPECT:
-            for start in tl.range(0, C, TILE, num_stages=STAGES):
-                c = start + tile
-                rows = load_rows(student, teacher, n, c, c < C, stride_k, stride_n, stride_t, K)
-                ls, qs = soften(rows, tops, natural(softs, COUNT), inv_tau, COUNT)
-                new = ()
-                for k in tl.static_range(K):
-                    new = new + (expectations[k] + tl.sum(weigh(qs[k], surprise(ls[K], ls[k], DIVERGENCE)), 1),)
-                expectations = new
-        expected = ()
-        for k in tl.static_range(K):
-            expected = expected + (tl.sum(expectations[k], 0),)
-
-        y = tl.full((), UNLABELLED, tl.int64)
-        if label is not None:
-            y = tl.load(label + n)
-        counted = y != UNLABELLED
-        valid = (y >= 0) & (y < C)
-        hard_shares = ()
-        soft_shares = ()
-        for k in tl.static_range(K):
-            if weights is not None:
-                if k == 0 or PER_STUDENT or denominators is not None:  # else that of student 0
-                    of_k = tl.full((), k, tl.int64) * stride_rk
-                    hard_share, soft_share = shares(row_weight, n, present, counted, hard[k], soft[k], of_k, stride_rn)
-                hard_shares = hard_shares + (hard_share,)
-                soft_shares = soft_shares + (soft_share,)
-
-        a_ce = ()  # upstream gradients, with the constants of the slopes
-        a_teacher = ()
-        a_peers = ()
-        for k in tl.static_range(K):
-            if dstudent is not None:
-                a_ce = a_ce + (w_ce * hard_shares[k],)
-                a_teacher = a_teacher + (w_teacher * soft_shares[k] * slope_scale,)
-                a_peers = a_peers + (w_peers * soft_shares[k] * (slope_scale / (K - 1 if K > 1 else 1)),)
-            else:
-                a_ce = a_ce + (0.0,)
-                a_teacher = a_teacher + (0.0,)
-                a_peers = a_peers + (0.0,)
-
-        # last sweep, backwards: the terms and the gradient
-        of_teacher = ()
-        of_peers = ()
-        for _ in tl.static_range(K):
-            of_teacher = of_teacher + (tl.full((), 0.0, tl.float32),)
-            of_peers = of_peers + (tl.full((), 0.0, tl.float32),)
-        careful = present
-        if DIVERGENCE == KL:
-            tame = valid | (y == UNLABELLED)
+        teacher_sums = slope_sums
+        peers_sums = slope_sums
+        guarded = present
+        if FAST:
+            finite = valid | (y == UNLABELLED)
             for r in tl.static_range(COUNT):
-                tame = tame & (tops[r] - tops[r] == 0) & (softs[r] - softs[r] == 0)
-            if tame:
-                of_teacher, of_peers = hot_sweep(
-                    student, teacher, dstudent, n, tl.where(valid, y, -1), N, C, stride_k, stride_n, stride_t,
-                    tops, softs, plains, inv_tau, a_ce, a_teacher, a_peers, tl.zeros((LANES,), tl.float32), tile,
-                    TILE, STAGES, K, COUNT, not UNIT and label is not None,
+                finite = finite & (row[0][r] - row[0][r] == 0) & (row[1][r] - row[1][r] == 0)
+            if finite:
+                teacher_sums, peers_sums = fast_sweep(
+                    view, out, row, y, upstream, tile, zeros, C, scale, K, COUNT, LSE_1 and HAS_LABEL,
+                    HAS_LABEL, HAS_GRADIENT, DIVERGENCE, TILE, STAGES,
                 )  # fmt: skip
-                all_sums = 0.0
+                total = 0.0
                 for k in tl.static_range(K):
-                    all_sums += of_teacher[k] + of_peers[k]
-                careful = all_sums - all_sums != 0
-        if careful:  # other threads than before may store a class: the sums' own barriers lie between
-            teacher_sums = lanes
-            peers_sums = lanes
-            tiles = tl.cdiv(C, LANES * CARE)
-            for i in tl.range(0, tiles, num_stages=1 if DIVERGENCE == KL else STAGES):
-                c = (tiles - 1 - i) * (LANES * CARE) + tl.arange(0, LANES)[:, None] * CARE + tl.arange(0, CARE)[None, :]
-                inside = c < C
-                rows = load_rows(student, teacher, n, c, inside, stride_k, stride_n, stride_t, K)
-                ls, qs = soften(rows, tops, natural(softs, COUNT), inv_tau, COUNT)
-                centre, A, Q = cohort(rows, ls, qs, K, DIVERGENCE)
-                new_teacher = ()
-                new_peers = ()
-                for k in tl.static_range(K):
-                    if HAS_TEACHER:
-                        per_class = teacher_of(rows[k], rows[K], ls[k], ls[K], qs[k], qs[K], DIVERGENCE)
-                        new_teacher = new_teacher + (teacher_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
-                    if K > 1:
-                        per_class = peers_of(rows[k], ls[k], qs[k], centre, A, Q, K, DIVERGENCE)
-                        new_peers = new_peers + (peers_sums[k] + tl.sum(tl.where(inside, per_class, 0.0), 1),)
-                    if dstudent is not None:
-                        ds = gradient(
-                            k, rows, ls, qs, centre, Q, c == y, tops[k], plains[k] * LN2, expected[k],
-                            tl.where((a_ce[k] == 0) | valid, a_ce[k], float("nan")), a_teacher[k], a_peers[k],
-                            K, label is not None, HAS_TEACHER, UNIT, DIVERGENCE,
-                        )  # fmt: skip
-                        at = dstudent + (tl.full((), k, tl.int64) * N + n) * C + c
-                        tl.store(at, ds.to(dstudent.dtype.element_ty), mask=inside)
-                if HAS_TEACHER:
-                    teacher_sums = new_teacher
-                if K > 1:
-                    peers_sums = new_peers
-            summed_teacher = ()
-            summed_peers = ()
-            for k in tl.static_range(K):
-                summed_teacher = summed_teacher + (tl.sum(teacher_sums[k], 0),)
-                summed_peers = summed_peers + (tl.sum(peers_sums[k], 0),)
-            of_teacher = summed_teacher
-            of_peers = summed_peers
+                    total += teacher_sums[k] + peers_sums[k]
+                guarded = total - total != 0
+        if guarded:  # its stores come after those of the fast sweep: the reductions in between are barriers
+            teacher_sums, peers_sums = guarded_sweep(
+                view, out, row, slope_sums, y, upstream, guarded_tile, zeros, C, scale, mix, K, COUNT,
+                HAS_LABEL, HAS_GRADIENT, UNIT, DIVERGENCE, LANES * GUARDED_WIDTH, 1 if FAST else STAGES,
+            )  # fmt: skip
 
+        values = ()
         for k in tl.static_range(K):
-            ce = 0.0
-            if label is not None:
-                row = student + tl.full((), k, tl.int64) * stride_k + n * stride_n
-                ce = cross_entropy(row, y, counted, valid, tops[k], plains[k] * LN2)
-            teacher_term = of_teacher[k] * term_scale
-            peers_term = of_peers[k] * (term_scale / (K - 1 if K > 1 else 1))
-            if weights is None:
-                store_row(
-                    terms, stats, n, present, k, ce, teacher_term, peers_term,
-                    tops[k], softs[k] * LN2, plains[k] * LN2, expected[k], N, K,
-                )  # fmt: skip
-            else:
-                sums += tl.where(slot == k, weigh(hard_shares[k], ce), 0.0)
-                sums += tl.where(slot == K + k, weigh(soft_shares[k], teacher_term), 0.0)
-                sums += tl.where(slot == 2 * K + k, weigh(soft_shares[k], peers_term), 0.0)
+            ce = tl.full((), 0.0, tl.float32)
+            if HAS_LABEL:
+                ce = cross_entropy(view[k], y, labelled, valid, row[0][k], row[2][k])
+            peers = peers_sums[k] * (term_scale / (K - 1 if K > 1 else 1))
+            values = values + ((ce, teacher_sums[k] * term_scale, peers),)
         if weights is None:
-            rest = stats + (tl.full((), K, tl.int64) * N + n) * 4
-            if HAS_TEACHER:
-                store_stats(rest, present, tops[K], softs[K] * LN2, plains[K] * LN2, 0.0)
-            else:
-                store_stats(rest, present, 0.0, 0.0, 0.0, 0.0)
+            store_terms(terms, n, present, values, N, K)
+            store_stats(stats, n, present, row, slope_sums, N, K, COUNT)
+        else:
+            sums = add_row(sums, slot, shares, values, K)
         block += tl.num_programs(0)
 
     if weights is not None:

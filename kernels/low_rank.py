@@ -5,9 +5,9 @@ over x backward.
     dlow_k = scale_k dy_k B_k, dB_k = dy_k^T low_k, dbias_k = sum dy_k     low_rank_bwd
     dA_k   = dlow_k^T dropout(x_k)                                         low_rank_grad
 
-A sum over rows is one of slices of rows, and dlow one of ranges of columns: the parts go into buffers that are added
-up in their order, so there are no atomics. The mask of the dropout is reference.dropout_scale, hashed again wherever
-it is needed.
+Sums over rows are split into slices of rows, and dlow into ranges of columns. The partial sums go into buffers, which
+`add_up` adds in a fixed order: no atomics, the same bits every time. The dropout mask is that of
+reference.dropout_scale, recomputed where it is used.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def mix32(x):
 
 
 @triton.jit
-def kept(seed, k, m, d, M, D, threshold):
-    """Whether element (k,m,d) of x (K,M,D) stays, as reference.dropout_scale has it; the index wraps at 32 bits."""
+def dropout_mask(seed, k, m, d, M, D, threshold):
+    """Whether element (k,m,d) of x (K,M,D) is kept, as in reference.dropout_scale. The index wraps at 32 bits."""
     index = (m.to(tl.uint32) + k * M) * D + d.to(tl.uint32)
     draw = mix32(mix32(index) + mix32(tl.load(seed).to(tl.uint32)) * 0x9E3779B1)
     return draw.to(tl.int64) >= threshold
@@ -54,7 +54,7 @@ def low_rank_kernel(
     stride_ar,
     stride_ad,
     threshold,
-    factor,  # of a kept element
+    factor,  # 1 / (1 - dropout)
     R: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -76,7 +76,7 @@ def low_rank_kernel(
         a_tile = tl.load(a_at + lane[:, None] * stride_ad, mask=(r < R)[None, :] & (d < D)[:, None], other=0.0)
         if seed is not None:
             scaled = (x_tile.to(tl.float32) * factor).to(x_tile.dtype)
-            x_tile = tl.where(kept(seed, k, m[:, None], d[None, :], M, D, threshold), scaled, 0.0)
+            x_tile = tl.where(dropout_mask(seed, k, m[:, None], d[None, :], M, D, threshold), scaled, 0.0)
         acc = tl.dot(x_tile, a_tile, acc, input_precision=PRECISION)
     if scale is not None:
         acc *= tl.load(scale + k).to(tl.float32)
@@ -174,7 +174,7 @@ def low_rank_grad_kernel(
         low_tile = tl.load(low_at, mask=(m < end)[:, None] & (r < R)[None, :], other=0.0)
         if seed is not None:
             scaled = (x_tile.to(tl.float32) * factor).to(x_tile.dtype)
-            x_tile = tl.where(kept(seed, k, m[None, :], d[:, None], M, D, threshold), scaled, 0.0)
+            x_tile = tl.where(dropout_mask(seed, k, m[None, :], d[:, None], M, D, threshold), scaled, 0.0)
         acc = tl.dot(x_tile, low_tile, acc, input_precision=PRECISION)
     row = ((part * tl.num_programs(2) + k64) * R + r[None, :]) * D
     tl.store(da + row + d[:, None], acc, mask=(d < D)[:, None] & (r < R)[None, :])
@@ -214,13 +214,13 @@ def low_rank(x: Tensor, a: Tensor, scale: Tensor | None, seed: Tensor | None, dr
 def low_rank_bwd(
     dy: Tensor, b: Tensor, low: Tensor | None, scale: Tensor | None, with_dlow: bool, with_sum: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dlow (K,M,R), db (K,F,R) where low is given, and the sum of dy over its rows (K,F), in dy's dtype; None for what
-    is not wanted, and for a sum that is not to be had by the way."""
+    """dlow (K,M,R), db (K,F,R) if low is given, and the sum of dy over its rows (K,F), in dy's dtype. None for what is
+    not asked for, and for the sum where this launch cannot make it."""
     (K, M, F), R = dy.shape, b.shape[-1]
     narrow, dlow = not aligned(dy, dy) or R > 32, None
-    if with_dlow and R > 32:  # its sums for each range of columns would take as much memory as dy
+    if with_dlow and R > 32:  # its partial sums per range of columns would take as much memory as dy
         dlow, with_dlow = low_rank(dy, b.mT, scale, None, 0.0, K), False
-    # beside the product for db alone Triton 3.6 and 3.7 keep a buffer too few of dy: the next rows come over those read
+    # With db but without dlow Triton 3.6 and 3.7 pipeline dy with one buffer too few: loads overwrite rows being read
     with_sum = with_sum and with_dlow
     if low is None and not with_dlow:
         return dlow, None, None
@@ -239,7 +239,7 @@ def low_rank_bwd(
     )
     low_rank_bwd_kernel[(ranges, ranks * slices, K)](
         dy, b.contiguous(), low, None if scale is None else scale.contiguous(), *buffers, M, F, *dy.stride(), rows,
-        R=R, PRECISION="ieee", **blocks, num_warps=8, num_stages=3,  # bound by memory; the same fault with TF32
+        R=R, PRECISION="ieee", **blocks, num_warps=8, num_stages=3,  # memory-bound; TF32 has the same fault
     )  # fmt: skip
     found, db, dbias = (None if part is None else add_up(part, dy.dtype) for part in buffers)
     return found if dlow is None else dlow, db, dbias
@@ -250,7 +250,7 @@ def low_rank_grad(x: Tensor, dlow: Tensor, seed: Tensor | None, dropout: float) 
     (K, M, R), D = dlow.shape, x.shape[-1]
     blocks = dict(BLOCK_M=64 if x.element_size() == 2 else 32, BLOCK_D=64, BLOCK_R=rank_block(R, x))
     columns, ranks = cdiv(D, blocks["BLOCK_D"]), cdiv(R, blocks["BLOCK_R"])
-    # tiles of 8 KiB: it takes four programs a multiprocessor to have enough bytes under way
+    # tiles of 8 KiB: four programs per SM to have enough bytes in flight
     rows, slices = sliced(M, blocks["BLOCK_M"], columns * ranks * K, 4 * multiprocessors(x.device))
     parts = torch.empty(slices, K, R, D, dtype=torch.float32, device=x.device)
     low_rank_grad_kernel[(columns, ranks * slices, K)](
@@ -271,14 +271,14 @@ def add_up(parts: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sliced(M: int, block: int, programs: int, wanted: int) -> tuple[int, int]:
-    """Rows of a slice, a multiple of `block`, and slices, for as many programs as wanted if each slice takes some."""
+    """Rows per slice, a multiple of `block`, and the number of slices: about `wanted` programs, `programs` a slice."""
     wanted = cdiv(wanted, programs)
     rows = cdiv(cdiv(M, wanted), block) * block
     return rows, cdiv(M, rows)
 
 
 def aligned(x: Tensor, weight: Tensor) -> bool:
-    """Whether 16 bytes at a time can be loaded: a 16-bit type, and rows of both that Triton knows to be aligned."""
+    """Whether 16-byte vector loads are possible: a 16-bit dtype, and rows of both that Triton knows to be aligned."""
     return x.element_size() == 2 and x.shape[-1] % 16 == weight.stride(-2) * weight.stride(-1) % 16 == 0
 
 
@@ -287,12 +287,12 @@ def rank_block(R: int, x: Tensor) -> int:
 
 
 def precision(x: Tensor) -> str:
-    """float32 products as torch does them: exact unless the user has allowed TF32."""
+    """As torch: float32 products are exact unless the user has allowed TF32."""
     return "tf32" if x.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
 @lru_cache
 def hash_threshold(dropout: float, dtype: torch.dtype) -> tuple[int, float]:
-    """The hash below which an element is dropped, and the factor of the others, rounded as the reference does."""
+    """The hash below which an element is dropped, and 1 / (1 - dropout) rounded as in the reference."""
     factor = torch.ones((), dtype=torch.float32, device="cpu") / (1 - dropout)
     return int(dropout * 2**32), factor.to(dtype).item()

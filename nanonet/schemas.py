@@ -6,18 +6,23 @@ have none).
 
 from __future__ import annotations
 
+_TERMS = "Tensor? teacher, Tensor? label, float temperature, int divergence, float beta"
+_BACKWARD = "Tensor? teacher, Tensor? label, Tensor stats, float temperature, int divergence, float beta"
 _LOSS = (
-    "Tensor student, Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight, Tensor? denominators,"
-    " float temperature, int divergence, float beta"
+    "Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight, Tensor? denominators, float temperature,"
+    " int divergence, float beta"
 )
+# student: (K,...,C), or (...,C) like the teacher; _each: K of these apart. CPU kernels read any leading shape and strides
+# with a dense last dimension; ops/ gives other devices (K,N,C), (N,C), (N,) int64 and a floating row_weight.
 SCHEMAS = {
-    "distill_terms": "(Tensor student, Tensor? teacher, Tensor? label, float temperature, int divergence, float beta)"
-    " -> (Tensor terms, Tensor stats)",
-    "distill_terms_backward": "(Tensor dterms, Tensor student, Tensor? teacher, Tensor? label, Tensor stats,"
-    " float temperature, int divergence, float beta) -> Tensor dstudent",
-    "distill_loss": f"({_LOSS}, bool need_grad) -> (Tensor loss, Tensor means, Tensor dstudent)",
+    "distill_terms": f"(Tensor student, {_TERMS}) -> (Tensor terms, Tensor stats)",
+    "distill_terms_each": f"(Tensor[] student, {_TERMS}) -> (Tensor terms, Tensor stats)",
+    "distill_terms_backward": f"(Tensor dterms, Tensor student, {_BACKWARD}) -> Tensor dstudent",
+    "distill_terms_each_backward": f"(Tensor dterms, Tensor[] student, {_BACKWARD}) -> Tensor dstudent",
+    "distill_loss": f"(Tensor student, {_LOSS}, bool need_grad) -> (Tensor loss, Tensor means, Tensor dstudent)",
+    "distill_loss_each": f"(Tensor[] student, {_LOSS}, bool need_grad) -> (Tensor loss, Tensor means, Tensor dstudent)",
     # for a backward of one's own: the gradient into memory that is there already
-    "distill_loss_into_": f"(Tensor(a!) dstudent, {_LOSS}) -> (Tensor loss, Tensor means)",
+    "distill_loss_into_": f"(Tensor(a!) dstudent, Tensor student, {_LOSS}) -> (Tensor loss, Tensor means)",
     "distill_scale_": "(Tensor(a!) dstudent, Tensor dloss) -> ()",
     "cohort_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, Tensor? scale,"
     " Tensor? seed, float dropout) -> (Tensor y, Tensor low)",

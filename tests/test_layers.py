@@ -18,6 +18,7 @@ RANKS = {
     "reference": 1,
     "eager": 1,
     "schemas": 1,
+    "testing": 2,
     "files": 1,
     "tensor_file": 2,
     "device": 1,
@@ -29,6 +30,7 @@ RANKS = {
     "": 5,  # nanonet itself: `from nanonet import distill_loss`
     "losses": 5,
     "config": 5,
+    "compat": 6,
     "models": 6,
     "data": 6,
     "cnn_model": 7,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nanonet.benchmarks import evidence_tables
 from nanonet.cli.main import COMMANDS
 from nanonet.config.check import check_train
 from nanonet.config.parse import parse
@@ -101,3 +102,10 @@ def test_the_table_of_divergences_is_complete() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\S+) \| [^|]+ \|$", table, re.M))
     assert list(rows) == list(DIVERGENCES)
     assert {name: float(beta) for name, beta in rows.items() if beta != "-"} == DEFAULT_BETA
+
+
+def test_the_tables_of_accuracies_are_those_of_the_committed_lines() -> None:
+    records = evidence_tables.read_lines(evidence_tables.LINES)
+    assert f"<!-- results -->\n{evidence_tables.readme_table(records)}\n<!-- end -->" in README.read_text()
+    evidence = (ROOT / "docs" / "explanation" / "evidence.md").read_text()
+    assert f"<!-- comparison -->\n{evidence_tables.comparison(records)}\n<!-- end -->" in evidence

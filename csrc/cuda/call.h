@@ -5,14 +5,17 @@
 
 namespace nanonet::cuda {
 
-constexpr int kMaxStudents = 8, kMaxStudentsOfAny = 4;  // with kl; with any divergence
+// The divergences whose gradient is q - p: they share the kernels that are specialised for it.
+constexpr bool has_kl_slopes(int64_t divergence) { return divergence == kKl || divergence == kCrossEntropy; }
 
-// A launch that reduces has a counter for itself and leaves it at 0. They are handed out in turn: two launches could meet
-// in one only with this many in flight at once (register.cpp keeps those of captured graphs apart).
+constexpr int kMaxStudents = 8, kMaxStudentsOfAny = 4;  // of the kl family; of any divergence
+
+// A launch that reduces over blocks uses one counter and leaves it at 0. Counters are handed out in turn, so two
+// launches can share one only with this many in flight at once (register.cpp has a separate range for captured graphs).
 constexpr uint32_t kCounters = 8192;
 
-// Rows up to which every block counts the denominators for itself, rather than a launch before: of labels, and of weights,
-// which it reads one after the other.
+// Up to so many rows every block counts the denominators itself; beyond that a launch before it does. Weights are read
+// one after the other, so their limit is lower.
 constexpr int64_t kCountedByEveryBlock = 4096, kWeighedByEveryBlock = 512;
 
 // A small operand of any floating dtype; an axis that it lacks has stride 0.
@@ -27,7 +30,7 @@ struct Call {
   int64_t N;
   int32_t K, C;
   int32_t divergence;
-  float temperature;
+  float temperature, beta;
   Rows student[kMaxStudents];  // each (N,C), all of one dtype
   Rows teacher;                // (N,C)
   const int64_t* label;        // (N)
@@ -36,37 +39,37 @@ struct Call {
   Values weights;       // (3): the loss alone
   Values row_weight;    // (K,N)
   Values denominators;  // (2,K); absent: counted by every block
-  bool from_stats;      // stats are read, not written
+  bool from_stats;      // stats are an input, not an output
   float* stats;         // (K+1,N,4)
   float* terms;         // (3,K,N)
   char* dstudent;       // (K,N,C), contiguous
   float* loss;          // ()
   float* means;         // (3,K)
   double* partials;     // (blocks,3,K): what each block adds to the means
-  uint32_t counter;     // which of the counters this launch has for itself
+  uint32_t counter;     // index of this launch's counter
 };
 
 struct Device {
-  int processors;           // streaming multiprocessors
+  int sms;                  // streaming multiprocessors (SM)
   int major;                // of the compute capability
-  int64_t shared_of_block;  // the most that a block may ask for, in bytes
-  int64_t shared_of_processor;
-  bool has_code = true;  // of its architecture, in what was built
+  int64_t shared_of_block;  // shared memory that one block may have, in bytes
+  int64_t shared_of_sm;     // shared memory of an SM
+  bool has_code = true;     // whether the build has code for its architecture
 };
 
 enum class Regime { kSmall, kChip, kCluster, kSweep };
 
-// A kernel that is asked for instead of what the table names, for measurements.
-struct Wish {
+// For measurements: the kernel to use instead of the one in the table of plan.cuh.
+struct PlanOverride {
   Regime regime;
   int cluster;
 };
 
 struct Plan {
   Regime regime;
-  int values, width;  // small: classes a lane, lanes a row
+  int values, width;  // small: classes per lane, lanes per row
   int cluster;        // blocks that share a row
-  int blocks;         // of the grid, at most
+  int blocks;         // of the grid
 };
 
 }  // namespace nanonet::cuda

@@ -3,18 +3,11 @@
 
 namespace nanonet::cuda {
 
-template <int kK, bool kKl, bool kBfloat16>
-static void run(const Launch& l) {
-  static bool allowed[kMaxDevices];
-  const auto kernel = distill_chip_kernel<kK, kKl, kBfloat16, false>;
-  allow_shared_memory(kernel, l, allowed);
-  const size_t bytes = size_t(shared_bytes<BlockShared<kK>>()) + size_t(stage_bytes(l.call, 1));
-  kernel<<<l.plan.blocks, threads_of(kK, kKl, kBfloat16), bytes, l.stream>>>(l.call);
-  check(cudaGetLastError());
-}
-
 void launch_chip(const Launch& l) {
-  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKl, bool kBfloat16>() { run<kK, kKl, kBfloat16>(l); });
+  with_kernel(l.call, all_bfloat16(l.call), [&]<int kK, bool kKlSlopes, bool kBfloat16>() {
+    launch_blocks<distill_chip_kernel<kK, kKlSlopes, kBfloat16, false>>(l, threads_of(kK, kKlSlopes, kBfloat16),
+                                                                  chip_bytes<kK>(l.call, 1));
+  });
 }
 
 }  // namespace nanonet::cuda

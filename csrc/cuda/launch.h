@@ -1,8 +1,9 @@
-// The launchers, for register.cpp: each kernel family is compiled in a file of its own, so that they build side by side.
+// The launchers, for register.cpp. Each kernel family is compiled in its own file, so that they build in parallel.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -22,7 +23,7 @@ struct Launch {
 
 bool has_code_for_current_device();
 Plan plan_for(const Call& call, const Device& device);
-void wish_for(const Wish* wish);  // of every plan from here on; null: the table's
+void override_plan(const std::optional<PlanOverride>& plan);  // for every later plan; none: back to the table
 void launch_small(const Launch& launch);
 void launch_chip(const Launch& launch);
 void launch_cluster(const Launch& launch);
@@ -32,7 +33,7 @@ void launch_scale(const Launch& launch, char* data, Dtype dtype, int64_t element
 
 inline void check(cudaError_t status) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // or the next launch, of whoever, reports it again
+  cudaGetLastError();  // clears the error, which the next launch would report again
   throw std::runtime_error(std::string("nanonet: CUDA says ") + cudaGetErrorString(status));
 }
 

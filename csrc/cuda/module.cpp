@@ -24,17 +24,17 @@ static pybind11::dict build_info() {
 
 static void use_kernel(std::optional<std::string> name, int cluster) {
   using nanonet::cuda::Regime;
-  if (!name) return nanonet::cuda::wish_for(nullptr);
+  if (!name) return nanonet::cuda::override_plan({});
   const bool sweep = *name == "sweep", chip = *name == "chip" && cluster == 1, many = *name == "cluster" && cluster > 1;
   if (!sweep && !chip && !many) throw std::invalid_argument("expected chip, sweep, or cluster of 2, 4, 8 or 16 blocks");
-  const nanonet::cuda::Wish wish{sweep ? Regime::kSweep : chip ? Regime::kChip : Regime::kCluster, cluster};
-  nanonet::cuda::wish_for(&wish);
+  const Regime regime = sweep ? Regime::kSweep : chip ? Regime::kChip : Regime::kCluster;
+  nanonet::cuda::override_plan(nanonet::cuda::PlanOverride{regime, cluster});
 }
 
 PYBIND11_MODULE(_C_cuda, module) {
   module.doc() = "The compiled CUDA kernels of nanonet.";
   module.def("build_info", &build_info, "CUDA architectures compiled in, and the toolkit's version (13000: 13.0).");
   module.def("use_kernel", &use_kernel, pybind11::arg("name"), pybind11::arg("cluster") = 1,
-             "For measurements: every loss by the kernel `chip`, `cluster` (of so many blocks) or `sweep`; None: as the "
-             "table of plan.cuh says. A loss whose rows it has no room for raises.");
+             "For measurements: run every loss by the kernel `chip`, `cluster` (of that many blocks) or `sweep`; None: "
+             "by the table of plan.cuh. A loss whose rows do not fit raises.");
 }

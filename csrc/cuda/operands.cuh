@@ -1,4 +1,4 @@
-// How the operands that are not logits are read on the device.
+// Reads small operands of any dtype on the device.
 #pragma once
 
 #include "call.h"

@@ -1,5 +1,5 @@
-// What goes across rows: the denominators, the means and the loss. No float atomics: every block leaves its sums, and the
-// block that finishes last adds them in the order of the blocks.
+// Reductions over rows: the denominators, the means and the loss. No float atomics: every block writes its sums, and
+// the block that finishes last adds them in block order.
 #pragma once
 
 #include "row.cuh"
@@ -42,7 +42,7 @@ NN_DEVICE void count(const Call& p, Reduction<kK>& shared, int64_t first, int64_
   const int64_t rows = first < p.N ? (p.N - 1 - first) / step + 1 : 0;
   int64_t labelled = 0;
   for (int64_t i = 0; p.label && i < rows; i += 4) {
-    int64_t label[4];  // all of them asked for before the first is waited for
+    int64_t label[4];  // four loads in flight
     NN_UNROLL
     for (int j = 0; j < 4; ++j)
       label[j] = i + j < rows ? p.label[(first + (i + j) * step) * p.label_stride] : kUnlabelled;
@@ -60,21 +60,23 @@ NN_DEVICE void count(const Call& p, Reduction<kK>& shared, int64_t first, int64_
   sum_of_block(found, shared.of_warp, shared.total);
 }
 
-// The weights, and the reciprocal denominators (0 of 0) of every term and student, in shared memory.
+// Writes the weights and the reciprocal denominators (0 for a denominator of 0) of every term and student to shared
+// memory.
 template <int kK>
 NN_DEVICE void set_shares(const Call& p, Reduction<kK>& shared) {
   if (!p.loss) return;
   if (!p.denominators.data) count(p, shared, threadIdx.x, blockDim.x);
   const int i = int(threadIdx.x) / kK, k = int(threadIdx.x) % kK;
   if (i < 3 && k < p.K) {
-    const double d = p.denominators.data ? double(value_at(p.denominators, i > 0, k)) : shared.total[i == 0 ? 0 : 1 + k];
+    const double counted = shared.total[i == 0 ? 0 : 1 + k];
+    const double d = p.denominators.data ? double(value_at(p.denominators, i > 0, k)) : counted;
     shared.share[threadIdx.x] = d == 0 ? 0 : float(1 / d);
     if (k == 0) shared.weight[i] = value_at(p.weights, i);
   }
   __syncthreads();
 }
 
-// True in every thread of the block that comes last of `blocks`; what the others wrote before can be read there.
+// True in every thread of the last of `blocks` blocks to call it; what the others wrote before is visible to it.
 NN_DEVICE bool comes_last(const Call& p, int& flag, unsigned blocks) {
   __threadfence();
   __syncthreads();
@@ -87,19 +89,19 @@ NN_DEVICE bool comes_last(const Call& p, int& flag, unsigned blocks) {
   return flag;
 }
 
-// keep(i, sum) for each of kCount values, by a warp of its own: the sum of what every block left, in one order.
-template <int kCount, class Keep>
-NN_DEVICE void sum_of_partials(const double* partials, int blocks, Keep keep) {
+// store(i, sum) for each of kCount values: the sum over all blocks, in a fixed order, one warp per value.
+template <int kCount, class Store>
+NN_DEVICE void sum_of_partials(const double* partials, int blocks, Store store) {
   const int lane = int(threadIdx.x) % 32;
   for (int i = int(threadIdx.x) / 32; i < kCount; i += int(blockDim.x) / 32) {
     double sum = 0;
     for (int b = lane; b < blocks; b += 32) sum += partials[int64_t(b) * kCount + i];
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    if (lane == 0) keep(i, sum);
+    if (lane == 0) store(i, sum);
   }
 }
 
-// `mine` of thread i*kK + k: the block's sum for term i of student k. The last of the blocks makes means and loss.
+// `mine` in thread i*kK + k: the block's sum for term i of student k. The last block computes means and loss.
 template <int kK>
 NN_DEVICE void finish(const Call& p, Reduction<kK>& shared, double mine, int block, int blocks) {
   constexpr int kCount = 3 * kK;
@@ -118,11 +120,11 @@ NN_DEVICE void finish(const Call& p, Reduction<kK>& shared, double mine, int blo
   *p.loss = float(loss);
 }
 
-// A row for its group: what arrives from above, then the row itself.
-template <int kK, bool kKl, class Group, class Source>
+// One row: sets its upstream gradients, then runs it.
+template <int kK, bool kKlSlopes, class Group, class Source>
 NN_DEVICE void run_row(const Call& p, const Reduction<kK>& shared, Group& group, Source& source, int64_t n,
                        float* counted) {
-  Row<kK, kKl, Group, Source> row(p, group, source, n);
+  Row<kK, kKlSlopes, Group, Source> row(p, group, source, n);
   const auto counts = [&](int i, int k) {
     return i == 0 ? float(row.labelled) : p.row_weight.data ? value_at(p.row_weight, 0, k, n) : 1.0f;
   };

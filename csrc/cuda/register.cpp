@@ -1,43 +1,24 @@
-// The loss ops for CUDA tensors: checks, allocation, the current stream, registration. Through torch's stable ABI alone,
-// as csrc/register.cpp does for the CPU. Nothing here waits for the device.
+// The loss ops for CUDA tensors: checks, allocation, the current stream, registration. Through torch's stable ABI
+// alone, as csrc/register.cpp does for the CPU. Nothing here waits for the device.
 #define USE_CUDA
 #include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <optional>
-#include <stdexcept>
 #include <tuple>
 
+#include "../stable.h"
 #include "launch.h"
 
 namespace nanonet::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBfloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: throw std::runtime_error("nanonet: expected float32, float64, bfloat16 or float16");
-  }
-}
-
 const Device& device_at(int index) {
   static Device devices[kMaxDevices];
   static std::atomic<bool> known[kMaxDevices];
-  if (index < 0 || index >= kMaxDevices) throw std::runtime_error("nanonet: more than 64 CUDA devices");
+  require(index >= 0 && index < kMaxDevices, "nanonet: more than 64 CUDA devices");
   if (!known[index]) {
     const torch::stable::accelerator::DeviceGuard guard(index);
     const auto get = [&](cudaDeviceAttr attribute) {
@@ -59,7 +40,7 @@ Values values_of(const Tensor& tensor, std::initializer_list<int64_t> strides) {
   return values;
 }
 
-// Rows whose classes lie side by side, and that are fewer than 2^32 bytes apart.
+// Contiguous classes, and rows less than 2^32 bytes apart.
 Tensor with_contiguous_rows(const Tensor& logits) {
   const int64_t classes = logits.dim() - 1, rows = classes - 1;
   const bool near = logits.size(rows) < 2 || logits.stride(rows) * size_of(dtype_of(logits)) < (int64_t(1) << 32);
@@ -68,25 +49,25 @@ Tensor with_contiguous_rows(const Tensor& logits) {
 
 bool has_code(const Tensor& on) { return device_at(on.get_device_index()).has_code; }
 
-// Whether there are kernels for these logits: not for float64, nor for very many students, classes or rows, nor on a GPU
-// of an architecture that was not built for.
+// Whether there are kernels for these logits: not for float64, nor for very many students, classes or rows, nor on a
+// GPU of an architecture that was not built for.
 bool served(const Tensor& student, const Optional& teacher, int64_t divergence) {
   const auto narrow = [](const Tensor& logits) { return dtype_of(logits) != Dtype::kFloat64; };
   return has_code(student) && narrow(student) && (!teacher || narrow(*teacher)) &&
          student.size(1) < (int64_t(1) << 32) && student.size(2) < (int64_t(1) << 30) &&
-         student.size(0) <= (divergence == kKl ? kMaxStudents : kMaxStudentsOfAny);
+         student.size(0) <= (has_kl_slopes(divergence) ? kMaxStudents : kMaxStudentsOfAny);
 }
 
-// Calls nanonet::uncompiled_<op>, which nanonet/backends/cuda.py defines, and leaves what it returns in the stack.
+// Calls nanonet::uncompiled_<op>, which nanonet/backends/cuda.py defines; its results replace the arguments in the stack.
 template <size_t kCount>
 void call_uncompiled(const char* op, std::array<StableIValue, kCount>& stack) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
 }
 template <class T>
 StableIValue put(const T& value) { return torch::stable::detail::from(value); }
-Tensor take(StableIValue value) { return torch::stable::detail::to<Tensor>(value); }
+Tensor result(StableIValue value) { return torch::stable::detail::to<Tensor>(value); }
 
-// A launch and the tensors that it points into. Built where the ops begin: it makes their device current.
+// A launch and the tensors that it points into. Constructing it makes their device current.
 struct Work {
   int device_index;
   torch::stable::accelerator::DeviceGuard guard;
@@ -102,12 +83,13 @@ struct Work {
     launch.device = device_at(device_index);
   }
 
-  Work(const Tensor& student_, const Optional& teacher_, const Optional& label, double temperature, int64_t divergence)
+  Work(const Tensor& student_, const Optional& teacher_, const Optional& label, double temperature, int64_t divergence,
+       double beta)
       : Work(with_contiguous_rows(student_)) {
     Call& p = launch.call;
     const Dtype dtype = dtype_of(student);
     p.K = int32_t(student.size(0)), p.N = student.size(1), p.C = int32_t(student.size(2));
-    p.divergence = int32_t(divergence), p.temperature = float(temperature);
+    p.divergence = int32_t(divergence), p.temperature = float(temperature), p.beta = float(beta);
     const char* data = static_cast<const char*>(student.const_data_ptr());
     for (int k = 0; k < p.K; ++k)
       p.student[k] = {data + k * student.stride(0) * size_of(dtype), student.stride(1) * size_of(dtype), dtype};
@@ -119,27 +101,13 @@ struct Work {
     if (label) p.label = static_cast<const int64_t*>(label->const_data_ptr()), p.label_stride = label->stride(0);
   }
 
-  Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) const {
-    int64_t strides[4], elements = 1;
-    for (size_t i = sizes.size(); i-- > 0; elements *= sizes.begin()[i]) strides[i] = elements;
-    AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype,
-                                                    aoti_torch_device_type_cuda(), device_index, &handle));
-    return Tensor(handle);
+  Tensor empty(std::initializer_list<int64_t> sizes, Dtype dtype) const {
+    return new_tensor(sizes, dtype, aoti_torch_device_type_cuda(), device_index);
   }
-  Tensor floats(std::initializer_list<int64_t> sizes) const { return empty(sizes, aoti_torch_dtype_float32()); }
-  Tensor doubles(int64_t count) const { return empty({count}, aoti_torch_dtype_float64()); }
-
-  int32_t dtype_code() const {
-    switch (launch.call.student[0].dtype) {
-      case Dtype::kFloat32: return aoti_torch_dtype_float32();
-      case Dtype::kBfloat16: return aoti_torch_dtype_bfloat16();
-      default: return aoti_torch_dtype_float16();
-    }
-  }
+  Tensor floats(std::initializer_list<int64_t> sizes) const { return empty(sizes, Dtype::kFloat32); }
   Tensor new_gradient() const {
     const Call& p = launch.call;
-    return empty({p.K, p.N, p.C}, dtype_code());
+    return empty({p.K, p.N, p.C}, p.student[0].dtype);
   }
 
   void run() {
@@ -151,8 +119,8 @@ struct Work {
     }
   }
 
-  // A counter that no other launch in flight has: the first quarter in turn for what runs at once, the rest, each once
-  // until they are used up, for captured launches, which may run at any time.
+  // A counter that no other launch in flight uses. The first quarter is handed out in turn to eager launches, the rest to
+  // captured launches, which may be replayed at any time.
   uint32_t counter() const {
     static std::atomic<uint32_t> eager, captured;
     cudaStreamCaptureStatus status;
@@ -163,13 +131,15 @@ struct Work {
 };
 
 std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& teacher, const Optional& label,
-                                         double temperature, int64_t divergence) {
+                                         double temperature, int64_t divergence,
+                                         double beta) {
+  check_logits(student, teacher, label, temperature, divergence);
   if (!served(student, teacher, divergence)) {
-    std::array stack{put(student), put(teacher), put(label), put(temperature), put(divergence)};
+    std::array stack{put(student), put(teacher), put(label), put(temperature), put(divergence), put(beta)};
     call_uncompiled("nanonet::uncompiled_distill_terms", stack);
-    return {take(stack[0]), take(stack[1])};
+    return {result(stack[0]), result(stack[1])};
   }
-  Work work(student, teacher, label, temperature, divergence);
+  Work work(student, teacher, label, temperature, divergence, beta);
   Call& p = work.launch.call;
   Tensor terms = work.floats({3, p.K, p.N}), stats = work.floats({p.K + 1, p.N, kStats});
   if (p.N == 0) return {terms, stats};
@@ -181,19 +151,21 @@ std::tuple<Tensor, Tensor> distill_terms(const Tensor& student, const Optional& 
 }
 
 Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const Optional& teacher,
-                              const Optional& label, const Tensor& stats_, double temperature, int64_t divergence) {
+                              const Optional& label, const Tensor& stats_, double temperature, int64_t divergence,
+                              double beta) {
+  check_logits(student, teacher, label, temperature, divergence);
   if (!served(student, teacher, divergence)) {
-    std::array stack{put(dterms), put(student), put(teacher),     put(label),
-                     put(stats_), put(temperature), put(divergence)};
+    std::array stack{put(dterms), put(student),     put(teacher),    put(label),
+                     put(stats_), put(temperature), put(divergence), put(beta)};
     call_uncompiled("nanonet::uncompiled_distill_terms_backward", stack);
-    return take(stack[0]);
+    return result(stack[0]);
   }
-  Work work(student, teacher, label, temperature, divergence);
+  check_backward(dterms, student, stats_, Dtype::kFloat32);
+  Work work(student, teacher, label, temperature, divergence, beta);
   Call& p = work.launch.call;
   Tensor dstudent = work.new_gradient();
   if (p.N == 0) return dstudent;
   const Tensor stats = stats_.is_contiguous() ? stats_ : torch::stable::contiguous(stats_);
-  STD_TORCH_CHECK(dtype_of(stats) == Dtype::kFloat32, "stats: expected the dtype that distill_terms returned");
   p.from_stats = true;
   p.stats = static_cast<float*>(const_cast<void*>(stats.const_data_ptr()));
   p.upstream = values_of(dterms, {dterms.stride(0), dterms.stride(1), dterms.stride(2)});
@@ -206,6 +178,7 @@ Tensor distill_terms_backward(const Tensor& dterms, const Tensor& student, const
 // Loss and means; the gradient goes into dstudent, (K,N,C) or empty.
 std::tuple<Tensor, Tensor> loss_into(Work& work, const Tensor& weights, const Optional& row_weight,
                                      const Optional& denominators, const Tensor& dstudent) {
+  check_weights(work.student, weights, row_weight, denominators);
   Launch& launch = work.launch;
   Call& p = launch.call;
   Tensor loss = work.floats({}), means = work.floats({3, p.K});
@@ -218,9 +191,9 @@ std::tuple<Tensor, Tensor> loss_into(Work& work, const Tensor& weights, const Op
     p.row_weight = values_of(*row_weight, {0, alike ? 0 : row_weight->stride(0), row_weight->stride(alike ? 0 : 1)});
   }
   launch.plan = plan_for(p, launch.device);
-  const int count_blocks = launch.device.processors;
+  const int count_blocks = launch.device.sms;
   const int64_t most = launch.plan.blocks > count_blocks ? launch.plan.blocks : count_blocks;
-  const Tensor partials = work.doubles(most * 3 * kMaxStudents + 2 * kMaxStudents);
+  const Tensor partials = work.empty({most * 3 * kMaxStudents + 2 * kMaxStudents}, Dtype::kFloat64);
   p.partials = static_cast<double*>(partials.mutable_data_ptr());
   if (denominators) {
     const bool alike = denominators->dim() == 1;
@@ -239,42 +212,42 @@ std::tuple<Tensor, Tensor> loss_into(Work& work, const Tensor& weights, const Op
 std::tuple<Tensor, Tensor, Tensor> distill_loss(const Tensor& student, const Optional& teacher, const Optional& label,
                                                 const Tensor& weights, const Optional& row_weight,
                                                 const Optional& denominators, double temperature, int64_t divergence,
-                                                bool need_grad) {
+                                                double beta, bool need_grad) {
+  check_logits(student, teacher, label, temperature, divergence);
   if (!served(student, teacher, divergence)) {
-    std::array stack{put(student),      put(teacher),     put(label),      put(weights),  put(row_weight),
-                     put(denominators), put(temperature), put(divergence), put(need_grad)};
+    std::array stack{put(student),      put(teacher),     put(label),      put(weights), put(row_weight),
+                     put(denominators), put(temperature), put(divergence), put(beta),    put(need_grad)};
     call_uncompiled("nanonet::uncompiled_distill_loss", stack);
-    return {take(stack[0]), take(stack[1]), take(stack[2])};
+    return {result(stack[0]), result(stack[1]), result(stack[2])};
   }
-  Work work(student, teacher, label, temperature, divergence);
-  const Tensor dstudent = need_grad ? work.new_gradient() : work.empty({0}, work.dtype_code());
+  Work work(student, teacher, label, temperature, divergence, beta);
+  const Tensor dstudent = need_grad ? work.new_gradient() : work.empty({0}, dtype_of(student));
   const auto [loss, means] = loss_into(work, weights, row_weight, denominators, dstudent);
   return {loss, means, dstudent};
 }
 
 std::tuple<Tensor, Tensor> distill_loss_into_(const Tensor& dstudent, const Tensor& student, const Optional& teacher,
                                               const Optional& label, const Tensor& weights, const Optional& row_weight,
-                                              const Optional& denominators, double temperature, int64_t divergence) {
+                                              const Optional& denominators, double temperature, int64_t divergence,
+                                              double beta) {
+  check_logits(student, teacher, label, temperature, divergence);
   if (!served(student, teacher, divergence)) {
-    std::array stack{put(dstudent),   put(student),      put(teacher),     put(label),     put(weights),
-                     put(row_weight), put(denominators), put(temperature), put(divergence)};
+    std::array stack{put(dstudent),   put(student),      put(teacher),     put(label),      put(weights),
+                     put(row_weight), put(denominators), put(temperature), put(divergence), put(beta)};
     call_uncompiled("nanonet::uncompiled_distill_loss_into_", stack);
-    return {take(stack[0]), take(stack[1])};
+    return {result(stack[0]), result(stack[1])};
   }
-  Work work(student, teacher, label, temperature, divergence);
-  const Call& p = work.launch.call;
-  const bool fits = dstudent.dim() == 3 && dstudent.size(0) == p.K && dstudent.size(1) == p.N && dstudent.size(2) == p.C;
-  STD_TORCH_CHECK(fits && dtype_of(dstudent) == p.student[0].dtype && dstudent.is_contiguous(),
-                  "dstudent: expected a contiguous tensor of student's shape and dtype");
+  Work work(student, teacher, label, temperature, divergence, beta);
+  check_dstudent(dstudent, student);
   return loss_into(work, weights, row_weight, denominators, dstudent);
 }
 
 void distill_scale_(const Tensor& dstudent, const Tensor& dloss) {
+  check_scale(dstudent, dloss);
   if (dtype_of(dstudent) == Dtype::kFloat64 || !has_code(dstudent)) {
     std::array stack{put(dstudent), put(dloss)};
     return call_uncompiled("nanonet::uncompiled_distill_scale_", stack);
   }
-  STD_TORCH_CHECK(dstudent.is_contiguous(), "dstudent: expected the contiguous gradient that distill_loss made");
   if (dstudent.numel() == 0) return;
   Work work(dstudent);
   launch_scale(work.launch, static_cast<char*>(dstudent.mutable_data_ptr()), dtype_of(dstudent), dstudent.numel(),

@@ -1,112 +1,24 @@
 // The loss of one row: terms and gradient of K students.
 //
-// kl has a hot loop for rows of which nothing special is to be feared. The others go the careful way, as all divergences
-// but kl do, with d = min(x - top, 0): log q = d/tau - log S, q = e^(log q). The minimum is free of NaN, so a row that holds
-// NaN (or nothing above -inf) goes through as junk that is finite; what it may reach is made NaN at the end, and nothing
-// else.
+// Rows that the fast path (row_kl.cuh) cannot take, and all divergences outside the kl family, are processed with care:
+// log q = min(x - max, 0)/tau - lse, q = e^(log q). The minimum is never NaN, so that a row of NaN (or of nothing above
+// -inf) gives meaningless but finite numbers; run_gradient() and terms() write NaN to exactly what depends on such a
+// row.
 #pragma once
 
-#include "row_state.cuh"
+#include "../divergence.h"
+#include "row_kl.cuh"
 
 namespace nanonet::cuda {
 
-template <int kK, bool kKl, class Group, class Source>
-struct Row : RowState<kK, kKl, Group, Source> {
-  using Base = RowState<kK, kKl, Group, Source>;
+template <int kK, bool kKlSlopes, class Group, class Source>
+struct Row : KlRow<kK, kKlSlopes, Group, Source> {
+  using Base = KlRow<kK, kKlSlopes, Group, Source>;
   using Base::Base, Base::kRows, Base::kE;
-  using Base::p, Base::group, Base::source, Base::n, Base::y, Base::labelled, Base::bad_label, Base::plain;
-  using Base::u_ce, Base::u_teacher, Base::u_peers, Base::top, Base::log_soft, Base::log_plain, Base::expectation;
-  using Base::K, Base::has_teacher, Base::present, Base::lives, Base::all_live, Base::teacher_lives, Base::mse;
-  using Base::pairs, Base::steps;
-
-  // The hot loop's share of one class, for rows that all have a softmax; x becomes the gradient. Nothing is guarded: a
-  // class at -inf makes the sums NaN, by which run() sees that they have to be added up with care. Logarithms are to base
-  // 2, which is what the hardware's exponential takes.
-  //
-  // KL(q_j || q_k) of all pairs in O(K): with A = sum_j q_j l_j and Q = sum_j q_j the class adds A - Q l_k. l is centred
-  // on the likeliest student first: where they agree, like terms would else be subtracted; and any other centre would be
-  // of another magnitude as soon as one student masks the class with a large number.
-  template <bool kPlain, bool kAlike>
-  NN_DEVICE void add_kl(float (&x)[kRows][kE], int e, const float (&of_own)[kK], float (&sums)[3 * kK],
-                        float& total) const {
-    const float per_logit = kLog2e / p.temperature;
-    float below[kRows], l[kRows], q[kRows], Q = 0;
-    NN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      below[r] = x[r][e] - top[r];
-      l[r] = fmaf(below[r], per_logit, -log_soft[r]);
-      q[r] = exp2_fast(l[r]);
-      if (r < kK) Q += q[r];
-    }
-    float centre = l[0];
-    NN_UNROLL
-    for (int k = 1; k < kK; ++k) centre = fmaxf(centre, l[k]);
-    const float of_others = kK > 1 ? fmaf(u_peers[0], Q, u_teacher[0] * q[kK]) : u_teacher[0] * q[kK];
-    NN_UNROLL
-    for (int k = 0; k < kK; ++k) {
-      sums[k] = fmaf(q[kK], l[kK] - l[k], sums[k]);
-      if (kK > 1) {
-        const float apart = l[k] - centre;
-        total = fmaf(q[k], apart, total);
-        sums[kK + k] = fmaf(-Q, apart, sums[kK + k]);
-      }
-      float d;
-      if (kAlike) {
-        d = fmaf(of_own[k], q[k], -of_others);
-      } else {
-        d = u_teacher[k] * (q[k] - q[kK]);
-        if (kK > 1) d = fmaf(u_peers[k], fmaf(float(K()), q[k], -Q), d);
-        if (!kPlain) d = fmaf(u_ce[k], q[k], d);
-      }
-      if (kPlain) d = fmaf(u_ce[k], exp2_fast(fmaf(below[k], kLog2e, -log_plain[k])), d);
-      x[k][e] = d;
-    }
-  }
-
-  // Whether the soft terms weigh the same for every student, as they do unless each has weights of its own.
-  NN_DEVICE bool alike() const {
-    bool all = true;
-    NN_UNROLL
-    for (int k = 1; k < kK; ++k) all &= k >= K() || (u_teacher[k] == u_teacher[0] && u_peers[k] == u_peers[0]);
-    return all;
-  }
-
-  // A logit for places outside the row: finite, and of a probability of 0.
-  NN_DEVICE float nothing(int r) const { return top[r] - fmaxf(300 * p.temperature, fabsf(top[r])); }
-
-  // Sums and gradient of kl, where every row that is there has a softmax. Backwards: what was read last is nearest.
-  template <bool kPlain, bool kAlike>
-  NN_DEVICE void run_kl(float (&sums)[3 * kK]) {
-    float of_own[kK], total = 0;
-    NN_UNROLL
-    for (int k = 0; k < kK; ++k) of_own[k] = (kPlain ? 0 : u_ce[k]) + u_teacher[k] + u_peers[k] * K();
-    steps(true, [&](auto& held, int chunk, int at, float (&x)[kRows][kE]) {
-      const auto add = [&] {
-        NN_UNROLL
-        for (int e = 0; e < kE; ++e) add_kl<kPlain, kAlike>(x, e, of_own, sums, total);
-      };
-      if (Source::kRereads && source.whole(chunk) && !source.holds(chunk, y)) {
-        add();
-        if (p.dstudent) source.put_whole(held, chunk, at, x);
-      } else {
-        NN_UNROLL
-        for (int e = 0; e < kE; ++e) {
-          const bool inside = source.inside(chunk, at + e);
-          NN_UNROLL
-          for (int r = 0; r < kRows; ++r) x[r][e] = inside ? x[r][e] : nothing(r);
-        }
-        add();
-        if (source.holds(chunk, y)) this->subtract_label(chunk, at, x);
-        if (p.dstudent) source.put(held, chunk, at, x);
-      }
-      this->done_with(chunk, at, source.calm);
-    });
-    NN_UNROLL
-    for (int k = 0; k < kK; ++k) {
-      sums[k] *= kLn2;
-      sums[kK + k] = (sums[kK + k] + total) * kLn2;
-    }
-  }
+  using Base::p, Base::group, Base::source, Base::n, Base::y, Base::labelled, Base::bad_label;
+  using Base::u_ce, Base::u_teacher, Base::u_peers, Base::max, Base::lse_tau, Base::lse_1, Base::slope_sum;
+  using Base::K, Base::has_teacher, Base::present, Base::valid, Base::all_valid, Base::teacher_valid, Base::mse;
+  using Base::pairs, Base::steps, Base::invalid_gradient;
 
   // The values of one class, of every row.
   struct Class {
@@ -121,13 +33,28 @@ struct Row : RowState<kK, kKl, Group, Source> {
     for (int r = 0; r < kRows; ++r) {
       if (!present(r)) continue;
       c.x[r] = x[r][e];
-      c.l[r] = fminf(x[r][e] - top[r], 0.0f) * per_tau - log_soft[r] * kLn2;
+      c.l[r] = fminf(x[r][e] - max[r], 0.0f) * per_tau - lse_tau[r] * kLn2;
       c.q[r] = exp2_fast(c.l[r] * kLog2e);
     }
     return c;
   }
 
-  // As in add_kl, with care.
+  // Value and slope of D(p, q_k) in this class, of every student.
+  NN_DEVICE void share_of(const Class& c, ClassShare<float> (&share)[kK]) const {
+    const auto log = [](float x) { return log2_fast(x) * kLn2; };
+    const auto set = [&]<int64_t kDivergence>() {
+      NN_UNROLL
+      for (int k = 0; k < kK; ++k) {
+        const ClassPair<float> pair{c.l[kK], c.l[k], c.q[kK], c.q[k]};
+        if (k < K()) share[k] = DivergenceOf<kDivergence>::share(pair, p.beta, log);
+      }
+    };
+    if constexpr (!kKlSlopes) with_divergence(p.divergence, set);
+    else if (p.divergence == kCrossEntropy) set.template operator()<kCrossEntropy>();
+    else set.template operator()<kKl>();
+  }
+
+  // As in KlRow::add_class, with care.
   NN_DEVICE void add_peers_kl(const Class& c, float (&sums)[3 * kK], float& total) const {
     float centre = c.l[0], Q = 0;
     NN_UNROLL
@@ -143,60 +70,60 @@ struct Row : RowState<kK, kKl, Group, Source> {
     }
   }
 
-  NN_DEVICE float plain_probability(const Class& c, int k) const {
-    // from log q, so that no logit has to be kept: softmax = e^(tau log q + tau log S - log S_1)
-    return exp2_fast(c.l[k] * p.temperature * kLog2e + (log_soft[k] * p.temperature - log_plain[k]));
-  }
-
-  // log m of the mixture m = (p + q_k)/2
-  NN_DEVICE float log_mean(const Class& c, int k) const {
-    const float high = fmaxf(c.l[k], c.l[kK]), low = fminf(c.l[k], c.l[kK]);
-    return high + log1pf(expf(low - high)) - kLn2;
-  }
-
-  NN_DEVICE static float times(float weight, float value) { return weight == 0 ? 0 : weight * value; }  // 0 (-inf) = 0
-
-  // Sums of D (without its constants), of the peers, of the gradient's expectation, of each student.
-  NN_DEVICE void add_terms(const Class& c, float (&sums)[3 * kK], float& total) const {
+  NN_DEVICE void add_mse(const Class& c, float (&sums)[3 * kK]) const {
     NN_UNROLL
     for (int k = 0; k < kK; ++k) {
       if (k >= K()) continue;
-      if (mse()) {
-        if (has_teacher()) sums[k] += (c.x[k] - c.x[kK]) * (c.x[k] - c.x[kK]);
-        NN_UNROLL
-        for (int j = 0; j < k; ++j) {  // pair by pair: an identity in O(K) would turn classes at -inf into NaN
-          const float apart = (c.x[k] - c.x[j]) * (c.x[k] - c.x[j]);
-          sums[kK + k] += apart, sums[kK + j] += apart;
-        }
-      } else if (kKl) {
-        if (has_teacher()) sums[k] += times(c.q[kK], c.l[kK] - c.l[k]);
-      } else if (has_teacher() && p.divergence == kReverseKl) {
-        sums[k] += times(c.q[k], c.l[k] - c.l[kK]);
-      } else if (has_teacher()) {
-        const float log_m = log_mean(c, k);
-        const float of_q = times(c.q[k], c.l[k] - log_m) / 2;
-        sums[k] += times(c.q[kK], c.l[kK] - log_m) / 2 + of_q;
-        sums[2 * kK + k] += of_q;
+      if (has_teacher()) sums[k] += (c.x[k] - c.x[kK]) * (c.x[k] - c.x[kK]);
+      NN_UNROLL
+      for (int j = 0; j < k; ++j) {  // pair by pair: an identity in O(K) would turn classes at -inf into NaN
+        const float squared = (c.x[k] - c.x[j]) * (c.x[k] - c.x[j]);
+        sums[kK + k] += squared, sums[kK + j] += squared;
       }
     }
-    if (K() > 1 && !mse()) add_peers_kl(c, sums, total);
   }
 
-  NN_DEVICE float slope(const Class& c, int k) const {
+  // Of each student: sums of the divergence, of the peers, of the slopes.
+  NN_DEVICE void add_terms(const Class& c, float (&sums)[3 * kK], float& total) const {
+    if (mse()) return add_mse(c, sums);
+    if (has_teacher()) {
+      ClassShare<float> share[kK];
+      share_of(c, share);
+      NN_UNROLL
+      for (int k = 0; k < kK; ++k) {
+        if (k >= K()) continue;
+        sums[k] += share[k].value;
+        if (!kKlSlopes) sums[2 * kK + k] += share[k].slope;
+      }
+    }
+    if (K() > 1) add_peers_kl(c, sums, total);
+  }
+
+  NN_DEVICE float softmax_1(const Class& c, int k) const {
+    // from log q, so that the logit need not be kept: softmax = e^(tau log q + tau lse_tau - lse_1)
+    return exp2_fast(c.l[k] * p.temperature * kLog2e + (lse_tau[k] * p.temperature - lse_1[k]));
+  }
+
+  // The gradient of every student for one class.
+  NN_DEVICE void gradient_of(const Class& c, float (&d)[kK]) const {
+    ClassShare<float> share[kK] = {};
+    if (!kKlSlopes && has_teacher() && !mse()) share_of(c, share);
     float all = 0;
     NN_UNROLL
     for (int j = 0; j < kK; ++j)
       if (j < K()) all += mse() ? c.x[j] : c.q[j];
-    float d = u_ce[k] == 0 ? 0 : u_ce[k] * plain_probability(c, k);
-    float to_teacher = 0;
-    if (kKl) to_teacher = c.q[k] - c.q[kK];
-    else if (mse()) to_teacher = c.x[k] - c.x[kK];
-    else if (p.divergence == kReverseKl)
-      to_teacher = times(c.q[k], c.l[k] - c.l[kK] - expectation[k]);
-    else to_teacher = times(c.q[k], (c.l[k] - log_mean(c, k)) / 2 - expectation[k]);
-    if (u_teacher[k] != 0) d += u_teacher[k] * to_teacher;
-    if (u_peers[k] != 0) d += u_peers[k] * (K() * (mse() ? c.x[k] : c.q[k]) - all);
-    return d;
+    NN_UNROLL
+    for (int k = 0; k < kK; ++k) {
+      if (k >= K()) continue;
+      const float own = mse() ? c.x[k] : c.q[k];
+      d[k] = u_ce[k] == 0 ? 0 : u_ce[k] * softmax_1(c, k);
+      if (u_teacher[k] != 0) {
+        const bool difference = kKlSlopes || mse();  // q - p, or that of the logits
+        const float of_teacher = mse() ? c.x[kK] : c.q[kK];
+        d[k] += u_teacher[k] * (difference ? own - of_teacher : share[k].slope - times(own, slope_sum[k]));
+      }
+      if (u_peers[k] != 0) d[k] += u_peers[k] * (K() * own - all);
+    }
   }
 
   NN_DEVICE void run_terms(float (&sums)[3 * kK], bool last) {
@@ -205,29 +132,26 @@ struct Row : RowState<kK, kKl, Group, Source> {
       NN_UNROLL
       for (int e = 0; e < kE; ++e)
         if (source.inside(chunk, at + e)) add_terms(class_of(x, e), sums, total);
-      this->done_with(chunk, at, last);
+      this->step_done(chunk, at, last);
     });
-    add_total(sums, total);
+    NN_UNROLL
+    for (int k = 0; k < kK; ++k) sums[kK + k] += total;
   }
 
   NN_DEVICE void run_gradient() {
-    steps(false, [&](auto& held, int chunk, int at, float (&x)[kRows][kE]) {
+    steps(false, [&](auto& vectors, int chunk, int at, float (&x)[kRows][kE]) {
       NN_UNROLL
       for (int e = 0; e < kE; ++e) {
-        const Class c = class_of(x, e);
+        float d[kK];
+        gradient_of(class_of(x, e), d);
         NN_UNROLL
         for (int k = 0; k < kK; ++k)
-          if (k < K()) x[k][e] = this->poisoned(k) ? not_a_number() : slope(c, k);
+          if (k < K()) x[k][e] = invalid_gradient(k) ? not_a_number() : d[k];
       }
       if (source.holds(chunk, y)) this->subtract_label(chunk, at, x);
-      source.put(held, chunk, at, x);
-      this->done_with(chunk, at, true);
+      source.put(vectors, chunk, at, x, source.whole(chunk));
+      this->step_done(chunk, at, true);
     });
-  }
-
-  NN_DEVICE void add_total(float (&sums)[3 * kK], float total) const {
-    NN_UNROLL
-    for (int k = 0; k < kK; ++k) sums[kK + k] += total;
   }
 
   // The terms of student k, from the row's sums.
@@ -236,23 +160,23 @@ struct Row : RowState<kK, kKl, Group, Source> {
     term[0] = term[1] = term[2] = 0;
     if (labelled) {
       term[0] = not_a_number();
-      if (!bad_label && lives(k)) {
+      if (!bad_label && valid(k)) {
         const Rows& rows = p.student[k];
         const float x = element_at(rows.data + n * rows.row_bytes + y * size_of(rows.dtype), rows.dtype);
-        term[0] = log_plain[k] * kLn2 - (x - top[k]);
+        term[0] = lse_1[k] * kLn2 - (x - max[k]);
       }
     }
-    if (has_teacher()) term[1] = mse() ? sums[k] / p.C : lives(k) && lives(kK) ? sums[k] * squared : not_a_number();
+    if (has_teacher()) term[1] = mse() ? sums[k] / p.C : valid(k) && valid(kK) ? sums[k] * squared : not_a_number();
     if (K() > 1) {
-      term[2] = mse() ? sums[kK + k] / p.C : all_live() ? sums[kK + k] * squared : not_a_number();
+      term[2] = mse() ? sums[kK + k] / p.C : all_valid() ? sums[kK + k] * squared : not_a_number();
       term[2] /= pairs();
     }
   }
 
-  // What a row leaves but for its gradient: statistics, terms, and what these count in the means.
+  // Stores what the row yields besides its gradient: statistics, terms, and its share of the means.
   template <class Weight>
-  NN_DEVICE void keep(const float (&sums)[3 * kK], Weight weight, float* counted) const {
-    if (p.stats && group.leader()) this->keep_statistics();
+  NN_DEVICE void store(const float (&sums)[3 * kK], Weight weight, float* counted) const {
+    if (p.stats && group.leader()) this->store_statistics();
     NN_UNROLL
     for (int k = 0; k < kK; ++k) {
       if (k >= K() || !group.serves(k)) continue;
@@ -266,53 +190,58 @@ struct Row : RowState<kK, kKl, Group, Source> {
     }
   }
 
-  // Everything that the call wants of this row. weight(term, k): what it counts in a mean; counted: where that goes.
+  NN_DEVICE void set_statistics() {
+    if (p.from_stats) return this->load_statistics();
+    if constexpr (Source::kRereads) {
+      this->template statistics<false>();
+      if (all_valid() && teacher_valid()) return;
+      group.cluster_barrier();  // other blocks may still be reading the first statistics
+    }
+    this->template statistics<true>();
+  }
+
+  NN_DEVICE bool fast_path_applies() const {
+    bool invalid = false;
+    NN_UNROLL
+    for (int k = 0; k < kK; ++k) invalid |= k < K() && invalid_gradient(k);
+    return kKlSlopes && Source::kFast && group.all(all_valid() && teacher_valid() && !invalid && source.in_range());
+  }
+
+  // Terms and gradient by the fast path; whether its sums are finite.
+  NN_DEVICE bool run_fast(float (&sums)[3 * kK]) {
+    if constexpr (kKlSlopes && Source::kFast) this->run_kl(sums);
+    if (!p.from_stats) group.sum(sums);
+    bool finite = true;
+    NN_UNROLL
+    for (int i = 0; Source::kRereads && i < 2 * kK; ++i) finite &= i % kK >= K() || sums[i] - sums[i] == 0;
+    return finite;
+  }
+
+  NN_DEVICE void run_careful_terms(float (&sums)[3 * kK], bool last) {
+    NN_UNROLL
+    for (int i = 0; i < 3 * kK; ++i) sums[i] = 0;
+    if constexpr (Source::kStaged)
+      if (source.next_is_staged) source.restage();
+    run_terms(sums, last);
+    if constexpr (kKlSlopes && Source::kFast && Source::kRereads) group.cluster_barrier();  // run_fast's may be unread
+    group.sum(sums);
+    NN_UNROLL
+    for (int k = 0; k < kK; ++k) slope_sum[k] = sums[2 * kK + k];
+  }
+
+  // All that the call wants of this row. weight(i, k): its weight in the mean of term i; counted: where its share goes.
   template <class Weight>
   NN_DEVICE void run(Weight weight, float* counted) {
     NN_UNROLL
-    for (int k = 0; k < kK; ++k) expectation[k] = 0;
-    if constexpr (Source::kStaged) source.arrive();
-    if (p.from_stats) {
-      this->load_statistics();
-    } else if constexpr (Source::kRereads) {
-      this->template statistics<false>();
-      if (!all_live() || !teacher_lives()) {
-        group.cluster_barrier();  // others may still read the statistics
-        this->template statistics<true>();
-      }
-    } else {
-      this->template statistics<true>();
-    }
-    bool any_poisoned = false;
-    NN_UNROLL
-    for (int k = 0; k < kK; ++k) any_poisoned |= k < K() && this->poisoned(k);
+    for (int k = 0; k < kK; ++k) slope_sum[k] = 0;
+    if constexpr (Source::kStaged) source.wait();
+    set_statistics();
     float sums[3 * kK] = {};
-    bool gradient = p.dstudent, finite = false;
-    if (kKl && Source::kHot && group.all(all_live() && teacher_lives() && !any_poisoned && source.tame())) {
-      if constexpr (kKl && Source::kHot) {
-        if (plain) Source::kRereads && alike() ? run_kl<true, true>(sums) : run_kl<true, false>(sums);
-        else Source::kRereads && alike() ? run_kl<false, true>(sums) : run_kl<false, false>(sums);
-      }
-      gradient = false, finite = true;
-      if (!p.from_stats) group.sum(sums);
-      NN_UNROLL
-      for (int i = 0; Source::kRereads && i < 2 * kK; ++i) finite &= i % kK >= K() || sums[i] - sums[i] == 0;
-    }
-    if (!p.from_stats && !group.all(finite)) {
-      NN_UNROLL
-      for (int i = 0; i < 3 * kK; ++i) sums[i] = 0;
-      if constexpr (Source::kStaged)
-        if (source.next_is_staged) source.stage_again();
-      run_terms(sums, !gradient);
-      if constexpr (kKl && Source::kHot && Source::kRereads) group.cluster_barrier();  // others may still read run_kl's
-      group.sum(sums);
-      if (!kKl && has_teacher() && !mse()) {
-        NN_UNROLL
-        for (int k = 0; k < kK; ++k) expectation[k] = p.divergence == kReverseKl ? sums[k] : sums[2 * kK + k];
-      }
-    }
-    if constexpr (Source::kRereads) source.calm = finite;
-    if (!p.from_stats && source.active()) keep(sums, weight, counted);
+    const bool fast = fast_path_applies(), gradient = p.dstudent && !fast;
+    const bool finite = fast && run_fast(sums);
+    if (!p.from_stats && !group.all(finite)) run_careful_terms(sums, !gradient);
+    if constexpr (Source::kRereads) source.finite = finite;
+    if (!p.from_stats && source.active()) store(sums, weight, counted);
     if (gradient) run_gradient();
   }
 };

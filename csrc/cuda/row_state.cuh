@@ -1,9 +1,8 @@
-// What is known of a row while it is worked on, wherever it lies and whoever shares it: what arrives from above, its
-// softmax statistics, and whether they are fit for use.
+// The state of a row while it is processed: its upstream gradients, its softmax statistics, and whether they are valid.
 //
-// A Source holds the row: each() visits the thread's chunks; of a chunk's kClasses, load() gives kElements at a time, of
-// every student and of the teacher (index kK; 0 where there is none), and put() takes as many of a gradient. A Group
-// (groups.cuh) is the threads that share the row.
+// A Source holds the row's logits: each() visits the thread's chunks; of a chunk's kClasses, load() returns kElements
+// at a time for every student and the teacher (index kK; 0 without one), and put() stores as many of a gradient. A
+// Group (groups.cuh) is the threads that share the row.
 #pragma once
 
 #include "groups.cuh"
@@ -12,28 +11,28 @@ namespace nanonet::cuda {
 
 constexpr float kLn2 = 0.6931471805599453f;
 
-template <int kK, bool kKl, class Group, class Source>
+template <int kK, bool kKlSlopes, class Group, class Source>
 struct RowState {
   static constexpr int kRows = kK + 1, kE = Source::kElements;
-  static constexpr float kAbsent = 300;  // log S of a row that is not there: it has a probability of 0
+  static constexpr float kAbsent = 300;  // log-sum-exp of an absent row: it makes its probabilities 0
   const Call& p;
   Group& group;
   Source& source;
   const int64_t n;
 
-  int y;  // -1: none, or no class
-  bool labelled, bad_label, plain;  // plain: the temperature's softmax is not that of ce
-  float u_ce[kK], u_teacher[kK], u_peers[kK];  // upstream gradients of the terms, with the constants of their slopes
-  float top[kRows], log_soft[kRows], log_plain[kRows];  // logarithms to base 2
-  float expectation[kK];
-  uint32_t live;  // bit r: row r has a softmax
+  int y;  // -1: unlabelled, or not a class
+  bool labelled, bad_label, separate_ce;  // separate_ce: ce needs a softmax other than that at the temperature
+  float u_ce[kK], u_teacher[kK], u_peers[kK];  // upstream gradients, times the constants of the terms' gradients
+  float max[kRows], lse_tau[kRows], lse_1[kRows];  // maximum; base-2 log-sum-exp below it
+  float slope_sum[kK];  // sum over the classes of ClassShare::slope, unless kKlSlopes
+  uint32_t valid_rows;  // bit r: row r has a softmax
 
-  // Known at compile time on the hot path, where loops over students have no bounds to check.
-  NN_DEVICE int K() const { return kKl && Source::kExact ? kK : p.K; }
+  // A constant in the kernels with an exact number of students: their loops have no bounds checks.
+  NN_DEVICE int K() const { return kKlSlopes && Source::kExact ? kK : p.K; }
   NN_DEVICE bool has_teacher() const { return p.teacher.data != nullptr; }
   NN_DEVICE bool present(int r) const { return r < K() || (r == kK && has_teacher()); }
-  NN_DEVICE bool lives(int r) const { return live >> r & 1; }
-  NN_DEVICE bool mse() const { return !kKl && p.divergence == kMse; }
+  NN_DEVICE bool valid(int r) const { return valid_rows >> r & 1; }
+  NN_DEVICE bool mse() const { return !kKlSlopes && p.divergence == kMse; }
   NN_DEVICE float pairs() const { return K() > 1 ? float(K() - 1) : 1.0f; }
 
   NN_DEVICE RowState(const Call& p, Group& group, Source& source, int64_t n)
@@ -42,10 +41,10 @@ struct RowState {
     labelled = label != kUnlabelled;
     bad_label = labelled && (label < 0 || label >= p.C);
     y = labelled && !bad_label ? int(label) : -1;
-    plain = p.temperature != 1 && (labelled || (p.stats && !p.from_stats));
+    separate_ce = p.temperature != 1 && (labelled || (p.stats && !p.from_stats));
   }
 
-  // u(term, k): what arrives for a term.
+  // u(i, k): upstream gradient of term i of student k.
   template <class Upstream>
   NN_DEVICE void set_upstream(Upstream u) {
     const float scale = mse() ? 2.0f / p.C : p.temperature;
@@ -58,15 +57,15 @@ struct RowState {
     }
   }
 
-  // body(held, chunk, at, x) for every step of the thread's chunks: x (kRows,kE), classes from `at` on.
+  // body(vectors, chunk, at, x) for every step of the thread's chunks: x (kRows,kE), the classes from `at` on.
   template <class Body>
   NN_DEVICE void steps(bool backwards, Body body) const {
     source.each(backwards, [&](int chunk) {
-      typename Source::Held held;
+      typename Source::Vectors vectors;
       const auto step = [&](int at) {
         float x[kRows][kE];
-        source.load(held, chunk, at, x);
-        body(held, chunk, at, x);
+        source.load(vectors, chunk, at, x);
+        body(vectors, chunk, at, x);
       };
       if constexpr (kE == Source::kClasses) {
         step(0);
@@ -79,11 +78,11 @@ struct RowState {
 
   NN_DEVICE Exponents exponents() const { return {kLog2e / p.temperature, kLog2e}; }
 
-  // One sweep: a part's sums stand below the highest logit that it has seen, and no lower than where they begin.
+  // Maximum and log-sum-exp in one sweep: sums are relative to the maximum so far and rescaled when it rises.
   //
-  // Not careful, the exponent (x - top) c is x c - R in one operation, with R = top c rounded; what R is off by, all
-  // terms alike, is made good at the end. A row whose top is below kFloor, or so high that R is off by much, has no
-  // softmax then.
+  // Careful: the exponent is (x - max) c. Otherwise it is the single operation x c - R, with R = max c rounded; the
+  // error of R is common to all terms and corrected at the end. Then a row whose maximum is below kFloor, or so large
+  // that the error of R is large, counts as invalid.
   template <bool kCareful>
   NN_DEVICE void statistics() {
     constexpr float kFloor = -0x1p20f;
@@ -95,95 +94,98 @@ struct RowState {
       NN_UNROLL
       for (int r = 0; r < kRows; ++r) {
         if (!present(r)) continue;
-        const float before = found[r].top;
-        float top = before;
+        const float before = found[r].max;
+        float now = before;
         NN_UNROLL
-        for (int e = 0; e < kE; ++e) top = fmaxf(top, x[r][e]);
-        found[r].top = top;
+        for (int e = 0; e < kE; ++e) now = fmaxf(now, x[r][e]);
+        found[r].max = now;
         const auto add = [&](float& sum, float c) {
-          const float R = __fmul_rn(top, c);
-          sum *= exp2_fast(kCareful ? (before - top) * c : __fmul_rn(before, c) - R);
+          const float R = __fmul_rn(now, c);
+          sum *= exp2_fast(kCareful ? (before - now) * c : __fmul_rn(before, c) - R);
           NN_UNROLL
-          for (int e = 0; e < kE; ++e) sum += exp2_fast(kCareful ? (x[r][e] - top) * c : fmaf(x[r][e], c, -R));
+          for (int e = 0; e < kE; ++e) sum += exp2_fast(kCareful ? (x[r][e] - now) * c : fmaf(x[r][e], c, -R));
         };
-        add(found[r].soft, per_logit.soft);
-        if (plain) add(found[r].plain, per_logit.plain);
+        add(found[r].sum_tau, per_logit.tau);
+        if (separate_ce) add(found[r].sum_1, per_logit.one);
       }
     });
     NN_UNROLL
     for (int r = 0; !kCareful && r < kRows; ++r) {
-      const auto off = [&](float c) { return exp2_fast(-fmaf(found[r].top, c, -__fmul_rn(found[r].top, c))); };
-      found[r].soft *= off(per_logit.soft);
-      if (plain) found[r].plain *= off(per_logit.plain);
+      const auto error = [&](float c) { return exp2_fast(-fmaf(found[r].max, c, -__fmul_rn(found[r].max, c))); };
+      found[r].sum_tau *= error(per_logit.tau);
+      if (separate_ce) found[r].sum_1 *= error(per_logit.one);
     }
     group.merge(found, per_logit);
-    live = 0;
+    valid_rows = 0;
     NN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      top[r] = kCareful || found[r].top > kFloor ? found[r].top : not_a_number();
-      log_soft[r] = log2f(found[r].soft);
-      log_plain[r] = plain ? log2f(found[r].plain) : log_soft[r];
-      check(r);
+      max[r] = kCareful || found[r].max > kFloor ? found[r].max : not_a_number();
+      lse_tau[r] = log2f(found[r].sum_tau);
+      lse_1[r] = separate_ce ? log2f(found[r].sum_1) : lse_tau[r];
+      validate(r);
     }
   }
 
-  // From what distill_terms kept of the row.
+  NN_DEVICE float* stats_of(int r) const { return p.stats + ((r < K() ? r : K()) * p.N + n) * kStats; }
+
+  // What store_statistics() wrote in the forward.
   NN_DEVICE void load_statistics() {
-    live = 0;
+    valid_rows = 0;
     NN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const float* kept = p.stats + ((r < K() ? r : K()) * p.N + n) * kStats;
+      const float* stats = stats_of(r);
       const bool there = present(r);
-      top[r] = there ? kept[0] : 0;
-      log_soft[r] = there ? kept[1] * kLog2e : 0;
-      log_plain[r] = there ? kept[2] * kLog2e : 0;
-      if (!kKl && r < kK) expectation[r < kK ? r : 0] = there ? kept[3] : 0;
-      check(r);
+      max[r] = there ? stats[0] : 0;
+      lse_tau[r] = there ? stats[1] * kLog2e : 0;
+      lse_1[r] = there ? stats[2] * kLog2e : 0;
+      if (!kKlSlopes && r < kK) slope_sum[r < kK ? r : 0] = there ? stats[3] : 0;
+      validate(r);
     }
   }
 
-  NN_DEVICE void keep_statistics() const {
+  NN_DEVICE void store_statistics() const {
     NN_UNROLL
     for (int r = 0; r < kRows; ++r) {
       if (r >= K() && r != kK) continue;
-      float* kept = p.stats + ((r < K() ? r : K()) * p.N + n) * kStats;
+      float* stats = stats_of(r);
       const bool there = present(r);
-      kept[0] = there ? top[r] : 0;
-      kept[1] = !there ? 0 : lives(r) ? log_soft[r] * kLn2 : not_a_number();
-      kept[2] = !there ? 0 : lives(r) ? log_plain[r] * kLn2 : not_a_number();
-      kept[3] = !kKl && r < kK && there ? expectation[r < kK ? r : 0] : 0;
+      stats[0] = there ? max[r] : 0;
+      stats[1] = !there ? 0 : valid(r) ? lse_tau[r] * kLn2 : not_a_number();
+      stats[2] = !there ? 0 : valid(r) ? lse_1[r] * kLn2 : not_a_number();
+      stats[3] = !kKlSlopes && r < kK && there ? slope_sum[r < kK ? r : 0] : 0;
     }
   }
 
-  NN_DEVICE void check(int r) {
-    if (!present(r)) top[r] = 0, log_soft[r] = log_plain[r] = kAbsent;
-    else if (top[r] - top[r] == 0 && log_soft[r] - log_soft[r] == 0 && log_plain[r] - log_plain[r] == 0) live |= 1u << r;
-    else top[r] = log_soft[r] = log_plain[r] = 0;
+  // Sets the row's bit of valid_rows. Absent and invalid rows get finite statistics.
+  NN_DEVICE void validate(int r) {
+    if (!present(r)) max[r] = 0, lse_tau[r] = lse_1[r] = kAbsent;
+    else if (max[r] - max[r] == 0 && lse_tau[r] - lse_tau[r] == 0 && lse_1[r] - lse_1[r] == 0) valid_rows |= 1u << r;
+    else max[r] = lse_tau[r] = lse_1[r] = 0;
   }
 
-  // Whether the gradient of student k depends on a row that has no softmax, or on a label that is no class.
-  NN_DEVICE bool poisoned(int k) const {
-    bool any = u_ce[k] != 0 && (bad_label || !lives(k));
+  // Whether the gradient of student k depends on a row without a softmax, or on a label that is not a class.
+  NN_DEVICE bool invalid_gradient(int k) const {
+    bool any = u_ce[k] != 0 && (bad_label || !valid(k));
     if (!mse()) {
-      any |= u_teacher[k] != 0 && !(lives(k) && lives(kK));
-      any |= u_peers[k] != 0 && !all_live();
+      any |= u_teacher[k] != 0 && !(valid(k) && valid(kK));
+      any |= u_peers[k] != 0 && !all_valid();
     }
     return any;
   }
 
-  NN_DEVICE bool all_live() const {
+  NN_DEVICE bool all_valid() const {
     const uint32_t students = (1u << K()) - 1;
-    return (live & students) == students;
+    return (valid_rows & students) == students;
   }
-  NN_DEVICE bool teacher_lives() const { return !has_teacher() || lives(kK); }
+  NN_DEVICE bool teacher_valid() const { return !has_teacher() || valid(kK); }
 
-  // After a step of a row's last sweep, if it is: the next row may come.
-  NN_DEVICE void done_with(int chunk, int at, bool last) const {
+  // Called after each step of a sweep. The row's last one (`last`) makes room for the next row, chunk by chunk.
+  NN_DEVICE void step_done(int chunk, int at, bool last) const {
     if constexpr (Source::kStaged)
-      if (last && at + kE == Source::kClasses) source.make_room(chunk);
+      if (last && at + kE == Source::kClasses) source.prefetch_next(chunk);
   }
 
-  // The one-hot of ce.
+  // Subtracts the one-hot label of ce.
   template <class Chunk>
   NN_DEVICE void subtract_label(int chunk, int at, Chunk& d) const {
     NN_UNROLL

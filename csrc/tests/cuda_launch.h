@@ -1,4 +1,4 @@
-// How the tests launch the CUDA kernels: on the CPU, as the launchers of csrc/cuda do on a GPU.
+// Launches the CUDA kernels on the CPU as the launchers of csrc/cuda do on a GPU; guarded outputs.
 #pragma once
 
 #include "cuda_on_cpu.h"
@@ -11,34 +11,35 @@ using cuda::Call;
 using cuda::Plan;
 using cuda::Regime;
 
-constexpr unsigned kThreads = 64;  // of a block: fewer than on a GPU, so that each takes several turns
+constexpr unsigned kThreads = 64;  // of a block: fewer than on a GPU, so that each has several chunks
 
 inline void launch(const Call& p, const Plan& plan) {
   const bool exact = plan.regime == Regime::kSmall || cuda::all_bfloat16(p);
-  cuda::with_kernel(p, exact, [&]<int kK, bool kKl, bool kExact>() {
-    const size_t fixed = size_t(cuda::shared_bytes<cuda::BlockShared<kK>>());
+  cuda::with_kernel(p, exact, [&]<int kK, bool kKlSlopes, bool kExact>() {
+    const auto chip_bytes = [&](int parts) { return size_t(cuda::chip_bytes<kK>(p, parts)); };
     if (plan.regime == Regime::kSmall) {
       const auto kernel = [&] {
-        if constexpr (kK <= 4)
-          if (plan.values == 8) return cuda::distill_small_kernel<kK, kKl, 8>(p, plan.width);
-        cuda::distill_small_kernel<kK, kKl, 4>(p, plan.width);
+        if constexpr (kKlSlopes && kK <= 4)
+          if (plan.values == 8) return cuda::distill_small_kernel<kK, kKlSlopes, 8>(p, plan.width);
+        cuda::distill_small_kernel<kK, kKlSlopes, 4>(p, plan.width);
       };
       emulation::launch(unsigned(plan.blocks), kThreads, 1, sizeof(cuda::SmallShared<kK>), kernel);
     } else if (plan.regime == Regime::kSweep) {
-      emulation::launch(unsigned(plan.blocks), kThreads, 1, size_t(cuda::sweep_bytes<kK, kKl, kExact>(p, int(kThreads))),
-                        [&] { cuda::distill_sweep_kernel<kK, kKl, kExact>(p); });
+      const int64_t bytes = cuda::sweep_bytes<kK, kKlSlopes, kExact>(p, int(kThreads));
+      emulation::launch(unsigned(plan.blocks), kThreads, 1, size_t(bytes),
+                        [&] { cuda::distill_sweep_kernel<kK, kKlSlopes, kExact>(p); });
     } else if (plan.regime == Regime::kChip) {
-      emulation::launch(unsigned(plan.blocks), kThreads, 1, fixed + size_t(cuda::stage_bytes(p, 1)),
-                        [&] { cuda::distill_chip_kernel<kK, kKl, kExact, false>(p); });
+      emulation::launch(unsigned(plan.blocks), kThreads, 1, chip_bytes(1),
+                        [&] { cuda::distill_chip_kernel<kK, kKlSlopes, kExact, false>(p); });
     } else {
       emulation::launch(unsigned(plan.blocks), kThreads, unsigned(plan.cluster),
-                        fixed + size_t(cuda::stage_bytes(p, plan.cluster)),
-                        [&] { cuda::distill_chip_kernel<kK, kKl, kExact, true>(p); });
+                        chip_bytes(plan.cluster),
+                        [&] { cuda::distill_chip_kernel<kK, kKlSlopes, kExact, true>(p); });
     }
   });
 }
 
-// An output of n values between two guards that nobody may touch.
+// An output between two guards that must stay untouched.
 struct Output {
   static constexpr size_t kGuard = 64;
   std::vector<char> memory;

@@ -31,10 +31,42 @@ struct Oracle {
   Values dstudent;  // for the upstream gradients u[3]
 };
 
+// What one class adds to D(p, q), and the derivative of that by log q.
+inline void share(Real log_p, Real log_q, int64_t kind, Real beta, Real* value, Real* slope) {
+  const Real p = std::exp(log_p), q = std::exp(log_q);
+  const auto apart = [](Real log_a, Real a, Real b) { return times(a, log_a - std::log(b)); };  // of KL(a, b)
+  switch (kind) {
+    case kKl: *value = times(p, log_p - log_q), *slope = -p; return;
+    case kCrossEntropy: *value = -times(p, log_q), *slope = -p; return;
+    case kReverseKl: *value = *slope = times(q, log_q - log_p); return;
+    case kSymmetricKl:
+      *slope = (1 - beta) * times(q, log_q - log_p) - beta * p;
+      *value = beta * times(p, log_p - log_q) + (1 - beta) * times(q, log_q - log_p);
+      return;
+    case kJs: {
+      const Real m = beta * p + (1 - beta) * q;
+      *slope = (1 - beta) * apart(log_q, q, m);
+      *value = beta * apart(log_p, p, m) + *slope;
+      return;
+    }
+    case kSkewKl: {
+      const Real m = beta * p + (1 - beta) * q;
+      *value = apart(log_p, p, m), *slope = q == 0 ? 0 : -(1 - beta) * q * p / m;
+      return;
+    }
+    case kSkewReverseKl: {
+      const Real m = beta * q + (1 - beta) * p;
+      *value = apart(log_q, q, m), *slope = q == 0 ? 0 : *value - beta * q * q / m;
+      return;
+    }
+    case kTv: *value = std::fabs(p - q) / 2, *slope = p > q ? -q / 2 : p < q ? q / 2 : p - q; return;
+  }
+}
+
 // D(p, q) and its gradient with respect to the logits of q, as the definition has them.
-inline Real divergence(const Values& from, const Values& to, Real tau, int64_t kind, Values* slope) {
+inline Real divergence(const Values& from, const Values& to, Real tau, int64_t kind, Real beta, Values* slope) {
   const size_t C = to.size();
-  Real loss = 0;
+  Real loss = 0, slopes = 0;
   slope->assign(C, 0);
   if (kind == kMse) {
     for (size_t c = 0; c < C; ++c) {
@@ -44,27 +76,17 @@ inline Real divergence(const Values& from, const Values& to, Real tau, int64_t k
     return loss;
   }
   const Values log_p = log_softmax(from, tau), log_q = log_softmax(to, tau);
-  Values h(C);
-  Real mean = 0;
   for (size_t c = 0; c < C; ++c) {
-    const Real p = std::exp(log_p[c]), q = std::exp(log_q[c]), log_m = std::log((p + q) / 2);
-    if (kind == kKl) loss += times(p, log_p[c] - log_q[c]);
-    if (kind == kReverseKl) loss += times(q, h[c] = log_q[c] - log_p[c]);
-    if (kind == kJs) {
-      h[c] = (log_q[c] - log_m) / 2;
-      loss += times(p, log_p[c] - log_m) / 2 + times(q, h[c]);
-    }
-    mean += times(q, h[c]);
+    Real value;
+    share(log_p[c], log_q[c], kind, beta, &value, &(*slope)[c]);
+    loss += value, slopes += (*slope)[c];
   }
-  for (size_t c = 0; c < C; ++c) {
-    const Real p = std::exp(log_p[c]), q = std::exp(log_q[c]);
-    (*slope)[c] = tau * (kind == kKl ? q - p : times(q, h[c] - mean));
-  }
+  for (size_t c = 0; c < C; ++c) (*slope)[c] = tau * ((*slope)[c] - times(std::exp(log_q[c]), slopes));
   return tau * tau * loss;
 }
 
 inline Oracle definition(const std::vector<Values>& student, const Values* teacher, int64_t y, size_t k, Real tau,
-                         int64_t kind, const Real* u) {
+                         int64_t kind, Real beta, const Real* u) {
   const size_t K = student.size(), C = student[k].size();
   Oracle o;
   o.dstudent.assign(C, 0);
@@ -75,12 +97,12 @@ inline Oracle definition(const std::vector<Values>& student, const Values* teach
     for (size_t c = 0; c < C && u[0] != 0; ++c) o.dstudent[c] += u[0] * (std::exp(l[c]) - (c == size_t(y)));
   }
   if (teacher) {
-    o.teacher = divergence(*teacher, student[k], tau, kind, &slope);
+    o.teacher = divergence(*teacher, student[k], tau, kind, beta, &slope);
     for (size_t c = 0; c < C && u[1] != 0; ++c) o.dstudent[c] += u[1] * slope[c];
   }
   for (size_t j = 0; j < K; ++j) {
     if (j == k) continue;
-    o.peers += divergence(student[j], student[k], tau, kind == kMse ? kMse : kKl, &slope) / Real(K - 1);
+    o.peers += divergence(student[j], student[k], tau, kind == kMse ? kMse : kKl, beta, &slope) / Real(K - 1);
     for (size_t c = 0; c < C && u[2] != 0; ++c) o.dstudent[c] += u[2] * slope[c] / Real(K - 1);
   }
   return o;

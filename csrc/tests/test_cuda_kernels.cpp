@@ -1,5 +1,5 @@
-// The CUDA kernels, run by the emulation (cuda_on_cpu.h), against the definition: every kernel, values and gradients, in
-// both orders of the threads. Outputs start as NaN between sentinels.
+// The CUDA kernels, emulated (cuda_on_cpu.h), against the definition: every kernel, values and gradients, in both
+// orders of the threads. Outputs start as NaN between guards.
 #include <random>
 #include <string>
 
@@ -13,18 +13,20 @@ struct Case {
   Regime regime;
   int K, C, cluster;
   int64_t kind;
+  double beta;
   Dtype dtype, teacher_dtype;
   double tau;
   bool teacher, labels, aligned, hard;  // hard: -inf classes, one-hot teacher, logits of 1e4, rows of NaN with weight 0
   int64_t N;
-  int gap = -1;         // elements between two rows, so that each lies otherwise to the 16-byte grid; -1: as `aligned` says
-  bool masked = false;  // student 0 masks class 1 with a large number, which the others' terms must not feel
+  int gap = -1;         // elements between two rows, so that their alignment differs; -1: as `aligned` says
+  bool masked = false;  // student 0 masks class 1 with a large number, which must not change the others' terms
 };
 
 static std::string describe(const Case& t) {
   char text[200];
-  std::snprintf(text, sizeof text, "kernel %d K %d C %d cluster %d divergence %d dtype %d/%d tau %g%s%s%s%s gap %d",
-                int(t.regime), t.K, t.C, t.cluster, int(t.kind), int(t.dtype), int(t.teacher_dtype), t.tau,
+  std::snprintf(text, sizeof text,
+                "kernel %d K %d C %d cluster %d divergence %d beta %g dtype %d/%d tau %g%s%s%s%s gap %d",
+                int(t.regime), t.K, t.C, t.cluster, int(t.kind), t.beta, int(t.dtype), int(t.teacher_dtype), t.tau,
                 t.teacher ? "" : " no teacher", t.labels ? "" : " no labels", t.aligned ? " aligned" : "",
                 t.hard ? " hard" : "", t.gap);
   return text;
@@ -62,9 +64,9 @@ static Inputs draw(const Case& t, std::mt19937& random) {
         if (t.hard && n % 5 == 0) x *= 4000;
         if (t.hard && n % 5 == 1 && r == K && c != 0) x = -INFINITY;
         const bool late = t.gap != 0 || c >= C - 8;  // of two blocks that share a row, one alone has such a class
-        if (t.hard && n % 5 == 2 && c % 5 == 2 && C > 5 && late && (r == K || t.kind == kKl)) x = -INFINITY;
+        if (t.hard && n % 5 == 2 && c % 5 == 2 && C > 5 && late) x = -INFINITY;
         // all classes of a student, or most of everybody, masked with the lowest number there is
-        if (t.hard && n % 5 == 4 && t.kind == kKl && (n % 2 ? r == 0 : c + 3 < C))
+        if (t.hard && n % 5 == 4 && (n % 2 ? r == 0 : c + 3 < C))
           x = t.dtype == Dtype::kFloat16 ? -65504 : -3.3e38;
         if (t.hard && n % 5 == 3 && (r == K || r == 0) && c % 3 == 0) x = NAN;
         in.logits[r].set(n * in.stride + c, x);
@@ -79,7 +81,7 @@ static Inputs draw(const Case& t, std::mt19937& random) {
   return in;
 }
 
-// Every row's oracle for upstream gradients u(term, k, n); a gradient of 0 masks.
+// Every row's oracle for upstream gradients u(term, k, n); an upstream gradient of 0 masks.
 template <class U>
 static std::vector<Oracle> oracles(const Case& t, const Inputs& in, U u) {
   std::vector<Oracle> all;
@@ -92,7 +94,7 @@ static std::vector<Oracle> oracles(const Case& t, const Inputs& in, U u) {
     for (size_t k = 0; k < size_t(t.K); ++k) {
       const Real up[3] = {u(0, k, n), u(1, k, n), u(2, k, n)};
       const bool bad = in.label[n] == t.C;
-      all.push_back(definition(x, t.teacher ? &teacher : nullptr, bad ? 0 : in.label[n], k, t.tau, t.kind, up));
+      all.push_back(definition(x, t.teacher ? &teacher : nullptr, bad ? 0 : in.label[n], k, t.tau, t.kind, t.beta, up));
       if (!bad) continue;
       all.back().ce = NAN;
       if (up[0] != 0)
@@ -102,7 +104,11 @@ static std::vector<Oracle> oracles(const Case& t, const Inputs& in, U u) {
   return all;
 }
 
+// The largest log-ratio of two probabilities, or difference of two logits.
 static Real largest(const Case& t) { return t.hard ? 4e4 : 12; }
+
+// Whether values and slopes are of the size of probabilities, whatever the logits are.
+static bool is_bounded(int64_t kind) { return kind == kJs || kind == kSkewKl || kind == kSkewReverseKl || kind == kTv; }
 
 static void check_gradient(const Case& t, const char* op, char* data, const std::vector<Oracle>& want) {
   Array got(t.dtype, size_t(t.K * t.N * t.C));
@@ -112,15 +118,18 @@ static void check_gradient(const Case& t, const char* op, char* data, const std:
       for (size_t c = 0; c < size_t(t.C); ++c) {
         const Real value = got.get((k * size_t(t.N) + n) * size_t(t.C) + c);
         const Real wanted = want[n * size_t(t.K) + k].dstudent[c];
-        const Real bound = 6e-6L * (t.kind == kKl ? 4 : largest(t)) * std::fmax(1, t.tau) +
+        const Real size = cuda::has_kl_slopes(t.kind) || is_bounded(t.kind) ? 4 : largest(t);
+        const Real bound = 6e-6L * size * std::fmax(1, t.tau) +
                            std::fabs(wanted) * rounding(t.dtype) + 7e-8L;
         CHECK(close(value, wanted, bound, 1), "%s of %s: student %d row %d class %d: %Lg, not %Lg", op,
               describe(t).c_str(), int(k), int(n), int(c), value, wanted);
       }
 }
 
-static double term_bound(const Case& t, Real want) {
-  const double bound = 8e-6 * double(t.kind == kMse ? largest(t) * largest(t) : largest(t) * std::fmax(1, t.tau * t.tau));
+// Of term i; 3: of the loss.
+static double term_bound(const Case& t, Real want, size_t i) {
+  const Real size = i == 1 && is_bounded(t.kind) ? 4 : largest(t);
+  const double bound = 8e-6 * double(t.kind == kMse ? size * size : size * std::fmax(1, t.tau * t.tau));
   return bound + (t.masked ? 4e-6 * double(std::fabs(want)) : 0);
 }
 
@@ -128,8 +137,8 @@ static void run_case(const Case& t, std::mt19937& random) {
   Inputs in = draw(t, random);
   const size_t K = size_t(t.K), N = size_t(t.N), KN = K * N;
   Call p{};
-  p.N = t.N, p.K = t.K, p.C = t.C, p.divergence = int32_t(t.kind), p.temperature = float(t.tau);
-  const size_t skew = t.aligned ? 0 : 1;  // elements by which the logits are off the grid
+  p.N = t.N, p.K = t.K, p.C = t.C, p.divergence = int32_t(t.kind), p.temperature = float(t.tau), p.beta = float(t.beta);
+  const size_t skew = t.aligned ? 0 : 1;  // elements by which the logits are misaligned
   std::vector<Output> logits;
   for (size_t r = 0; r <= K; ++r) {
     const size_t element = size_t(size_of(in.logits[r].dtype));
@@ -151,8 +160,8 @@ static void run_case(const Case& t, std::mt19937& random) {
       const Oracle& o = wanted[n * K + k];
       const Real want[] = {o.ce, o.teacher, o.peers};
       for (size_t i = 0; i < 3; ++i)
-        CHECK(close(p.terms[(i * K + k) * N + n], want[i], 1, term_bound(t, want[i])), "%s: term %d student %d row %d: %g, not %Lg",
-              describe(t).c_str(), int(i), int(k), int(n), double(p.terms[(i * K + k) * N + n]), want[i]);
+        CHECK(close(p.terms[(i * K + k) * N + n], want[i], 1, term_bound(t, want[i], i)),
+              "%s: term %d student %d row %d: %g, not %Lg", describe(t).c_str(), int(i), int(k), int(n), double(p.terms[(i * K + k) * N + n]), want[i]);
     }
 
   p.terms = nullptr;
@@ -162,13 +171,14 @@ static void run_case(const Case& t, std::mt19937& random) {
   launch(p, plan_of(t, p));
   check_gradient(t, "backward", dstudent.data(), wanted);
 
-  // the loss: weighted means and their gradient, denominators counted by the kernel
+  // the loss: weighted means and their gradient, denominators counted by the kernel; row weights shared or per student
+  const bool shared = (t.K + t.C) % 2 == 0;
   Output loss(4), means(3 * K * 4), again(dstudent.bytes), partials(4 * 3 * cuda::kMaxStudents * 8);
   p.from_stats = false;
   p.stats = nullptr;
   p.upstream = {};
   p.weights = {reinterpret_cast<char*>(in.weights), Dtype::kFloat32, {1, 0, 0}};
-  p.row_weight = {reinterpret_cast<char*>(in.weight.data()), Dtype::kFloat32, {0, int64_t(N), 1}};
+  p.row_weight = {reinterpret_cast<char*>(in.weight.data()), Dtype::kFloat32, {0, shared ? 0 : int64_t(N), 1}};
   p.dstudent = again.data();
   p.loss = reinterpret_cast<float*>(loss.data());
   p.means = reinterpret_cast<float*>(means.data());
@@ -178,7 +188,7 @@ static void run_case(const Case& t, std::mt19937& random) {
   CHECK(cuda::counters[5] == 0, "%s: the counter is left at %u", describe(t).c_str(), cuda::counters[5]);
   std::vector<Real> total(3 * K);
   const auto counts = [&](size_t i, size_t k, size_t n) {
-    return i == 0 ? Real(in.label[n] != kUnlabelled) : Real(in.weight[k * N + n]);
+    return i == 0 ? Real(in.label[n] != kUnlabelled) : Real(in.weight[shared ? n : k * N + n]);
   };
   for (size_t i = 0; i < 3 * K; ++i)
     for (size_t n = 0; n < N; ++n) total[i] += counts(i / K, i % K, n);
@@ -195,65 +205,84 @@ static void run_case(const Case& t, std::mt19937& random) {
         const Oracle& o = expected[n * K + k];
         mean += times(share(i, k, n), i == 0 ? o.ce : i == 1 ? o.teacher : o.peers);
       }
-      CHECK(close(p.means[i * K + k], mean, 1, term_bound(t, mean)), "%s: mean %d of student %d: %g, not %Lg",
+      CHECK(close(p.means[i * K + k], mean, 1, term_bound(t, mean, i)), "%s: mean %d of student %d: %g, not %Lg",
             describe(t).c_str(), int(i), int(k), double(p.means[i * K + k]), mean);
       loss_wanted += in.weights[i] * mean;
     }
-  CHECK(close(*p.loss, loss_wanted, Real(3 * K), term_bound(t, loss_wanted)), "%s: loss %g, not %Lg", describe(t).c_str(),
-        double(*p.loss), loss_wanted);
+  CHECK(close(*p.loss, loss_wanted, Real(3 * K), term_bound(t, loss_wanted, 3)), "%s: loss %g, not %Lg",
+        describe(t).c_str(), double(*p.loss), loss_wanted);
   for (Output* output : {&terms, &stats, &dstudent, &loss, &means, &again, &partials})
     CHECK(output->intact(), "%s: written outside", describe(t).c_str());
+}
+
+// Every divergence, with every beta that is tested.
+struct Kind {
+  int64_t kind;
+  double beta;
+};
+
+static std::vector<Kind> all_kinds() {
+  std::vector<Kind> all;
+  for (int64_t kind = 0; kind < kDivergences; ++kind) {
+    const bool has_beta = kind == kJs || kind == kSymmetricKl || kind == kSkewKl || kind == kSkewReverseKl;
+    for (double beta : {0.5, 0.01, 0.1, 0.9})
+      if (has_beta || beta == 0.5) all.push_back({kind, beta});
+  }
+  return all;
 }
 
 int main() {
   std::mt19937 random(3);
   const Dtype types[] = {Dtype::kBfloat16, Dtype::kFloat32, Dtype::kFloat16};
-  int turn = 0;  // options that need not be crossed with everything take turns
-  const auto run = [&](Regime regime, int K, int C, int cluster, int64_t kind, int64_t N) {
+  int turn = 0;  // selects the options that are not crossed with everything
+  const auto run = [&](Regime regime, int K, int C, int cluster, Kind kind, int64_t N) {
     ++turn;
     emulation::backwards = turn % 2;
     const Dtype dtype = types[turn % 3], other = turn % 5 == 1 ? Dtype::kFloat32 : dtype;
-    const double tau = kind == kMse ? 1 : turn % 4 == 0 ? 1 : turn % 4 == 1 ? 2.5 : turn % 4 == 2 ? 2 : 1;
-    run_case({regime, K, C, cluster, kind, dtype, other, tau, turn % 6 != 5, turn % 7 != 6, turn / 3 % 2 == 0,
-              kind == kKl && turn % 4 == 3, N}, random);
+    const double tau = kind.kind == kMse ? 1 : turn % 4 == 0 ? 1 : turn % 4 == 1 ? 2.5 : turn % 4 == 2 ? 2 : 1;
+    const bool finite = cuda::has_kl_slopes(kind.kind) || is_bounded(kind.kind);  // also with classes at -inf
+    run_case({regime, K, C, cluster, kind.kind, kind.beta, dtype, other, tau, turn % 6 != 5, turn % 7 != 6,
+              turn / 3 % 2 == 0, finite && turn % 4 == 3, N}, random);
   };
-  for (int64_t kind : {kKl, kReverseKl, kJs, kMse})
+  for (Kind kind : all_kinds())
     for (int K : {1, 2, 3, 4, 5, 8}) {
-      if (kind != kKl && (K == 3 || K > 4)) continue;  // the same code as 4; none
-      // one class; fewer than a lane's; two lanes a row; a whole warp, ragged; more classes a lane
+      const bool kl = kind.kind == kKl, like_kl = cuda::has_kl_slopes(kind.kind), first = kind.beta == 0.5;
+      if (!kl && (K == 3 || K == 5)) continue;  // the same code as 4 and 8
+      if (!like_kl && K > 4) continue;          // not served
+      // one class; fewer than a lane has; several lanes; a whole warp, ragged; eight classes per lane
       for (int C : {1, 3, 30, 100, 250})
-        if (C <= 128 || K <= 4) run(Regime::kSmall, K, C, 1, kind, 9);
+        if ((C <= 128 || (K <= 4 && like_kl)) && (first || C == 30)) run(Regime::kSmall, K, C, 1, kind, 9);
       // fewer chunks than threads; whole chunks; ragged
       for (int C : {40, 1040, 611}) {
-        if (C != 611 && kind != kKl && K != 2) continue;
+        if (!kl && (K != 2 || (C != 40 && !first)) && (C != 611 || !first)) continue;
         run(Regime::kChip, K, C, 1, kind, 5);
         run(Regime::kSweep, K, C, 1, kind, 5);
         run(Regime::kCluster, K, C, C == 611 ? 3 : 2, kind, 5);
       }
     }
-  // rows of a cluster of which one has a chunk more than the next: none may be written over before it is done with
+  // in a cluster, a row has one chunk more than the next: the next must not overwrite it too early
   for (bool backwards : {false, true})
     for (int K : {2, 8}) {
       emulation::backwards = backwards, ++turn;
-      run_case({Regime::kCluster, K, 1011, 2, K == 2 ? kJs : kKl, Dtype::kBfloat16, Dtype::kBfloat16, 2, true, true, true,
+      run_case({Regime::kCluster, K, 1011, 2, K == 2 ? kJs : kKl, 0.1, Dtype::kBfloat16, Dtype::kBfloat16, 2, true, true, true,
                 false, 16, 0}, random);
     }
-  // the next row comes where the last sweep is done with this one, which is read once more where a class is at -inf; and
-  // where the next lies otherwise to the grid it waits
+  // the next row replaces this one during its last sweep; a class at -inf needs this row once more; and a row of
+  // another alignment is not prefetched
   for (Regime regime : {Regime::kChip, Regime::kCluster})
     for (int K : {1, 4})
       for (Dtype dtype : {Dtype::kBfloat16, Dtype::kFloat32})
         for (int gap : {0, 2})
           for (bool hard : {false, true}) {
             emulation::backwards = ++turn % 2;
-            run_case({regime, K, 1040, regime == Regime::kCluster ? 2 : 1, kKl, dtype, dtype, 1, true, true, true, hard, 11,
+            run_case({regime, K, 1040, regime == Regime::kCluster ? 2 : 1, kKl, 0, dtype, dtype, 1, true, true, true, hard, 11,
                       gap}, random);
           }
   for (Regime regime : {Regime::kSmall, Regime::kChip, Regime::kCluster, Regime::kSweep})
     for (int K : {2, 3, 8})
       for (Dtype dtype : {Dtype::kBfloat16, Dtype::kFloat32}) {
         emulation::backwards = ++turn % 2;
-        run_case({regime, K, regime == Regime::kSmall ? 100 : 611, regime == Regime::kCluster ? 2 : 1, kKl, dtype, dtype, 1,
+        run_case({regime, K, regime == Regime::kSmall ? 100 : 611, regime == Regime::kCluster ? 2 : 1, kKl, 0, dtype, dtype, 1,
                   true, true, true, false, 5, -1, true}, random);
       }
   std::printf("%d cases, %d failures\n", turn, failures);

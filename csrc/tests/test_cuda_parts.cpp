@@ -1,5 +1,5 @@
-// What the CUDA kernels consist of, in the emulation: the plan, the counts, the scaling, how often a row is gone over, and
-// what is left of a small divergence.
+// Parts of the CUDA kernels, emulated: the plan, the counts, the scaling, the number of sweeps over a row, and the
+// accuracy of a small divergence.
 #include <random>
 
 #include "check.h"
@@ -50,8 +50,8 @@ static void test_count() {
 
 const Plan kBlockKernels[] = {{Regime::kChip, 0, 0, 1, 1}, {Regime::kCluster, 0, 0, 2, 2}, {Regime::kSweep, 0, 0, 1, 1}};
 
-// Rows of which nothing is to be feared are gone over twice, not three times or four. And where every row has a class at
-// -inf, which takes a sweep more, rows on chip are read once all the same, but for the first.
+// Ordinary rows take two sweeps, not three or four. A class at -inf costs a sweep more; even if every row has one, rows
+// in shared memory are read once, except for the first.
 static void test_sweeps() {
   constexpr int64_t K = 2, N = 8, C = 8000;
   std::vector<uint16_t> logits((K + 1) * N * C), gradient(K * N * C);
@@ -71,17 +71,17 @@ static void test_sweeps() {
     for (const Plan& plan : kBlockKernels) {
       for (size_t i = 0; i < logits.size(); ++i)
         logits[i] = uint16_t(cuda::bfloat16_of(padded && i % C == 3 ? -INFINITY : float(i % 37) / 4));
-      const int64_t taken = emulation::exponentials, asked = emulation::pieces;
+      const int64_t exponentials = emulation::exponentials, vectors = emulation::vectors_copied;
       launch(p, plan);
-      // two a class and row; nearly twice as many of a labelled row, as its temperature is not that of ce
-      const double each = double(emulation::exponentials - taken) / double((K + 1) * N * C);
+      // two per class and row; nearly twice as many for a labelled row, as ce needs a softmax at another temperature
+      const double each = double(emulation::exponentials - exponentials) / double((K + 1) * N * C);
       CHECK(padded || (each > 2 && each < 3.5), "kernel %d: %g exponentials a class", int(plan.regime), each);
-      const double read = double(emulation::pieces - asked) / double((K + 1) * N * C / 8);
+      const double read = double(emulation::vectors_copied - vectors) / double((K + 1) * N * C / 8);
       CHECK(plan.regime == Regime::kSweep || (read >= 1 && read < 1.5), "kernel %d: read %g times", int(plan.regime), read);
     }
 }
 
-// Where the students are 1e-3 apart their divergence is 1e-6: uncentred, float32 loses a third of it.
+// Students 1e-3 apart have a divergence of 1e-6, of which float32 loses a third without centring.
 static void test_near_agreement() {
   constexpr size_t K = 4, C = 1000;
   std::mt19937 random(5);
@@ -102,13 +102,13 @@ static void test_near_agreement() {
     const Real none[3] = {};
     for (size_t k = 0; k < K; ++k) {
       found += terms[2 * K + k];
-      truth += definition(rows, nullptr, kUnlabelled, k, 1, kKl, none).peers;
+      truth += definition(rows, nullptr, kUnlabelled, k, 1, kKl, 0, none).peers;
     }
     CHECK(std::fabs(double(found / truth - 1)) < 0.03, "kernel %d: %Lg, not %Lg", int(plan.regime), found, truth);
   }
 }
 
-// Rows all of whose logits are far from 0, below what the quick statistics take and above: these are made with care.
+// Logits all far from 0, around and beyond the bounds of the fast statistics; those beyond take the careful ones.
 static void test_far_logits() {
   constexpr size_t C = 400;
   std::mt19937 random(7);
@@ -125,7 +125,7 @@ static void test_far_logits() {
         p.N = 1, p.K = 1, p.C = C, p.temperature = tau, p.terms = terms, p.stats = stats;
         p.label = &label, p.label_stride = 1;
         p.student[0] = {reinterpret_cast<char*>(logits.data()), int64_t(C * 4), Dtype::kFloat32};
-        const Real none[3] = {}, want = definition(rows, nullptr, label, 0, tau, kKl, none).ce;
+        const Real none[3] = {}, want = definition(rows, nullptr, label, 0, tau, kKl, 0, none).ce;
         for (const Plan& plan : kBlockKernels) {
           launch(p, plan);
           CHECK(close(terms[0], want, 1e-5L * (1 + std::fabs(want)), 1), "kernel %d offset %g spread %g tau %g: %g, not %Lg",
@@ -150,22 +150,21 @@ static void test_plan() {
   CHECK(plan(h200, 4, 128256).cluster == 16 && plan(h200, 4, 262144).cluster == 16, "large vocabularies");
   CHECK(plan(h200, 4, 128256, true).regime == Regime::kSweep, "backward");
   CHECK(plan(h200, 8, 1 << 20).regime == Regime::kSweep, "no cluster holds a million classes");
-  const auto wished = [&](Regime regime, int cluster, int C) {
+  const auto forced = [&](Regime regime, int cluster, int C) {
     Call p{};
     p.N = 8192, p.K = 4, p.C = C;
     for (Rows& rows : p.student) rows.dtype = Dtype::kBfloat16;
-    const cuda::Wish wish{regime, cluster};
-    return cuda::plan_of(p, h200, &wish);
+    return cuda::plan_of(p, h200, cuda::PlanOverride{regime, cluster});
   };
-  CHECK(wished(Regime::kSweep, 1, 100).regime == Regime::kSweep, "a wish");
-  CHECK(wished(Regime::kCluster, 8, 32000).cluster == 8, "a wish for a cluster");
+  CHECK(forced(Regime::kSweep, 1, 100).regime == Regime::kSweep, "sweep asked for");
+  CHECK(forced(Regime::kCluster, 8, 32000).cluster == 8, "a cluster asked for");
   bool refused = false;
   try {
-    wished(Regime::kChip, 1, 128256);
+    forced(Regime::kChip, 1, 128256);
   } catch (const std::runtime_error&) {
     refused = true;
   }
-  CHECK(refused, "a wish for too little room");
+  CHECK(refused, "a kernel without room asked for");
   CHECK(plan(a100, 4, 15000).regime == Regime::kChip && plan(a100, 4, 32000).regime == Regime::kSweep, "sm_80");
 }
 

@@ -10,12 +10,12 @@
 struct Case {
   Dtype dtype, teacher_dtype;
   int64_t K, C, kind;
-  double tau;
+  double beta, tau;
   bool teacher, labels, hard;  // hard: -inf classes, one-hot teacher, logits of 1e4
   std::string describe(const char* isa) const {
     char text[200];
-    std::snprintf(text, sizeof text, "%s dtype %d teacher %d K %d C %d divergence %d tau %g%s%s%s", isa, int(dtype),
-                  int(teacher_dtype), int(K), int(C), int(kind), tau, teacher ? "" : " no teacher",
+    std::snprintf(text, sizeof text, "%s dtype %d teacher %d K %d C %d divergence %d beta %g tau %g%s%s%s", isa, int(dtype),
+                  int(teacher_dtype), int(K), int(C), int(kind), beta, tau, teacher ? "" : " no teacher",
                   labels ? "" : " no labels", hard ? " hard" : "");
     return text;
   }
@@ -64,7 +64,7 @@ static void check_row(const Case& t, const Output& o, const Oracle& want, int64_
       CHECK(close(value, wants[i], squared, tolerance(t.dtype)), "%s, term %d row %d: %Lg, not %Lg",
             t.describe(o.isa).c_str(), int(i), int(n), value, wants[i]);
     }
-  const Real scale = (t.kind == kKl ? 4 : 4 * largest) * std::fmax(1, t.tau) * Real(tolerance(t.dtype));
+  const Real scale = (t.kind == kKl || t.kind == kCrossEntropy ? 4 : 4 * largest) * std::fmax(1, t.tau) * Real(tolerance(t.dtype));
   for (size_t c = 0; c < size_t(t.C); ++c)
     for (const Array* got : {&o.dstudent, &o.again}) {
       const Real value = got->get(row * size_t(t.C) + c), bound = std::fabs(want.dstudent[c]) * rounding(t.dtype);
@@ -88,7 +88,7 @@ static void run_case(const Case& t, std::mt19937& random) {
         double x = 2 * normal(random);
         if (t.hard && n % 3 == 0) x *= 4000;
         if (t.hard && n % 3 == 1 && r == K && c != 0) x = -INFINITY;                     // one-hot teacher
-        if (t.hard && n % 3 == 2 && c % 5 == 2 && (r == K || t.kind == kKl)) x = -INFINITY;  // a class nobody has
+        if (t.hard && n % 3 == 2 && c % 5 == 2 && (r == K || t.kind == kKl || t.kind == kCrossEntropy)) x = -INFINITY;  // a class nobody has
         logits[r].set(size_t(n) * (C + pad) + c, x);
       }
     if (t.labels && n % 4 != 3) label[size_t(n)] = n % t.C;
@@ -102,7 +102,7 @@ static void run_case(const Case& t, std::mt19937& random) {
   for (size_t i = 0; i < 3 * K * size_t(N); ++i) upstream.set(i, i % 7 == 5 ? 0 : normal(random));
   for (size_t i = 0; i < K * size_t(N); ++i) weight.set(i, 1);
   Problem p{};
-  p.K = t.K, p.N = N, p.C = t.C, p.temperature = t.tau, p.divergence = t.kind;
+  p.K = t.K, p.N = N, p.C = t.C, p.temperature = t.tau, p.divergence = t.kind, p.beta = t.beta;
   p.student = rows.data();
   p.teacher = t.teacher ? &rows[K] : nullptr;
   p.label = t.labels ? label.data() : nullptr;
@@ -122,7 +122,7 @@ static void run_case(const Case& t, std::mt19937& random) {
     for (size_t k = 0; k < K; ++k) {
       Real u[3];
       for (size_t i = 0; i < 3; ++i) u[i] = upstream.get((i * K + k) * size_t(N) + size_t(n));
-      const Oracle want = definition(x, t.teacher ? &teacher : nullptr, label[size_t(n)], k, t.tau, t.kind, u);
+      const Oracle want = definition(x, t.teacher ? &teacher : nullptr, label[size_t(n)], k, t.tau, t.kind, t.beta, u);
       for (const Output& output : outputs) check_row(t, output, want, N, n, k, largest);
     }
   }
@@ -153,7 +153,7 @@ static void test_close_students(const Kernels& kernels) {
     kernels.terms(p, 0, 1, scratch.data() + (64 - uintptr_t(scratch.data()) % 64));
     const Real u[3] = {};
     for (size_t k = 0; k < size_t(K); ++k) {
-      const Real want = definition(x, nullptr, kUnlabelled, k, 1, kKl, u).peers, got = terms.get(size_t(2 * K) + k);
+      const Real want = definition(x, nullptr, kUnlabelled, k, 1, kKl, 0, u).peers, got = terms.get(size_t(2 * K) + k);
       CHECK(std::fabs(got / want - 1) < 0.02, "%s K %d: %Lg, not %Lg", kernels.name, int(K), got, want);
     }
   }
@@ -161,18 +161,21 @@ static void test_close_students(const Kernels& kernels) {
 
 int main() {
   std::mt19937 random(1);
+  const double betas[] = {0.01, 0.1, 0.5, 0.9};
+  int64_t beta_at = 0;
   for (Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBfloat16, Dtype::kFloat16})
     // one class; fewer than a vector; the last that is packed; the first that is not; a whole chunk; ragged chunks
     for (int64_t C : {1, 4, 48, 49, 1024, 2051})
       for (int64_t K : {1, 2, 3, 4, 5})
-        for (int64_t kind : {kKl, kReverseKl, kJs, kMse})
+        for (int64_t kind = 0; kind < kDivergences; ++kind)
           for (double tau : {1.0, 2.0, 2.5}) {  // 2.5: no power, so a second exponential
             if ((kind == kMse && tau != 1) || (C > 1000 && (K == 3 || K == 4 || tau == 2.0))) continue;
+            const double beta = betas[beta_at++ % 4];
             const Dtype other = dtype == Dtype::kFloat64 ? dtype : Dtype::kFloat32;
-            run_case({dtype, dtype, K, C, kind, tau, true, true, false}, random);
-            run_case({dtype, other, K, C, kind, tau, true, C % 2 == 0, false}, random);
-            run_case({dtype, dtype, K, C, kind, tau, false, C % 2 == 1, false}, random);
-            if (kind == kKl && C > 4) run_case({dtype, dtype, K, C, kind, tau, true, true, true}, random);
+            run_case({dtype, dtype, K, C, kind, beta, tau, true, true, false}, random);
+            run_case({dtype, other, K, C, kind, beta, tau, true, C % 2 == 0, false}, random);
+            run_case({dtype, dtype, K, C, kind, beta, tau, false, C % 2 == 1, false}, random);
+            if (C > 4 && (kind == kKl || kind == kCrossEntropy)) run_case({dtype, dtype, K, C, kind, beta, tau, true, true, true}, random);
           }
   for (const Kernels* kernels : kernels_supported()) test_close_students(*kernels);
   std::printf("%d failures\n", failures);

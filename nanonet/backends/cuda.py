@@ -1,9 +1,9 @@
 """The compiled CUDA kernels: `nanonet._C_cuda` registers them where they were built and torch finds a device.
 
-They take float32, bfloat16 and float16, up to eight students with kl and four with the other divergences, on GPUs of
-the architectures that they were built for. The rest they hand on to `nanonet::uncompiled_<op>`, defined here: Triton's
-kernels where Triton is installed, else the reference. It is a name of its own because the dispatcher would hand `<op>`
-back to them.
+They take float32, bfloat16 and float16, up to eight students with kl and cross_entropy and four with the other
+divergences, on GPUs of the architectures that they were built for. Other calls they pass on to
+`nanonet::uncompiled_<op>`, defined here: Triton's kernels if Triton is installed, else the reference. It has a name of
+its own because the dispatcher would send `<op>` back to them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from nanonet.backends import triton
 from nanonet.schemas import SCHEMAS
 
 NOT_BUILT = "nanonet._C_cuda was not built (that takes nvcc and a torch with CUDA at install time)"
-# what the CUDA kernels may hand on
-HANDED_ON = ("distill_terms", "distill_terms_backward", "distill_loss", "distill_loss_into_", "distill_scale_")
+# the ops that the CUDA kernels may pass on
+PASSED_ON = ("distill_terms", "distill_terms_backward", "distill_loss", "distill_loss_into_", "distill_scale_")
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
 _loaded = False
 
 
 def load() -> str | None:
-    """Import the module, which registers the ops for CUDA; the reason where it cannot serve, else None.
+    """Import the module, which registers the ops for CUDA; the reason why it cannot serve, or None.
 
     A module that was built but does not load raises its own error: a broken install must not be a slow one.
     """
@@ -52,7 +52,7 @@ def define_uncompiled() -> None:
     functions: dict[str, Callable[..., Any]] = {**eager.OPS, "distill_loss_into_": _loss_into}
     if importlib.util.find_spec("triton") is not None:
         functions |= triton.implementations()
-    for op in HANDED_ON:
+    for op in PASSED_ON:
         _LIBRARY.define(f"uncompiled_{op}{SCHEMAS[op]}")
         _LIBRARY.impl(f"uncompiled_{op}", functions[op], "CompositeExplicitAutograd")
 

@@ -1,5 +1,5 @@
-"""The Triton kernels, on CUDA devices: float32, bfloat16 and float16. float64 and empty tensors are the reference's,
-and so are linear layers that take the GPU less time than the host takes to launch nine kernels of Triton's."""
+"""The Triton kernels, on CUDA devices: float32, bfloat16 and float16. The reference serves float64, empty tensors, and
+linear layers so small that launching nine Triton kernels takes the host longer than the GPU computes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from nanonet import eager, reference
 
 NO_DEVICE = "torch finds no CUDA device"
 NOT_INSTALLED = "triton is not installed (pip install 'nanonet[triton]'): the reference serves CUDA"
-# Operations of the base product up to which torch's own calls serve a linear layer, unless they would have to make the
-# mask of a dropout. By hand: on the host, forward and backward of a LoRA layer take 117 us by baddbmm and some 370 by
-# our kernels (tiny tensors, without the driver; an estimate from 330 for seven launches); so many operations take a GPU
-# of 600 TFLOP/s 107 us, twice that with the gradient of x. To be measured on a GPU.
+# Operations of the base product up to which torch's own calls serve a linear layer without dropout (torch would have to
+# make its mask). An estimate, not yet measured on a GPU: forward and backward of a LoRA layer take the host 117 us by
+# baddbmm and about 370 us by our kernels (tiny tensors, no driver; 330 measured for seven launches); so many operations
+# take a GPU of 600 TFLOP/s 107 us, twice that with the gradient of x.
 HOST_BOUND = 64e9
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
 
 
 def load() -> str | None:
-    """Register the kernels for CUDA, except for ops that something else serves there already; why not, else None.
+    """Register the kernels for CUDA, except for ops that are registered already; the reason where it cannot, else None.
 
     A triton that is installed but does not load raises its own error.
     """
@@ -40,7 +40,7 @@ def load() -> str | None:
 
 
 def implementations() -> dict[str, Callable[..., Any]]:
-    """Each op by its name. They take CPU tensors too where Triton's interpreter is on (TRITON_INTERPRET=1)."""
+    """The ops by name. With Triton's interpreter (TRITON_INTERPRET=1) they take CPU tensors too."""
     distill: Any = importlib.import_module("nanonet.kernels.distill")
     linear: Any = importlib.import_module("nanonet.kernels.cohort_linear")
 
@@ -49,13 +49,13 @@ def implementations() -> dict[str, Callable[..., Any]]:
         return lambda *given: (eager.OPS[name] if given[logits].dtype == torch.float64 else kernel)(*given)
 
     def cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout):
-        if _plain(x, weight, lora_a, dropout if seed is not None else 0):
+        if _by_reference(x, weight, lora_a, dropout if seed is not None else 0):
             return reference.cohort_linear(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
         return linear.cohort_linear_fwd(x, weight, bias, lora_a, lora_b, scale, seed, dropout)
 
     def cohort_linear_backward(dy, x, low, weight, lora_a, lora_b, scale, seed, dropout, *options):
-        plain = _plain(dy, weight, lora_a, dropout if seed is not None else 0)
-        backward = reference.cohort_linear_backward if plain else linear.cohort_linear_bwd
+        by_reference = _by_reference(dy, weight, lora_a, dropout if seed is not None else 0)
+        backward = reference.cohort_linear_backward if by_reference else linear.cohort_linear_bwd
         gradients = backward(dy, x, low, weight, lora_a, lora_b, scale, seed, dropout, *options)
         return tuple(gradient.contiguous() for gradient in gradients)
 
@@ -70,8 +70,8 @@ def implementations() -> dict[str, Callable[..., Any]]:
     return {name: _on_its_device(function) for name, function in functions.items()}
 
 
-def _plain(x: Tensor, weight: Tensor, lora_a: Tensor | None, dropout: float) -> bool:
-    """Whether the reference serves a linear layer. x: its input, or the gradient of what it gave."""
+def _by_reference(x: Tensor, weight: Tensor, lora_a: Tensor | None, dropout: float) -> bool:
+    """Whether the reference serves a linear layer. x: its input, or the gradient of its output."""
     if x.dtype == torch.float64 or not all(t.numel() for t in (x, weight, lora_a) if t is not None):
         return True
     students = max(t.shape[0] if t.dim() == 3 else 1 for t in (x, weight))
@@ -80,7 +80,7 @@ def _plain(x: Tensor, weight: Tensor, lora_a: Tensor | None, dropout: float) -> 
 
 
 def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Launched on the device of the first argument, on its current stream."""
+    """Launch on the device of the first argument, on its current stream."""
 
     def launch(first: Tensor, *others):
         with torch.no_grad(), torch.cuda.device(first.device) if first.is_cuda else nullcontext():

@@ -15,7 +15,7 @@ from nanonet.files import atomic_write
 
 COLUMNS = (
     "implementation", "p20 ms", "p50 ms", "p80 ms", "nanonet is",
-    "% of memcpy", "rows/s", "peak MB", "error", "torch's",
+    "% of memcpy", "rows/s", "peak MB", "error", "torch's", "must",
 )  # fmt: skip
 
 
@@ -54,12 +54,13 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
 
     from nanonet.benchmarks import bench_distill, bench_linear
 
-    if config.step and config.linear:
-        raise InputError("--step --linear: give one of them")
+    suites = [f"--{name}" for name in ("step", "linear", "swap") if getattr(config, name)]
+    if len(suites) > 1:
+        raise InputError(f"{' '.join(suites)}: give one of them")
     _refuse(config, ("data", "teacher", "batch", "memory", "students", "tunings"), config.step, "--step")
-    _refuse(
-        config, ("shapes", "eager_only"), not config.step and not config.linear, "the loss, without --step or --linear"
-    )
+    _refuse(config, ("shapes",), not suites, "the loss, without --step, --linear or --swap")
+    _refuse(config, ("eager_only",), suites in ([], ["--swap"]), "the losses, without --step or --linear")
+    _refuse(config, ("device",), not config.swap, "the other suites: --swap is timed on one CPU thread")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU here; give cpu")
     dtypes = _names("--dtypes", config.dtypes, tuple(bench_distill.DTYPES))
@@ -80,6 +81,10 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
         return bench_step.records(students, tunings, dtypes, case, config.memory)
     if config.linear:
         return bench_linear.records(dtypes, config.device)
+    if config.swap:
+        from nanonet.benchmarks import bench_swap  # what stands in for other projects' losses
+
+        return bench_swap.records(dtypes, not config.eager_only)
     return bench_distill.records(shapes, dtypes, not config.eager_only, config.device)
 
 
@@ -128,6 +133,7 @@ def _table(title: str, records: list[dict[str, Any]]) -> str:
                 *(f"{r[name]:.4g}" for name in ("p20_ms", "p50_ms", "p80_ms")),
                 f"{r['p50_ms'] / own:.2f}x",
                 *(_number(value, form) for value, form in _optional(r)),
+                r.get("must") or "",
             )
         )
     shown = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows[1:])]

@@ -146,6 +146,8 @@ class BenchConfig:
     step: bool = False
     # time the cohort's linear layer against torch's own calls, instead of the loss
     linear: bool = False
+    # time what stands in for other projects' losses against their own forms, on one CPU thread, instead of the loss
+    swap: bool = False
     # shapes `KxNxC` of the loss, separated by commas; empty takes the suite's own
     shapes: str = ""
     # texts of the training steps: a folder, `pydocs` or a dataset id

@@ -85,14 +85,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
                 forwards = {"before": logits_of(classifier.model), "after": onnx_session(written)}
                 facts |= {name: accuracy_and_speed(forward, table, classifier) for name, forward in forwards.items()}
         else:
-            written = Path(place) / output.name
+            written = Path(place) / "copy"
             shutil.copytree(folder, written)
             copy = load_classifier(written)
             facts = {"max_difference": _compare(_logits(logits_of(copy.model), encoded, copy), wanted, "the copy")}
             size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-            if output.exists():
-                shutil.rmtree(output)
-        written.rename(output)
+        _put_in_place(written, output, Path(place) / "replaced")
     return {"output": str(output), "format": config.format, "size_mb": round(size / 1e6, 2), **facts}
 
 
@@ -113,6 +111,25 @@ def _check_output(config: ExportConfig, output: Path, folder: Path) -> None:
             raise InputError(f"--output {config.output} is not empty; give --overwrite to replace it")
         if not _is_model(output):
             raise InputError(f"--overwrite: {config.output} is no model's folder; empty it yourself")
+        others = {path.name for path in output.iterdir()} - {path.name for path in folder.iterdir()}
+        if others:
+            raise InputError(
+                f"--overwrite: {config.output} holds {min(others)}, which the model's folder does not have; move it"
+                " away, or give another place"
+            )
+
+
+def _put_in_place(written: Path, output: Path, aside: Path) -> None:
+    """Rename `written` to `output`; a folder that is there is renamed to `aside` first, and back if this fails."""
+    if not output.is_dir():
+        written.rename(output)  # over a file: atomically
+        return
+    output.rename(aside)
+    try:
+        written.rename(output)
+    except BaseException:
+        aside.rename(output)
+        raise
 
 
 def _is_model(folder: Path) -> bool:

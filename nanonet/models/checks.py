@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from nanonet.errors import InputError
@@ -24,14 +25,14 @@ from nanonet.models.parts import find_parts
 
 CURE = "give an encoder such as BERT, RoBERTa or ModernBERT"
 TOLERANCE = 1e-3  # of the largest hidden state
-# more than any encoder has; far more would fill the memory before a weight is read
+# more than any model has; far more would fill the memory before a weight is read
 LARGEST = {
     "num_hidden_layers": 1_000,
     "num_labels": 100_000,
     "vocab_size": 10_000_000,
     "hidden_size": 100_000,
     "intermediate_size": 1_000_000,
-    "max_position_embeddings": 10_000_000,
+    "max_position_embeddings": 100_000_000,
 }
 
 
@@ -69,13 +70,18 @@ def _is_table_of_names(names: Any) -> bool:
 
 def _read_json(source: str, name: str, local: bool, what: str) -> dict:
     """The object in this file of a model; empty where there is no such file."""
-    path = cached_file(source, name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
+    # a hub that does not answer is reported by from_pretrained
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(source, name, local_files_only=local, **quiet)
     if path is None:
         return {}
     try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{what}: {name} is no JSON object ({type(error).__name__}); get the model again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{what}: {name} is no JSON object ({type(found).__name__}); get the model again")
+    return found
 
 
 @torch.no_grad()
@@ -99,7 +105,7 @@ def check_kind(config: Any, what: str) -> None:
     parts = [name for name in ("vision_config", "audio_config", "max_2d_position_embeddings") if hasattr(config, name)]
     if parts:
         kind = f"reads more than text ({parts[0]})"
-    elif getattr(config, "is_encoder_decoder", False):
+    elif config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         kind = "is an encoder with a decoder"
     elif getattr(config, "is_decoder", False):
         kind = "is a decoder"
@@ -156,7 +162,7 @@ def _as_tuple(value: Any) -> tuple:
 
 
 @contextlib.contextmanager
-def tokenizer_faults(what: str) -> Iterator[None]:
+def tokenizer_faults(what: str, cure: str = "get the model again") -> Iterator[None]:
     """Within, whatever a tokenizer raises becomes one line; a Rust panic, which is no Exception, as well.
 
     Raises:
@@ -171,7 +177,7 @@ def tokenizer_faults(what: str) -> Iterator[None]:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{what}: its tokenizer fails ({reason:.120}); get the model again") from error
+            raise InputError(f"{what}: its tokenizer fails ({reason:.120}); {cure}") from error
 
 
 @contextlib.contextmanager

@@ -30,13 +30,13 @@ class CnnConfig(PreTrainedConfig):
     model_type = "nanonet_cnn"
 
     vocab_size: int = 30522
-    # of the word embeddings, and of what a layer puts out [channels]
+    # width of the word embeddings, and the output of each layer [channels]
     embedding_size: int = 100
     hidden_size: int = 100
     num_hidden_layers: int = 8
-    # tokens that a convolution sees at once; an odd number
+    # tokens that a convolution spans; an odd number
     kernel_size: int = 5
-    # of the layer between the pooled channels and the head
+    # width of the layer between the pooled channels and the head
     dense_size: int = 100
     dropout: float = 0.1
     pad_token_id: int | None = 0
@@ -45,8 +45,8 @@ class CnnConfig(PreTrainedConfig):
 class CnnForSequenceClassification(PreTrainedModel):
     """forward: input_ids, attention_mask (B,L) -> logits (B,C), the same whatever the padding of the batch.
 
-    The text stays channels last, as the embedding gives it: a convolution over tokens is a 2-d one of height 1, which
-    oneDNN runs on that layout without a copy.
+    The activations are channels last, as the embedding makes them: a convolution over tokens is a 2-d one of height 1,
+    which oneDNN runs on that layout without a copy.
     """
 
     config: CnnConfig
@@ -73,12 +73,12 @@ class CnnForSequenceClassification(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **ignored: Any,  # such as token_type_ids, which the tokenizers of some teachers give
+        **ignored: Any,  # such as token_type_ids, which some tokenizers return
     ) -> SequenceClassifierOutput:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         shown = mask[:, None, None].to(self.embeddings.weight.dtype)  # (B,1,1,L)
         x = self.embeddings(input_ids)[:, None].permute(0, 3, 1, 2) * shown  # (B,W,1,L)
-        # ReLU and mask in one pass: 0 on the padding is what lies beyond a text's end anyway, and never the maximum
+        # ReLU and mask in one pass: the padding becomes 0, as beyond a text's end, and never exceeds a maximum
         least, most = shown.new_zeros(()), torch.where(shown > 0, torch.inf, 0.0).to(shown.dtype)
         pooled = []
         for layer in self.layers:

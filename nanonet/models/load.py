@@ -1,6 +1,6 @@
-"""Find and load a pretrained model: a folder, an installed package, or, only then, a model hub.
+"""Find and load a pretrained model: a folder, an installed package or, where it is neither, a model of the hub.
 
-`flag` is what the user named it by; errors begin with it.
+`flag` is the option that named it; errors begin with it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CURE = "give a complete model folder with model.safetensors and its tokenizer"
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its progress bars and loading reports: what matters of them is raised."""
+    """No progress bars and loading reports of transformers; what they report of missing weights is raised instead."""
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -87,7 +87,7 @@ def _package_folder(name: str, flag: str) -> Path | None:
 
 @lru_cache
 def _hub_is_cached(name: str, flag: str) -> bool:
-    """Whether the hub's cache holds the model; where it does not, ask the hub at once and not for long."""
+    """Whether the hub's cache holds the model; if not, ask the hub for it, with a short time limit."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -134,7 +134,7 @@ def load_encoder(name: str) -> PreTrainedModel:
         raise InputError(f"{what}: {len(missing)} weights are missing, first {missing[0]}; get it again")
     check_layers(info["unexpected_keys"], what)
     check_finite(model, what)
-    model.config.output_attentions = model.config.output_hidden_states = False  # nobody reads them
+    model.config.output_attentions = model.config.output_hidden_states = False  # not used here
     return model.eval()
 
 
@@ -156,10 +156,10 @@ def read_pretrained(loader: Any, source: str, what: str, cure: str, **options: A
     Raises:
         InputError: one line of the reason, and the cure.
     """
-    if loader is AutoTokenizer:
-        with tokenizer_faults(what):
-            return loader.from_pretrained(source, trust_remote_code=False, **options)
     check_files(source, options.get("local_files_only", False), what)
+    if loader is AutoTokenizer:
+        with tokenizer_faults(what, cure):
+            return loader.from_pretrained(source, trust_remote_code=False, **options)
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # whatever a folder's settings make of transformers

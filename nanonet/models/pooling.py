@@ -93,7 +93,10 @@ def _modules(path: Path) -> list[tuple[str, str]]:
 
 
 def _file(source: str, name: str, local: bool) -> Path | None:
-    path = cached_file(source, name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
+    try:
+        path = cached_file(source, name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:  # a hub that does not answer
+        raise InputError(f"{source}: cannot look for {name} ({type(error).__name__}); try again") from error
     return None if path is None else Path(path)
 
 

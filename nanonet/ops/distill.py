@@ -1,28 +1,24 @@
 """The distillation loss of K students against one teacher and against each other.
 
-Public function, check, schema, fake, backward, registration, in that order. A backend only implements
-`nanonet::distill_*` for its dispatch key; the reference serves every key that no backend has.
+The public functions; check.py says what they accept, autograd.py has fakes, backwards and the registration of the ops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanonet import eager
-from nanonet.reference import DEFAULT_BETA, DIVERGENCES
-from nanonet.schemas import SCHEMAS
-
-WIDE = (torch.float32, torch.float64)
-FLOATS = (*WIDE, torch.bfloat16, torch.float16)
+from nanonet.ops.autograd import AUTOGRAD
+from nanonet.ops.check import Logits, as_tensor, check_divergence, check_logits, check_weights
+from nanonet.reference import Divergence
 
 
 def distill_terms(
-    student: Tensor,
+    student: Logits,
     teacher: Tensor | None = None,
     label: Tensor | None = None,
     *,
@@ -36,34 +32,52 @@ def distill_terms(
         teacher[k,n] = tau^2 * D(softmax(t/tau), softmax(s_k/tau))   0 where teacher is None
         peers[k,n]   = tau^2 / (K-1) * sum_{j != k} KL(q_j || q_k)   0 where K is 1
 
-    D by `divergence`: "kl", "reverse_kl", "js" (natural logarithms, nats), or "mse": the mean over the
-    classes of (s_k - t)^2 on raw logits, temperature 1, for the teacher and the peers alike.
+    D(p, q) by `divergence`, p the teacher's and q the student's probabilities, natural logarithms (nats):
+
+        kl               sum p (log p - log q)
+        reverse_kl       sum q (log q - log p)
+        js               beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q   beta 0.5; 0: kl, 1: reverse_kl
+        symmetric_kl     beta KL(p, q) + (1 - beta) KL(q, p)                                beta 0.5
+        skew_kl          KL(p, beta p + (1 - beta) q)                                       beta 0.1
+        skew_reverse_kl  KL(q, beta q + (1 - beta) p)                                       beta 0.1
+        tv               sum |p - q| / 2
+        cross_entropy    -sum p log q
+        mse              the mean over the classes of (s_k - t)^2 on raw logits, temperature 1, for the peers alike
+
     Teacher and peers are constants: no gradient flows into them.
 
     Args:
-        student: (K,N,C) float32, bfloat16, float16 or float64.
-        teacher: (N,C) of any of those dtypes, not requiring grad, or None.
-        label: (N,) int64, -100 where unlabelled, or None.
+        student: (K,...,C) float32, bfloat16, float16 or float64; or (...,C), the teacher's or the labels' shape, of one
+            student; or a list of K tensors (...,C), each of which gets its own gradient. Any leading shape "...", of N
+            rows in all; on a CPU any strides with a dense last dimension are read in place, logits[:, :-1] too.
+        teacher: (...,C) of any of those dtypes, not requiring grad, or None.
+        label: (...) int64 or int32, -100 where unlabelled, or None.
         temperature: tau > 0.
+        beta: weight of the mixture of a divergence that has one; None: its default.
     Returns:
-        (3,K,N) float32, float64 for float64 students.
+        (3,K,...) float32, float64 for float64 students.
     Raises:
         TypeError, ValueError: an argument of another kind, dtype, shape or device; a label outside [0,C) on the
-            CPU (NaN on a GPU); a teacher that requires grad; mse with a temperature.
-        RuntimeError: on a second derivative, which is not implemented.
+            CPU (NaN on a GPU); a teacher that requires grad; mse with a temperature; a beta that means nothing.
+        RuntimeError: on a second derivative, which is not implemented, and under torch.func's transforms.
 
     Error: at most twice that of the reference in the same dtype, both against float64 (tests/ops/test_distill.py).
-    Source: Zhang et al. 2018 (arXiv 1706.00384), eq. 1-8, for the peers; Hinton et al. 2015 for tau^2.
+    Source: Zhang et al. 2018 (arXiv 1706.00384), eq. 1-8, for the peers; Hinton et al. 2015 for tau^2; Agarwal et al.
+    2024 (arXiv 2306.13649) for js with a beta; Ko et al. 2024 (arXiv 2402.03898) for the skewed divergences.
     """
-    _check(student, teacher, label, None, None, None, temperature)
-    code, beta = _check_divergence(divergence, beta, temperature)
-    if torch.compiler.is_compiling():
-        return torch.ops.nanonet.distill_terms(student, teacher, label, temperature, code, beta)[0]
-    return _DistillTerms.apply(student, teacher, label, temperature, code, beta)[0]
+    K, leading = check_logits(student, teacher, label, temperature)
+    code, beta = check_divergence(divergence, beta, temperature)
+    if not isinstance(student, Tensor):
+        return _call("distill_terms_each", student, teacher, label, temperature, code, beta)[0]
+    flattened = _needs_flat(student)
+    if flattened:
+        student, teacher, label, _, _ = eager.flat(student, teacher, label)
+    terms = _call("distill_terms", student, teacher, label, temperature, code, beta)[0]
+    return terms.reshape(3, K, *leading) if flattened else terms
 
 
 def distill_loss(
-    student: Tensor,
+    student: Logits,
     teacher: Tensor | None = None,
     label: Tensor | None = None,
     *,
@@ -73,6 +87,7 @@ def distill_loss(
     temperature: float = 1.0,
     divergence: str = "kl",
     beta: float | None = None,
+    student_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The loss of the whole cohort and, in the same pass over the rows, its gradient.
 
@@ -81,15 +96,15 @@ def distill_loss(
     with the terms of `distill_terms`. It is summed over the students, so that each is trained as though alone.
 
     Args:
-        student: (K,N,C) float32, bfloat16, float16 or float64.
-        teacher: (N,C), not requiring grad, or None (mutual learning alone).
-        label: (N,) int64, -100 where unlabelled, or None.
+        student, teacher, label, temperature, divergence, beta: as `distill_terms`.
         weights: (3,) of ce, teacher, peers; pass a tensor on the device where they change from step to step.
-        row_weight: (N,) or (K,N) weight r of the soft terms of a row, ones if None. A row of weight 0 is masked:
-            whatever it holds, NaN too, does not reach the loss or the gradient.
+        row_weight: (...) or (K,...) weight r of the soft terms of a row, a float, an integer or a bool (a mask), ones
+            if None. A row of weight 0 is masked: whatever it holds, NaN too, does not reach the loss or the gradient.
         denominators: (2,) or (2,K), d_0 and d_1; by default the number of labelled rows and the sum of r (of each
-            student, where r is (K,N)). Given from outside they make several processes or accumulated
+            student, where r is (K,...)). Given from outside they make several processes or accumulated
             micro-batches equal to one large batch. A denominator of 0 gives 0.
+        student_entropy: whether means have a fourth row, the entropy of softmax(s_k/tau), weighed as the soft terms
+            are; it takes one more pass over the students.
     Returns:
         loss: () float32 (float64 for float64 students), and means: (3,K), detached: the terms' means, unweighted.
     Raises:
@@ -98,220 +113,52 @@ def distill_loss(
     Error: as `distill_terms`; the gradient is rounded once, to the student's dtype. A float16 student that wants a
     gradient is taken in float32: made before a GradScaler's factor is known, one in float16 would underflow.
     """
-    weights = _as_tensor("weights", weights, student)
-    denominators = None if denominators is None else _as_tensor("denominators", denominators, student)
-    _check(student, teacher, label, weights, row_weight, denominators, temperature)
-    code, beta = _check_divergence(divergence, beta, temperature)
-    need_grad = student.requires_grad and torch.is_grad_enabled()
-    if need_grad and student.dtype == torch.float16:
-        student = student.float()
-    call: Any = torch.ops.nanonet.distill_loss if torch.compiler.is_compiling() else _DistillLoss.apply
-    loss, means, _ = call(
-        student, teacher, label, weights, row_weight, denominators, temperature, code, beta, need_grad
-    )
+    K, leading = check_logits(student, teacher, label, temperature)
+    code, beta = check_divergence(divergence, beta, temperature)
+    first = student if isinstance(student, Tensor) else student[0]
+    weights = as_tensor("weights", weights, first)
+    denominators = None if denominators is None else as_tensor("denominators", denominators, first)
+    check_weights(first, K, leading, weights, row_weight, denominators)
+    one = isinstance(student, Tensor)
+    need_grad = torch.is_grad_enabled() and (first.requires_grad if one else any(s.requires_grad for s in student))
+    if need_grad and first.dtype == torch.float16:
+        student = student.float() if one else [s.float() for s in student]
+    if one and _needs_flat(student):
+        student, teacher, label, _, _ = eager.flat(student, teacher, label)
+        row_weight, leading = eager.flat_weight(row_weight, K, leading), student.shape[1:-1]
+    options = (temperature, code, beta, need_grad)
+    loss, means, _ = _call(
+        "distill_loss" if one else "distill_loss_each",
+        student, teacher, label, weights, row_weight, denominators, *options,
+    )  # fmt: skip
+    if student_entropy:
+        means = torch.cat([means, _entropies(student, K, leading, row_weight, denominators, temperature)[None]])
     return loss, means
 
 
-def _as_tensor(name: str, value: Tensor | Sequence[float], student: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    if not isinstance(student, Tensor):
-        raise TypeError(f"student: expected a tensor, got {type(student).__name__}")
-    try:
-        numbers = tuple(map(float, value))
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a tensor or a sequence of floats, got {value!r}") from None
-    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
-    # a fake tensor must not stay for others
-    if torch.compiler.is_compiling() or type(student) is not Tensor:
-        return torch.tensor(numbers, dtype=dtype, device=student.device)
-    return _constant(numbers, dtype, student.device)
+def _needs_flat(student: Tensor) -> bool:
+    """Whether the kernels must be given (K,N,C): those of the CPU read any shape."""
+    return student.device.type != "cpu"
 
 
-@lru_cache(maxsize=64)
-def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=dtype, device=device)
+def _call(name: str, *arguments: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.nanonet, name)(*arguments)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError("distill_terms and distill_loss do not work under torch.func: use torch.autograd.grad")
+    return AUTOGRAD[name](*arguments)
 
 
-def _check(
-    student: Tensor,
-    teacher: Tensor | None,
-    label: Tensor | None,
-    weights: Tensor | None,
-    row_weight: Tensor | None,
-    denominators: Tensor | None,
-    temperature: float,
-) -> None:
-    """Name the first argument that is wrong, what was expected and what came."""
-    if not isinstance(student, Tensor) or student.dtype not in FLOATS:
-        raise TypeError(f"student: expected a floating tensor (K,N,C), got {_kind(student)}")
-    if student.dim() != 3 or student.shape[0] < 1 or student.shape[2] < 1:
-        raise ValueError(f"student: expected (K,N,C) with K >= 1 and C >= 1, got {tuple(student.shape)}")
-    K, N, C = student.shape
-    if teacher is not None:
-        _expect("teacher", teacher, FLOATS, ((N, C),), student)
-    if label is not None:
-        _expect("label", label, (torch.int64,), ((N,),), student)
-    if weights is not None:
-        _expect("weights", weights, WIDE, ((3,),), student)
-    if row_weight is not None:
-        _expect("row_weight", row_weight, FLOATS, ((N,), (K, N)), student)
-    if denominators is not None:
-        _expect("denominators", denominators, WIDE, ((2,), (2, K)), student)
-    if isinstance(temperature, Tensor) and temperature.requires_grad:
-        raise ValueError("temperature: only student is differentiable; pass float(temperature)")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a number above 0, got {temperature}")
-
-
-# a mixture that is all p or all q: (divergence, beta) -> the divergence that it is then
-_LIMITS: dict[tuple[str, float], str] = {
-    ("js", 0): "kl",  # after division by beta, as others define it
-    ("js", 1): "reverse_kl",
-    ("symmetric_kl", 0): "reverse_kl",
-    ("symmetric_kl", 1): "kl",
-    ("skew_kl", 0): "kl",
-    ("skew_reverse_kl", 0): "reverse_kl",
-}
-
-
-def _check_divergence(divergence: str, beta: float | None, temperature: float) -> tuple[int, float]:
-    """The divergence's number and its beta, 0 where it has none."""
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence: expected one of {', '.join(DIVERGENCES)}, got {divergence!r}")
-    if divergence == "mse" and temperature != 1:
-        raise ValueError(f"temperature: mse compares raw logits, so it must be 1, got {temperature}")
-    if divergence not in DEFAULT_BETA:
-        if beta is not None:
-            raise ValueError(f"beta: {divergence} has none (of {', '.join(DEFAULT_BETA)} it is the weight), got {beta}")
-        return DIVERGENCES[divergence], 0.0
-    beta = DEFAULT_BETA[divergence] if beta is None else float(beta)
-    if limit := _LIMITS.get((divergence, beta)):
-        return DIVERGENCES[limit], 0.0
-    if not 0 < beta < 1:
-        raise ValueError(f"beta: expected a number from 0 to 1 for {divergence}, got {beta}")
-    return DIVERGENCES[divergence], beta
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor) -> None:
-    if not isinstance(value, Tensor) or value.dtype not in dtypes:
-        raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {_kind(value)}")
-    if value.shape not in shapes:
-        wanted = " or ".join(map(str, shapes))
-        raise ValueError(
-            f"{name}: expected shape {wanted} for student {tuple(student.shape)}, got {tuple(value.shape)}"
-        )
-    if value.device != student.device:
-        raise ValueError(f"{name}: expected on {student.device} like student, got {value.device}")
-    if value.requires_grad:
-        raise ValueError(f"{name}: only student is differentiable; pass {name}.detach()")
-
-
-_LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
-
-
-def _statistic(student: Tensor, *shape: int) -> Tensor:
-    return student.new_empty(shape, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
-
-
-def _terms_fake(student, teacher, label, temperature, divergence, beta):
-    K, N, _ = student.shape
-    return _statistic(student, 3, K, N), _statistic(student, K + 1, N, 4)
-
-
-def _terms_backward_fake(dterms, student, teacher, label, stats, temperature, divergence, beta):
-    return torch.empty_like(student, memory_format=torch.contiguous_format)
-
-
-def _loss_fake(student, teacher, label, weights, row_weight, denominators, temperature, divergence, beta, need_grad):
-    dstudent = torch.empty_like(student, memory_format=torch.contiguous_format) if need_grad else student.new_empty(0)
-    return _statistic(student), _statistic(student, 3, student.shape[0]), dstudent
-
-
-def _loss_into_fake(dstudent, student, *arguments):
-    return _statistic(student), _statistic(student, 3, student.shape[0])
-
-
-def _scale_fake(dstudent, dloss):
-    return None
-
-
-def _refuse_second_derivative(name: str) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"{name} has no second derivative: call backward without create_graph=True")
-
-
-class _DistillTerms(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, student, teacher, label, temperature, divergence, beta):
-        with torch._C._AutoDispatchBelowAutograd():
-            terms, stats = torch.ops.nanonet.distill_terms.default(
-                student, teacher, label, temperature, divergence, beta
-            )
-        ctx.save_for_backward(student, teacher, label, stats)
-        ctx.options = temperature, divergence, beta
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
-        return terms, stats
-
-    @staticmethod
-    def backward(ctx, dterms, _):
-        _refuse_second_derivative("distill_terms")
-        if dterms is None:
-            return (None,) * 6
-        student, teacher, label, stats = ctx.saved_tensors
-        dstudent = torch.ops.nanonet.distill_terms_backward(dterms, student, teacher, label, stats, *ctx.options)
-        return dstudent, *[None] * 5
-
-
-class _DistillLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, student, *others):
-        with torch._C._AutoDispatchBelowAutograd():
-            loss, means, dstudent = torch.ops.nanonet.distill_loss.default(student, *others)
-        ctx.save_for_backward(dstudent)
-        ctx.mark_non_differentiable(means, dstudent)
-        ctx.set_materialize_grads(False)
-        return loss, means, dstudent
-
-    @staticmethod
-    def backward(ctx, dloss, _means, _dstudent):
-        _refuse_second_derivative("distill_loss")
-        if dloss is None:
-            return (None,) * 10
-        (dstudent,) = ctx.saved_tensors
-        # The buffer is handed out, scaled where it lies, unless somebody could still see it.
-        if (
-            type(dstudent) is not Tensor
-            or torch._C._autograd._get_current_graph_task_keep_graph()
-            or torch._C._functorch.is_legacy_batchedtensor(dloss)  # of is_grads_batched
-        ):
-            dstudent = (dstudent * dloss).to(dstudent.dtype)
-        else:
-            torch.ops.nanonet.distill_scale_.default(dstudent, dloss)
-        return dstudent, *[None] * 9
-
-
-def _loss_into_reference(dstudent, *arguments):
-    loss, means, gradient = torch.ops.nanonet.distill_loss.default(*arguments, True)
-    dstudent.copy_(gradient)
-    return loss, means
-
-
-def _register(name: str, kernel, fake, autograd) -> None:
-    _LIBRARY.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"nanonet::{name}", fake, lib=_LIBRARY)
-    if autograd is not None:
-        _LIBRARY.impl(name, lambda *arguments: autograd.apply(*arguments), "Autograd")
-
-
-_register("distill_terms", eager.distill_terms, _terms_fake, _DistillTerms)
-_register("distill_terms_backward", eager.distill_terms_backward, _terms_backward_fake, None)
-_register("distill_loss", eager.distill_loss, _loss_fake, _DistillLoss)
-_register("distill_loss_into_", _loss_into_reference, _loss_into_fake, None)
-_register("distill_scale_", eager.distill_scale_, _scale_fake, None)
+@torch.no_grad()
+def _entropies(student, K, leading, row_weight, denominators, temperature):
+    """The mean entropy of softmax(s_k/tau), (K,): the cross-entropy of each student and itself."""
+    rows = [student] if isinstance(student, Tensor) and student.dim() - 1 == len(leading) else student
+    zero, codes = (0.0, 1.0, 0.0), (temperature, int(Divergence.CROSS_ENTROPY), 0.0)
+    of = []
+    for k in range(K):
+        one = rows[k].detach()
+        r = None if row_weight is None else row_weight if row_weight.shape == leading else row_weight[k]
+        d = denominators if denominators is None or denominators.dim() == 1 else denominators[:, k]
+        w = as_tensor("weights", zero, one)
+        of.append(torch.ops.nanonet.distill_loss(one[None], one, None, w, r, d, *codes, False)[1][1, 0])
+    return torch.stack(of) / temperature**2

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,8 +24,12 @@ from nanonet.cohort.model import Cohort
 from nanonet.config.settings import TeacherSettings
 from nanonet.data.batches import Encoded
 from nanonet.errors import InputError
-from nanonet.files import atomic_write
+from nanonet.files import atomic_write, remove
 from nanonet.teacher.frozen import VERSION
+
+# temporary files and folders of `store` and `save_tensors`; other runs may be writing them, but not for a day
+LEFTOVER = re.compile(r"\.([0-9a-f]{32}\.\w+|backbone-[0-9a-f]{32}\.safetensors\.\d+)")
+LEFTOVER_AGE_S = 24 * 3600
 
 
 def fingerprint(settings: TeacherSettings, rows: Encoded, label: Tensor, encoder: PreTrainedModel, pooling: str) -> str:
@@ -48,7 +54,7 @@ def _hash(facts: list, model: PreTrainedModel, rows: Encoded, tensors: dict[str,
 
 
 def ensure_writable(cache: Path) -> None:
-    """Make the cache if there is none.
+    """Make the cache if there is none; delete what killed runs have left there.
 
     Raises:
         InputError: it cannot be written to; found before a teacher is made, not after.
@@ -56,6 +62,9 @@ def ensure_writable(cache: Path) -> None:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         Path(tempfile.mkdtemp(prefix=".", dir=cache)).rmdir()
+        for path in cache.iterdir():
+            if LEFTOVER.fullmatch(path.name) and time.time() - path.lstat().st_mtime > LEFTOVER_AGE_S:
+                remove(path)
     except OSError as error:
         raise InputError(f"--teacher-cache {cache}: {error.strerror}; give a folder that can be written to") from error
 

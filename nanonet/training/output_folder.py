@@ -53,7 +53,7 @@ class OutputFolder:
         nearest = next(parent for parent in (path, *path.parents) if parent.exists())
         if not os.access(nearest, os.W_OK):
             raise InputError(f"--output {path}: {nearest} cannot be written to; give another folder")
-        full = path.is_dir() and any(path.iterdir())
+        full = path.is_dir() and not all(TEMPORARY.fullmatch(file.name) for file in path.iterdir())
         if config.resume:
             _check_resume(config, path)
         elif full and config.overwrite:
@@ -84,6 +84,7 @@ class OutputFolder:
             raise InputError(f"--output {path}: cannot be made ({error.strerror}); give another folder") from error
         try:
             _lock(path, locked)
+            _ensure_ours(path, locked)  # it may have been replaced before it was locked
             self.check()  # again, now that no other run can change it
             _sweep(path)
             if self.config.overwrite:
@@ -177,10 +178,8 @@ def _sweep(folder: Path) -> None:
         if TEMPORARY.fullmatch(path.name):
             remove(path)
     aside = folder / REPLACED
-    if aside.exists() and not (aside / RUN_CONFIG).exists():  # killed in `_move_aside`: nothing is replaced yet
-        for path in list(aside.iterdir()):
-            path.rename(folder / path.name)
-        aside.rmdir()
+    if aside.exists() and not (aside / RUN_CONFIG).exists():  # killed while files were moved to or fro
+        _empty_aside(folder)
     if (folder / REPORT).exists():
         for name in UNFINISHED:
             remove(folder / name)
@@ -209,8 +208,15 @@ def _move_back(folder: Path) -> None:
     if not aside.exists() or (folder / REPORT).exists():
         return
     for path in list(folder.iterdir()):
-        if path != aside:
+        if path.name not in (REPLACED, RUN_CONFIG):
             remove(path)
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == RUN_CONFIG):
+    (aside / RUN_CONFIG).rename(folder / RUN_CONFIG)  # first: REPLACED is no longer complete, whatever is in the folder
+    _empty_aside(folder)
+
+
+def _empty_aside(folder: Path) -> None:
+    """Move what is in REPLACED to where it was."""
+    aside = folder / REPLACED
+    for path in list(aside.iterdir()):
         path.rename(folder / path.name)
     aside.rmdir()

@@ -104,6 +104,11 @@ OUTPUT: dict[str, Case] = {
         "export --model {run} --format huggingface --overwrite --output {here}/d",
         ["no model's folder", "empty it yourself"],
     ),
+    "export over somebody's model": (
+        {"d/config.json": '{"model_type": "bert"}', "d/README.md": "x"},
+        "export --model {run} --format huggingface --overwrite --output {here}/d",
+        ["holds README.md", "move it away"],
+    ),
     "predictions over the texts by another name": (
         {"t.txt": "a\n", "s/b": ""},
         "predict {here}/t.txt --model {run} --overwrite --output {here}/s/../t.txt",
@@ -146,6 +151,26 @@ def test_what_an_output_leads_to_is_emptied_and_not_the_link(run: Path, tmp_path
     assert main(words) == 0
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "report.json").exists()
     assert not (tmp_path / "real" / "student-1").is_symlink() and (run / "report.json").exists()
+
+
+def test_an_export_that_cannot_be_put_in_place_leaves_what_was_there(
+    run: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, rename = tmp_path / "copy", Path.rename
+    words = ["export", "--model", str(run), "--format", "huggingface", "--output", str(output)]
+    assert main(words) == 0
+    before = snapshot(tmp_path)
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == "copy" and Path(target) == output and not output.exists():
+            raise OSError(28, "No space left on device", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    assert main([*words, "--overwrite"]) == 2
+    assert snapshot(tmp_path) == before
+    monkeypatch.undo()
+    assert main([*words, "--overwrite"]) == 0 and snapshot(tmp_path).keys() == before.keys()
 
 
 def test_two_runs_into_one_folder(run: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> 
         ("encoder", "cnn"),
     ):
         value = choices[1] if field.default in choices or (field.name == "tuning") and "lora" in choices else value
-    value = "bfloat16" if field.name == "precision" else value
+    value = {"precision": "bfloat16", "beta": 0.5}.get(field.name, value)
     for name in (field.name, field.name.replace("_", "-")):
         words = [f"--{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
         assert getattr(parse(TrainConfig, words, "nanonet train", ""), field.name) == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -76,6 +77,25 @@ def test_an_export_replaces_an_older_one(make_teacher, tmp_path) -> None:
     (tmp_path / "s" / "stale").touch()
     save_student(cohort, 0, tmp_path / "s")
     assert not (tmp_path / "s" / "stale").exists() and (tmp_path / "s" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_of_the_umask(umask, mode, make_teacher, tmp_path) -> None:
+    cohort, before = _trained(make_teacher("bert"), "lora"), os.umask(umask)
+    try:
+        save_student(cohort, 0, tmp_path / "s")
+        save_adapter(cohort, 0, tmp_path / "a")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"model.safetensors", "adapter_model.safetensors", "config.json"}
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
+def test_a_tilde_is_the_home_folder(make_teacher, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_student(_trained(make_teacher("bert"), "head"), 0, "~/s")
+    assert (tmp_path / "s" / "config.json").is_file()
 
 
 def test_the_tokenizer_goes_along(make_teacher, tmp_path) -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from support.encoders import WIDE
+from transformers import AutoModel, LongformerConfig
 
-from nanonet.cohort.mapping import layer_mapping
+from nanonet.cohort.build import plain_student
+from nanonet.cohort.mapping import check_mapping, choose_layers, fit_mapping, layer_mapping
 from nanonet.errors import InputError
 
 
@@ -69,3 +72,50 @@ def test_errors_name_the_flag_and_the_cure(text: str, students: int, depth: int,
         layer_mapping(text, students, depth, 6)
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
+
+
+# ModernBERT: layer 0 has no attention norm, layers 0 and 3 of six attend to all tokens
+@pytest.mark.parametrize(
+    ("text", "students", "depth", "expected"),
+    [
+        ("interleaved", 2, 2, [[0, 5], [0, 4]]),
+        ("interleaved", 3, 2, [[0, 5], [0, 4], [0, 2]]),
+        ("interleaved", 2, 3, [[0, 3, 5], [0, 3, 4]]),
+        ("interleaved", 2, 6, [[0, 1, 2, 3, 4, 5]] * 2),
+        ("interleaved", 2, 1, [[0], [0]]),
+        ("bottom-top", 2, 2, [[0, 1], [0, 5]]),
+        ("0,5;0,2", 2, 2, [[0, 5], [0, 2]]),
+    ],
+)
+def test_a_named_mapping_chooses_layers_that_fit(text, students, depth, expected, make_teacher) -> None:
+    teacher = make_teacher("modernbert")
+    mapping = choose_layers(text, students, depth, teacher)
+    assert mapping == expected
+    check_mapping(teacher, mapping)
+
+
+def test_a_written_mapping_stays_as_it_is_and_is_checked(make_teacher) -> None:
+    teacher = make_teacher("modernbert")
+    mapping = choose_layers("0,5;1,4", 2, 2, teacher)
+    assert mapping == [[0, 5], [1, 4]]
+    with pytest.raises(InputError, match="this one fits: 0,5;0,4"):
+        check_mapping(teacher, mapping)
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra", "deberta"])
+def test_where_all_layers_are_of_one_kind_a_mapping_is_as_it_was(kind, make_teacher) -> None:
+    teacher = make_teacher(kind)
+    for text in ("interleaved", "bottom-top"):
+        for students, depth in ((2, 2), (4, 2), (3, 3), (1, 6)):
+            mapping = layer_mapping(text, students, depth, 6)
+            assert fit_mapping(teacher, mapping) == mapping == choose_layers(text, students, depth, teacher)
+
+
+def test_layers_of_other_windows_do_not_fit() -> None:
+    teacher = AutoModel.from_config(LongformerConfig(**WIDE, attention_window=[4, 4, 8, 8, 16, 16]))
+    assert choose_layers("interleaved", 2, 2, teacher) == [[0, 5], [1, 4]]
+    assert fit_mapping(teacher, [[0, 3], [2, 5]]) == [[0, 3], [1, 2]]
+    with pytest.raises(InputError, match="student 1 has layer 2 in place 0, which has 8, not 4; .* 0,3;1,3"):
+        check_mapping(teacher, [[0, 3], [2, 3]])
+    student = plain_student(teacher, [1, 3], ["a", "b"], "full", 0)
+    assert student.config.attention_window == [4, 8]

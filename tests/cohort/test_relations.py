@@ -73,5 +73,5 @@ def test_features_are_what_the_plain_models_head_sees(kind, checkpointing, make_
     for k, model in enumerate(models):
         head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
         torch.testing.assert_close(features[k], seen_by_head(model, head, ids, mask), rtol=1e-5, atol=1e-5)
-    features.square().sum().backward()  # the gradient reaches the body
+    features.square().sum().backward()  # the gradient reaches the layers
     assert all(p.grad is not None for name, p in cohort.named_parameters() if p.requires_grad and "layers" in name)

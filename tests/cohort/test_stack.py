@@ -69,7 +69,7 @@ def test_what_is_trained_and_what_is_not(kind, tuning, make_teacher, batch, mode
     ids, mask = batch
     cohort = stack(models_of(make_teacher(kind), tuning), tuning).train()
     cohort(ids, mask).logits.sum().backward()
-    body = 0
+    trained_outside_the_head = 0
     for name, parameter in cohort.model.named_parameters():
         part = cohort.parts.of(name)
         if part == "head":
@@ -84,11 +84,11 @@ def test_what_is_trained_and_what_is_not(kind, tuning, make_teacher, batch, mode
                 "head": False,
             }[tuning]
             assert parameter.requires_grad == expected, name
-            body += expected
+            trained_outside_the_head += expected
         assert (parameter.grad is not None) == parameter.requires_grad, name
         if parameter.requires_grad:
             assert parameter.shape[0] == 3, name
-    assert (body > 0) == (tuning != "head")
+    assert (trained_outside_the_head > 0) == (tuning != "head")
 
 
 def test_a_frozen_weight_that_students_share_is_stored_once(make_teacher) -> None:

@@ -16,18 +16,18 @@ from nanonet.cohort.stack import stack
 LABELS = ["a", "b", "c"]
 
 
-def test_a_run_of_some_students_is_detached_and_leaves_the_whole_cohort(make_teacher, batch, models_of) -> None:
+def test_a_run_of_some_students_is_detached_and_leaves_the_cohort_unchanged(make_teacher, batch, models_of) -> None:
     ids, mask = batch
     cohort = stack(models_of(make_teacher("bert"), "full"), "full").eval()
-    whole = cohort(ids, mask).logits
+    wanted = cohort(ids, mask).logits
     part = cohort.run(1, 2, ids[None], mask[None]).logits
     assert not part.requires_grad
-    torch.testing.assert_close(part[0], whole[1].detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(part[0], wanted[1].detach(), rtol=1e-6, atol=1e-6)
     assert (cohort.span.start, cohort.span.stop) == (0, 3)
     with pytest.raises(Exception):  # noqa: B017 - whatever torch says of an impossible index
         cohort(ids + 1000, mask, chunk=1)
     assert (cohort.span.start, cohort.span.stop) == (0, 3)
-    assert torch.equal(cohort(ids, mask).logits, whole)
+    assert torch.equal(cohort(ids, mask).logits, wanted)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

@@ -38,12 +38,12 @@ def test_parse_views_errors(text, words) -> None:
 
 def test_noise_depends_on_seed_student_and_row_number_alone() -> None:
     rows = torch.arange(64)
-    whole = noise(3, 1, rows, 50)
-    assert whole.shape == (64, 50) and whole.unique().numel() > 0.999 * whole.numel()
-    assert float(whole.min()) >= 0 and float(whole.max()) < 1 and abs(float(whole.mean()) - 0.5) < 0.01
-    assert torch.equal(noise(3, 1, rows[40:], 30), whole[40:, :30])  # another process, less padding
+    full = noise(3, 1, rows, 50)
+    assert full.shape == (64, 50) and full.unique().numel() > 0.999 * full.numel()
+    assert float(full.min()) >= 0 and float(full.max()) < 1 and abs(float(full.mean()) - 0.5) < 0.01
+    assert torch.equal(noise(3, 1, rows[40:], 30), full[40:, :30])  # another process, less padding
     for other in (noise(4, 1, rows, 50), noise(3, 2, rows, 50), noise(3 + 2**32, 1, rows, 50), noise(-3, 1, rows, 50)):
-        assert not (other == whole).any()
+        assert not (other == full).any()
 
 
 def test_shuffle_permutes_what_lies_between_the_ends(batch) -> None:
@@ -104,12 +104,12 @@ def test_the_seed_decides_a_view_and_rows_may_be_split(view, cohort, batch) -> N
             return [made["perturbation"][k] for k in range(3)]
         return list(made["input_ids"] if view == "shuffle" else made["attention_mask"])
 
-    whole, other, part = tensors(7, slice(0, 6)), tensors(8, slice(0, 6)), tensors(7, slice(2, 6))
+    full, other, part = tensors(7, slice(0, 6)), tensors(8, slice(0, 6)), tensors(7, slice(2, 6))
     for k in range(3):
-        assert not torch.equal(whole[k], other[k])
-        assert not torch.equal(whole[k], whole[(k + 1) % 3])
+        assert not torch.equal(full[k], other[k])
+        assert not torch.equal(full[k], full[(k + 1) % 3])
         # the direction of a gradient is only as exact as its rounding, which the size of a batch changes
-        torch.testing.assert_close(part[k], whole[k][2:], rtol=0, atol=1e-2 if view == "adversarial" else 0)
+        torch.testing.assert_close(part[k], full[k][2:], rtol=0, atol=1e-2 if view == "adversarial" else 0)
 
 
 def test_nothing_is_copied_where_no_view_changes_the_rows(cohort, batch) -> None:

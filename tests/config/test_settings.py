@@ -59,8 +59,8 @@ def test_the_number_of_steps_follows_the_classes_unless_it_is_given() -> None:
     def steps(classes: int, **given: int) -> int:
         config = TrainConfig(**given)
         parts = {name: part(config) for name, part in PARTS.items() if name != "batch"}
-        whole = settings.StageSettings(**parts, batches=settings.batch_settings(config))
-        return whole.with_steps(classes).optimizer.steps
+        stages = settings.StageSettings(**parts, batches=settings.batch_settings(config))
+        return stages.with_steps(classes).optimizer.steps
 
     assert [steps(2), steps(50), steps(50, steps=7)] == [200, 500, 7]
 

@@ -1,4 +1,4 @@
-"""The cohort on a GPU: its linear layer through the dispatcher, and whole runs of `nanonet train`."""
+"""The cohort on a GPU: its linear layer through the dispatcher, and runs of `nanonet train`."""
 
 from pathlib import Path
 

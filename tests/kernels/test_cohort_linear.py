@@ -84,8 +84,11 @@ def poisoned(monkeypatch):
         assert buffer[:64].eq(1234).all() and buffer[-64:].eq(1234).all()
 
 
+READINGS = ["pointers", "descriptors", "persistent"]
+
+
 # how x and W are read: as on an sm_80, as on an sm_90, and by two programs of many tiles each
-@pytest.fixture(params=["pointers", "descriptors", "persistent"])
+@pytest.fixture(params=READINGS)
 def reading(request, monkeypatch):
     if torch.cuda.is_available() and request.param == "persistent" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("of sm_90 only")
@@ -126,15 +129,19 @@ def surrounded(t):
     return buffer[..., 1:-1, 8:-8]
 
 
-# every way to share x and W; 80 and 208 are no multiples of a block, 140 rows are more than one
-@pytest.mark.parametrize("dropout", [0.0, 0.25])
-@pytest.mark.parametrize("shared_x,shared_w", list(itertools.product([False, True], repeat=2)))
+# Every way to share x and W under every reading; dropout takes turns. 80 and 208 are no multiples of a block, 140 rows
+# are more than one
+@pytest.mark.parametrize(
+    "shared_x,shared_w,reading,dropout",
+    [(i // 2 == 1, i % 2 == 1, reading, 0.25 * ((i + j) % 2)) for i in range(4) for j, reading in enumerate(READINGS)],
+    indirect=["reading"],
+)
 def test_nothing_beside_x_and_w_is_read(shared_x, shared_w, dropout, reading, device):
     x, weight, *others = draw(device, 2, 140, 80, 208, 9, shared_x=shared_x, shared_w=shared_w, dtype=torch.float16)
     check([surrounded(x), surrounded(weight), *others], dropout)
 
 
-def test_what_can_be_described(monkeypatch, device):
+def test_what_tma_can_read(monkeypatch, device):
     monkeypatch.setattr(tiles, "architecture", lambda device: 90)
     x, weight = torch.zeros(3, 5, 48, device=device).half(), torch.zeros(4, 48, device=device).half()
     assert tiles.mapping(x, weight) == tiles.mapping(x[0], weight.expand(3, -1, -1)) == "FD"

@@ -130,7 +130,7 @@ def test_nanonet_alone_does_not_load_transformers(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60).returncode == 0
 
 
-# --- whole runs
+# --- runs from the data to the report
 
 
 @pytest.fixture(scope="module")

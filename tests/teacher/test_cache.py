@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
 from nanonet.models.load import load_encoder
+from nanonet.teacher.cache import ensure_writable
 from nanonet.training.pipeline import train
 
 
@@ -126,6 +128,21 @@ def test_cached_backbone_features_change_nothing(config: TrainConfig, mode: str)
     with pytest.raises(InputError, match=r"backbone-\w+\.safetensors: damaged .*delete it"):
         train(dataclasses.replace(config, overwrite=True))
     assert (Path(config.output) / "best").is_dir()
+
+
+def test_what_killed_runs_left_in_the_cache_is_swept_after_a_day(tmp_path: Path) -> None:
+    ours = [f".{'0' * 32}.a1_x", f".backbone-{'f' * 32}.safetensors.77"]
+    others = ["0" * 32, f"backbone-{'f' * 32}.safetensors", ".git", ".backbone-notes"]
+    for name in ours + others:
+        (tmp_path / name).mkdir() if "." not in name[1:] else (tmp_path / name).write_text("x")
+    (tmp_path / ours[0]).unlink()
+    (tmp_path / ours[0]).mkdir()
+    ensure_writable(tmp_path)  # another run may be writing them
+    assert {path.name for path in tmp_path.iterdir()} == {*ours, *others}
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    ensure_writable(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
 def test_a_cache_that_cannot_be_written_is_named(config: TrainConfig, tmp_path: Path) -> None:

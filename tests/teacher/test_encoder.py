@@ -77,15 +77,15 @@ def test_tuning_tells_the_labelled_rows_apart(encoder: Encoder, table, monkeypat
     tuned = encoder.tuned(rows[known], label[:60], steps, 0, done.append)
     assert len(done) == steps
 
-    def right(body: Encoder) -> float:
-        x = body.embed(rows).double().numpy()
+    def accuracy(made: Encoder) -> float:
+        x = made.embed(rows).double().numpy()
         head = classify(x[:60], label[:60].numpy(), 10.0)
         return float((head.predict(x[:60]) == label[:60].numpy()).mean())
 
-    assert right(tuned) > right(encoder) + 0.05
+    assert accuracy(tuned) > accuracy(encoder) + 0.05
     # what it was made from stays as it was, but for the tokens' embeddings, which both hold and none trains
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.model.state_dict().items())
-    words = [body.model.get_input_embeddings().weight for body in (encoder, tuned)]
+    words = [made.model.get_input_embeddings().weight for made in (encoder, tuned)]
     assert words[0] is words[1] and not words[0].requires_grad and words[0].grad is None
     assert torch.equal(torch.get_rng_state(), random)
 
@@ -119,7 +119,7 @@ def test_no_layer_sees_padding_and_the_tuning_is_the_same(encoder: Encoder, tabl
 
 def test_classes_need_not_be_counted_from_0(encoder: Encoder, table) -> None:
     rows, label = table
-    kept = (label != 1).nonzero()[:20, 0]
-    few = rows[kept.tolist()]
-    named, counted = (encoder.tuned(few, y, 3, 0).embed(few) for y in (label[kept], label[kept] // 2))
+    chosen = (label != 1).nonzero()[:20, 0]
+    few = rows[chosen.tolist()]
+    named, counted = (encoder.tuned(few, y, 3, 0).embed(few) for y in (label[chosen], label[chosen] // 2))
     assert torch.equal(named, counted)

@@ -60,13 +60,13 @@ def test_of_rules_that_the_labels_cannot_tell_apart_the_one_that_uses_more_texts
     assert (
         _choose_rule({"classifier": all_of_them, "self_training": none, "diffusion": all_of_them}, 100) == "diffusion"
     )
-    # ten labels that one gets and the other does not: told apart, however many both get
+    # ten labels that one gets and the other does not: distinguished, however many both get
     ten_less = all_of_them.copy()
     ten_less[:10] = 0
     assert (
         _choose_rule({"classifier": all_of_them, "self_training": ten_less, "diffusion": ten_less}, 100) == "classifier"
     )
-    # as many that only the other gets: not told apart
+    # as many that only the other gets: not distinguished
     others = all_of_them.copy()
     others[10:20] = 0
     assert _choose_rule({"classifier": others, "self_training": ten_less, "diffusion": none}, 100) == "self_training"

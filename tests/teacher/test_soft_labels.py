@@ -25,15 +25,15 @@ def make_teacher(config: TrainConfig, embedding: torch.Tensor, label: torch.Tens
 def test_rules_that_use_unlabelled_rows_beat_the_classifier_on_clusters(clusters):
     x, label, truth = clusters()
     graph = neighbour_graph(x, 10)
-    right = {
+    predicted = {
         "classifier": classify(x, label, 10.0).predict(x),
         "self_training": self_train(x, label).predict(x),
         "diffusion": diffuse(graph, self_train(x, label).predict_proba(x)).argmax(1),
         "propagation": propagate(graph, label, 3).argmax(1),
     }
-    right = {name: float((guess == truth).mean()) for name, guess in right.items()}
-    assert right["self_training"] > right["classifier"] + 0.02
-    assert right["diffusion"] > right["classifier"] and right["propagation"] > right["classifier"]
+    accuracy = {name: float((labels == truth).mean()) for name, labels in predicted.items()}
+    assert accuracy["self_training"] > accuracy["classifier"] + 0.02
+    assert accuracy["diffusion"] > accuracy["classifier"] and accuracy["propagation"] > accuracy["classifier"]
 
 
 def test_the_graph_is_symmetric_without_loops_and_has_no_row_without_a_neighbour(clusters):

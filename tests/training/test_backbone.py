@@ -59,9 +59,9 @@ def test_features_after_a_cached_backbone_are_those_of_the_full_model(make_teach
     backbone = compute_backbone_features(cohort, texts, PAD, torch.device("cpu"))
     rows = list(range(6))
     ids, mask = collate(texts, rows, PAD)
-    whole = cohort(ids, mask, features=cohort.classifier)
+    full = cohort(ids, mask, features=cohort.classifier)
     cached = cohort(ids, mask, features=cohort.classifier, head_input=backbone[rows])
-    for value, expected in zip(cached, whole, strict=True):
+    for value, expected in zip(cached, full, strict=True):
         torch.testing.assert_close(value, expected, rtol=2e-6, atol=2e-6)
 
 

@@ -65,13 +65,13 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, place: str) ->
     ],
 )
 def test_a_run_killed_anywhere_is_completed(config: TrainConfig, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = dataclasses.replace(config, output=config.output + "-whole")
-    whole = train(other)
+    other = dataclasses.replace(config, output=config.output + "-uninterrupted")
+    expected = train(other)
     kill_at(monkeypatch, config, place)
     assert names(config.output) != FINISHED
     assert (Path(config.output) / "report.json").exists() == (place == "nanonet.training.outcome.remove")
     result = train(dataclasses.replace(config, resume=True))
-    assert names(config.output) == FINISHED and result["students"] == whole["students"]
+    assert names(config.output) == FINISHED and result["students"] == expected["students"]
     for student in ("student-0", "best"):
         a, b = (Path(c.output) / student / "model.safetensors" for c in (config, other))
         assert a.read_bytes() == b.read_bytes()
@@ -160,6 +160,42 @@ def test_an_overwrite_killed_while_it_moves_things_aside_loses_nothing(
     with OutputFolder(dataclasses.replace(config, overwrite=True)).open():
         assert names(folder) == {"config.yaml", REPLACED} and names(folder / REPLACED) == FINISHED
         assert (folder / REPLACED / "report.json").read_bytes() == report
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_moving_back_may_be_killed_at_any_file(
+    config: TrainConfig, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, save_every=0)
+    folder, overwrite = Path(config.output), dataclasses.replace(config, overwrite=True)
+    with OutputFolder(config).open():
+        for name in FINISHED - {"config.yaml"}:
+            (folder / name).write_text("old")
+    calls, rename = [], Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == count:
+            raise Killed
+        return rename(path, target)
+
+    with pytest.raises(Killed), OutputFolder(overwrite).open():
+        (folder / "metrics.jsonl").write_text("new")
+        monkeypatch.setattr(Path, "rename", killed)
+        raise Killed
+    monkeypatch.undo()
+    assert len(calls) == min(count, 8)
+    with OutputFolder(overwrite).open():
+        assert names(folder) == {"config.yaml", REPLACED} and names(folder / REPLACED) == FINISHED
+        assert all((folder / REPLACED / name).read_text() == "old" for name in FINISHED - {"config.yaml"})
+
+
+def test_a_run_killed_before_it_had_settings_leaves_a_folder_that_is_free(config: TrainConfig) -> None:
+    folder = Path(config.output)
+    folder.mkdir()
+    (folder / ".config.yaml.123").write_text("steps: ")
+    with OutputFolder(config).open():
+        assert names(folder) == {"config.yaml"}
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "src", "notes.txt", ".git"])

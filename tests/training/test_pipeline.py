@@ -80,15 +80,15 @@ def test_a_seed_decides_the_weights(config: TrainConfig) -> None:
 
 
 def test_micro_batches_make_the_same_step(config: TrainConfig) -> None:
-    _, whole = run(config, "whole")
+    _, one_batch = run(config, "one-batch")
     _, cut = run(config, "cut", gradient_accumulation=3)
-    assert distance(whole, cut) < 2e-5
-    for a, b in zip(records(config, "whole"), records(config, "cut"), strict=True):
+    assert distance(one_batch, cut) < 2e-5
+    for a, b in zip(records(config, "one-batch"), records(config, "cut"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4) and a["ce"] == pytest.approx(b["ce"], abs=1e-4)
 
 
 def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, kept = run(config, "kept")
+    _, plain = run(config, "plain")
     calls = []
 
     def counted(*arguments, **options):
@@ -97,7 +97,7 @@ def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pyt
 
     monkeypatch.setattr(model, "checkpoint", counted)
     _, again = run(config, "again", gradient_checkpointing=True)
-    assert calls and distance(kept, again) < 1e-5
+    assert calls and distance(plain, again) < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -129,11 +129,11 @@ def test_a_compiled_step_makes_the_same_weights(config: TrainConfig, mode: str, 
         calls.append(1)
         return compile_(*arguments, **options)
 
-    _, kept = run(config, "kept")
+    _, plain = run(config, "plain")
     monkeypatch.setattr(torch, "compile", counted)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")  # what `accelerate launch --dynamo_backend` sets
     _, again = run(config, "again")
-    assert calls and distance(kept, again) < 1e-5
+    assert calls and distance(plain, again) < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -168,7 +168,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
     config = dataclasses.replace(
         config, steps=400, save_every=7, views="dropout,shuffle", tuning="lora", lora_dropout=0.1
     )
-    _, whole = run(config, "whole")
+    _, uninterrupted = run(config, "uninterrupted")
     folder = Path(config.output).with_name("killed")
     killed = dataclasses.replace(config, output=str(folder))
     process = subprocess.Popen([sys.executable, "-m", "nanonet", "train", *flags_of(killed)], env=environment())
@@ -182,13 +182,15 @@ def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
     with pytest.raises(InputError, match="seed 0 -> 1"):
         train(dataclasses.replace(killed, resume=True, seed=1))
     train(dataclasses.replace(killed, resume=True))
-    assert distance(whole, weights(folder)) == 0
+    assert distance(uninterrupted, weights(folder)) == 0
     assert [r["step"] for r in records(config, "killed")] == list(range(400))
     assert not (folder / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize(("save_every", "told"), [(1, "with --resume and without --overwrite"), (0, "--save-every 50")])
-def test_a_terminated_run_says_how_to_resume(config: TrainConfig, save_every: int, told: str) -> None:
+@pytest.mark.parametrize(
+    ("save_every", "advice"), [(1, "with --resume and without --overwrite"), (0, "--save-every 50")]
+)
+def test_a_terminated_run_says_how_to_resume(config: TrainConfig, save_every: int, advice: str) -> None:
     config = dataclasses.replace(config, steps=4000, save_every=save_every)
     command = [sys.executable, "-m", "nanonet", "train", *flags_of(config)]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -199,7 +201,7 @@ def test_a_terminated_run_says_how_to_resume(config: TrainConfig, save_every: in
     process.terminate()
     _, errors = process.communicate(timeout=60)
     *_, last = errors.splitlines()
-    assert process.returncode == 143 and last.startswith("nanonet: terminated; ") and told in last
+    assert process.returncode == 143 and last.startswith("nanonet: terminated; ") and advice in last
     assert not list(Path(config.output).glob(".*")) and "Traceback" not in errors
 
 

@@ -1,0 +1,66 @@
+// A divergence over a chunk of classes: what DivergenceOf says of one class, summed, and as a gradient.
+#pragma once
+
+#include "divergence.h"
+#include "scratch.h"
+
+namespace nanonet::NANONET_ISA {
+
+// A chunk of a row: its logits, and e^((x - some maximum)/tau), which `scale` brings to probabilities. By value: what a
+// loop stores could be anything, as far as the compiler knows, and would be loaded again.
+template <class F>
+struct ChunkView {
+  const F *x, *e;
+  F top, log_S, per_tau, scale;
+  NN_INLINE Vec<F> logit(int64_t i) const { return load(x + i); }
+  NN_INLINE Vec<F> v(int64_t i) const { return (load(x + i) - top) * per_tau; }
+  NN_INLINE Vec<F> log_q(int64_t i) const { return v(i) - log_S; }
+  NN_INLINE Vec<F> q(int64_t i) const { return load(e + i) * scale; }
+};
+
+// Divergences whose gradient is q - p, and whose slopes sum to -1: stats leave that out.
+NN_INLINE bool has_kl_slopes(const Problem& p) { return p.divergence == kKl || p.divergence == kCrossEntropy; }
+
+// tv needs the probabilities alone.
+NN_INLINE bool needs_logits(const Problem& p) { return p.divergence != kTv; }
+
+template <int64_t kDivergence, class F>
+NN_INLINE auto share_at(const ChunkView<F>& teacher, const ChunkView<F>& student, int64_t i, F beta) {
+  const ClassPair pair = {teacher.log_q(i), student.log_q(i), teacher.q(i), student.q(i)};
+  return DivergenceOf<kDivergence>::share(pair, beta,
+                                          [](Vec<F> x) __attribute__((always_inline)) { return log_of(x); });
+}
+
+struct PairSums {
+  double value, slopes;
+};
+
+// Sums over `end` classes, a multiple of the lanes. Not for mse.
+template <class F>
+__attribute__((noinline)) PairSums pair_sums(const Problem& p, ChunkView<F> teacher, ChunkView<F> student,
+                                             int64_t end) {
+  Vec<F> value = {}, slopes = {};
+  with_divergence(p.divergence, [&]<int64_t kDivergence>() __attribute__((always_inline)) {
+    const F beta = F(p.beta);
+    for (int64_t i = 0; i < end; i += kLanes<F>) {
+      const auto share = share_at<kDivergence>(teacher, student, i, beta);
+      value += share.value, slopes += share.slope;
+    }
+  });
+  return {sum_lanes(widen<F>(value)), sum_lanes(widen<F>(slopes))};
+}
+
+// The gradient with respect to s/tau, slope - q sum slope, into `out`; `slopes` is the sum over the whole row.
+template <class F>
+__attribute__((noinline)) void pair_gradient(const Problem& p, ChunkView<F> teacher, ChunkView<F> student, F slopes,
+                                             int64_t end, F* out) {
+  with_divergence(p.divergence, [&]<int64_t kDivergence>() __attribute__((always_inline)) {
+    const F beta = F(p.beta);
+    for (int64_t i = 0; i < end; i += kLanes<F>) {
+      const auto share = share_at<kDivergence>(teacher, student, i, beta);
+      store(out + i, share.slope - times(student.q(i), splat(slopes)));
+    }
+  });
+}
+
+}  // namespace nanonet::NANONET_ISA

@@ -1,0 +1,91 @@
+"""Liger-Kernel's losses of probabilities over our op: rows (N,C) of a student and of a constant teacher.
+
+Exact: values, and the gradient of whatever the student's `log_softmax` (`softmax` for TVD) was taken of; ignored rows;
+the reductions batchmean, sum and mean. Rows are normalised once more, within the rounding of their dtype; to check that
+they are normalised, they are read once more.
+Not offered, all of it raises: reduction="none"; a gradient at the probabilities themselves, of a leaf or anything else
+but `log_softmax`; rows that are no probabilities (on a GPU, where looking would wait for it, NaN); an eps of one's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanonet.compat.rows import mean_divergence
+
+# what only moves or casts elements: a gradient passes them as it is
+MOVES = ("View", "UnsafeView", "Reshape", "Slice", "Select", "Index", "Squeeze", "Unsqueeze", "Transpose", "Permute")
+PASSED = {f"{name}Backward{i}" for name in (*MOVES, "ToCopy", "Clone", "Alias", "T") for i in (0, 1, 2)}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+
+def _log_rows(name: str, x: Tensor, log: bool, counted: Tensor | None = None) -> Tensor:
+    """Log-probabilities of rows (N,C) of log-probabilities or probabilities; NaN or an error where they are neither."""
+    if x.requires_grad:
+        made_by, wanted = x.grad_fn, "LogSoftmaxBackward0" if log else "SoftmaxBackward0"
+        while made_by is not None and made_by.name() in PASSED:
+            made_by = made_by.next_functions[0][0]
+        if made_by is None or made_by.name() != wanted:
+            maker = "log_softmax" if log else "softmax"
+            raise ValueError(f"{name}: a gradient at the probabilities is not offered; pass {maker}(logits, -1)")
+    seen = x.detach().float() if x.dtype != torch.float64 else x.detach()
+    total = (seen.exp() if log else seen).sum(-1, keepdim=True)
+    good = (total - 1).abs() <= TOLERANCE[x.dtype]
+    good = good if counted is None else good | ~counted[:, None]
+    if x.device.type == "cpu" and not good.all():
+        n = int((~good[:, 0]).nonzero()[0])
+        raise ValueError(f"{name}[{n}]: expected {'log-' * log}probabilities, their sum is {total[n].item():.4g}")
+    wide = x if log else x.to(seen.dtype).clamp_min(torch.finfo(seen.dtype).tiny).log()
+    return wide if x.device.type == "cpu" else torch.where(good, wide, torch.nan)
+
+
+def _reduced(divergence: str, student: Tensor, teacher: Tensor, reduction: str, counted: Tensor | None, **beta: Any):
+    rows: Tensor | int = len(student) if counted is None else counted.sum()
+    sizes: dict[str, Tensor | int] = {"batchmean": rows, "sum": 1, "mean": rows * student.shape[-1]}
+    if reduction not in sizes:
+        raise ValueError(
+            f"reduction: expected {', '.join(sizes)}, got {reduction!r}: an element a class is not offered"
+        )
+    return mean_divergence(student, teacher, sizes[reduction], row_weight=counted, divergence=divergence, **beta)
+
+
+class LigerKLDIVLoss(nn.KLDivLoss):
+    """KL(y_true, y_pred): y_pred log-probabilities, y_true probabilities, or log-probabilities with log_target."""
+
+    def __init__(self, eps: float = 1e-10, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if eps != 1e-10:
+            raise ValueError(f"eps: nothing needs it here, 0 log 0 is 0; leave it out, got {eps}")
+
+    def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
+        student, teacher = _log_rows("y_pred", y_pred, True), _log_rows("y_true", y_true, self.log_target)
+        return _reduced("kl", student, teacher, self.reduction, None)
+
+
+class LigerJSD(nn.Module):
+    """The generalised JSD of log-probabilities; beta 0 is KL(p, q), 1 is KL(q, p)."""
+
+    def __init__(self, beta: float = 0.5, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.beta, self.ignore_index = beta, ignore_index
+
+    def forward(self, log_q: Tensor, log_p: Tensor, shift_labels: Tensor | None = None) -> Tensor:
+        counted = None if shift_labels is None else shift_labels != self.ignore_index
+        student, teacher = _log_rows("log_q", log_q, True, counted), _log_rows("log_p", log_p, True, counted)
+        return _reduced("js", student, teacher, "batchmean", counted, beta=self.beta).to(log_q.dtype)
+
+
+class LigerTVDLoss(nn.Module):
+    """sum |p - q| / 2 of probabilities, p the student's."""
+
+    def __init__(self, reduction: str = "batchmean", ignore_index: int = -100) -> None:
+        super().__init__()
+        self.reduction, self.ignore_index = reduction, ignore_index
+
+    def forward(self, p: Tensor, q: Tensor, shift_labels: Tensor | None = None) -> Tensor:
+        counted = None if shift_labels is None else shift_labels != self.ignore_index
+        student, teacher = _log_rows("p", p, False, counted), _log_rows("q", q, False, counted)
+        return _reduced("tv", student, teacher, self.reduction, counted)

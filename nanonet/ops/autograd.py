@@ -1,0 +1,163 @@
+"""The ops of the loss in torch: fakes, backwards, registration, in that order; schemas.py says what crosses.
+
+A backend only implements `nanonet::distill_*` for its dispatch key; the reference serves every key that no backend has.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nanonet import eager
+from nanonet.schemas import SCHEMAS
+
+_LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
+
+
+def _statistic(student: Tensor, *shape: int) -> Tensor:
+    return student.new_empty(shape, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
+
+
+def _terms_fake(student, teacher, label, temperature, divergence, beta, each=False):
+    first = student[0] if each else student
+    dims = eager.leading_dims(student, teacher, label, each)
+    stacked = first.dim() - 1 - dims
+    K, leading = len(student) if each else first.shape[0] if stacked else 1, first.shape[stacked:-1]
+    N = 1
+    for size in leading:
+        N = N * size
+    return _statistic(first, 3, K, *leading), _statistic(first, K + 1, N, 4)
+
+
+def _terms_each_fake(*arguments):
+    return _terms_fake(*arguments, each=True)
+
+
+def _terms_backward_fake(dterms, student, teacher, label, stats, temperature, divergence, beta):
+    return torch.empty_like(student, memory_format=torch.contiguous_format)
+
+
+def _terms_each_backward_fake(dterms, student, *others):
+    return student[0].new_empty(len(student), *student[0].shape)
+
+
+def _loss_fake(student, teacher, label, weights, row_weight, denominators, temperature, divergence, beta, need_grad):
+    dims = eager.leading_dims(student, teacher, label)
+    K = student.shape[0] if student.dim() - 1 != dims else 1
+    dstudent = torch.empty_like(student, memory_format=torch.contiguous_format) if need_grad else student.new_empty(0)
+    return _statistic(student), _statistic(student, 3, K), dstudent
+
+
+def _loss_each_fake(student, *others):
+    dstudent = student[0].new_empty((len(student), *student[0].shape) if others[-1] else 0)
+    return _statistic(student[0]), _statistic(student[0], 3, len(student)), dstudent
+
+
+def _loss_into_fake(dstudent, *arguments):
+    return _loss_fake(*arguments, False)[:2]
+
+
+def _scale_fake(dstudent, dloss):
+    return None
+
+
+def _refuse_second_derivative(name: str) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name} has no second derivative: call backward without create_graph=True")
+
+
+class _DistillTerms(torch.autograd.Function):
+    """Of one tensor of students, or of several (`each`), which come last: autograd looks for tensors in no list."""
+
+    @staticmethod
+    def forward(ctx, each, teacher, label, temperature, divergence, beta, *student):
+        with torch._C._AutoDispatchBelowAutograd():
+            if each:
+                op, given = torch.ops.nanonet.distill_terms_each.default, student
+            else:
+                op, given = torch.ops.nanonet.distill_terms.default, student[0]
+            terms, stats = op(given, teacher, label, temperature, divergence, beta)
+        ctx.save_for_backward(teacher, label, stats, *student)
+        ctx.options = temperature, divergence, beta
+        ctx.each = each
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return terms, stats
+
+    @staticmethod
+    def backward(ctx, dterms, _):
+        _refuse_second_derivative("distill_terms")
+        teacher, label, stats, *student = ctx.saved_tensors
+        if dterms is None:
+            return (None,) * (6 + len(student))
+        if ctx.each:
+            op, given = torch.ops.nanonet.distill_terms_each_backward, student
+        else:
+            op, given = torch.ops.nanonet.distill_terms_backward, student[0]
+        dstudent = op(dterms, given, teacher, label, stats, *ctx.options)
+        return *[None] * 6, *(dstudent.unbind() if ctx.each else (dstudent,))
+
+
+class _DistillLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, each, others, *student):
+        with torch._C._AutoDispatchBelowAutograd():
+            if each:
+                loss, means, dstudent = torch.ops.nanonet.distill_loss_each.default(student, *others)
+            else:
+                loss, means, dstudent = torch.ops.nanonet.distill_loss.default(student[0], *others)
+        ctx.save_for_backward(dstudent)
+        ctx.each = each
+        ctx.students = len(student)
+        ctx.mark_non_differentiable(means, dstudent)
+        ctx.set_materialize_grads(False)
+        return loss, means, dstudent
+
+    @staticmethod
+    def backward(ctx, dloss, _means, _dstudent):
+        _refuse_second_derivative("distill_loss")
+        if dloss is None:
+            return (None,) * (2 + ctx.students)
+        (dstudent,) = ctx.saved_tensors
+        # The buffer is handed out, scaled where it lies, unless somebody could still see it.
+        if (
+            type(dstudent) is not Tensor
+            or torch._C._autograd._get_current_graph_task_keep_graph()
+            or torch._C._functorch.is_legacy_batchedtensor(dloss)  # of is_grads_batched
+        ):
+            dstudent = (dstudent * dloss).to(dstudent.dtype)
+        else:
+            torch.ops.nanonet.distill_scale_.default(dstudent, dloss)
+        return None, None, *(dstudent.unbind() if ctx.each else (dstudent,))
+
+
+AUTOGRAD = {
+    "distill_terms": lambda student, *others: _DistillTerms.apply(False, *others, student),
+    "distill_terms_each": lambda student, *others: _DistillTerms.apply(True, *others, *student),
+    "distill_loss": lambda student, *others: _DistillLoss.apply(False, others, student),
+    "distill_loss_each": lambda student, *others: _DistillLoss.apply(True, others, *student),
+}
+
+
+def _loss_into_reference(dstudent, *arguments):
+    loss, means, gradient = torch.ops.nanonet.distill_loss.default(*arguments, True)
+    dstudent.copy_(gradient)
+    return loss, means
+
+
+def _register(name: str, kernel, fake) -> None:
+    _LIBRARY.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"nanonet::{name}", fake, lib=_LIBRARY)
+    if name in AUTOGRAD:
+        _LIBRARY.impl(name, AUTOGRAD[name], "Autograd")
+
+
+_register("distill_terms", eager.distill_terms, _terms_fake)
+_register("distill_terms_each", eager.distill_terms_each, _terms_each_fake)
+_register("distill_terms_backward", eager.distill_terms_backward, _terms_backward_fake)
+_register("distill_terms_each_backward", eager.distill_terms_each_backward, _terms_each_backward_fake)
+_register("distill_loss", eager.distill_loss, _loss_fake)
+_register("distill_loss_each", eager.distill_loss_each, _loss_each_fake)
+_register("distill_loss_into_", _loss_into_reference, _loss_into_fake)
+_register("distill_scale_", eager.distill_scale_, _scale_fake)

@@ -1,0 +1,11 @@
+"""A conformance kit for distillation losses: `print(check_distillation(fn, divergence="kl"))` judges any callable.
+
+Judged against the definition in float64 (reference.py), from the inputs as they are stored: values, gradients, rows
+that break naive formulas, layouts, masks, upstream gradients, determinism, and that every argument changes something.
+The bar is twice the error that the same definition makes in torch in the same dtype, plus a small constant.
+"""
+
+from nanonet.testing.check import check_distillation
+from nanonet.testing.report import Check, Report
+
+__all__ = ["Check", "Report", "check_distillation"]

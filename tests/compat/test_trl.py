@@ -1,0 +1,124 @@
+"""TRL's generalised JSD: against its formula, and patched into a trainer and out again."""
+
+import pytest
+import torch
+
+from nanonet.compat import trl
+from nanonet.compat.trl import generalized_jsd_loss
+from nanonet.testing import check_distillation
+
+
+def jsd(student, teacher, labels, beta, temperature, total):
+    """beta KL(p, m) + (1 - beta) KL(q, m) by probabilities, over the rows whose label counts, over a total."""
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    if beta in (0, 1):
+        rows = (p * (p / q).log()).sum(-1) if beta == 0 else (q * (q / p).log()).sum(-1)
+    else:
+        m = beta * p + (1 - beta) * q
+        rows = beta * (p * (p / m).log()).sum(-1) + (1 - beta) * (q * (q / m).log()).sum(-1)
+    return (rows if labels is None else rows[labels != -100]).sum() / total
+
+
+@pytest.mark.parametrize("beta", [0, 0.25, 0.5, 0.9, 1])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_is_the_formula(beta, temperature, labelled, draw, same):
+    student, teacher, labels = draw(3, 5, 11)
+    labels = labels if labelled else None
+    count = (labels != -100).sum().item() if labelled else 3  # TRL counts sequences where there are no labels
+    rows = count if labelled else 15
+    totals = {"batchmean": count, "sum": 1, "mean": rows * 11}
+    for reduction, total in totals.items():
+        same(
+            lambda s, t, by=reduction: generalized_jsd_loss(s, t, labels, beta, temperature, by),
+            lambda s, t, total=total: jsd(s, t, labels, beta, temperature, total),
+            student,
+            teacher,
+        )
+
+
+@pytest.mark.parametrize("items", [7, torch.tensor(7)])
+def test_num_items_in_batch_goes_before_the_reduction(items, draw, same):
+    student, teacher, labels = draw(2, 6, 9)
+    for reduction in ("batchmean", "none"):
+        same(
+            lambda s, t, by=reduction: generalized_jsd_loss(s, t, labels, reduction=by, num_items_in_batch=items),
+            lambda s, t: jsd(s, t, labels, 0.5, 1.0, 7),
+            student,
+            teacher,
+        )
+
+
+def test_the_call_of_the_trainer_on_shifted_slices(draw, same):
+    student, teacher, labels = draw(4, 9, 13)
+    same(
+        lambda s, t: generalized_jsd_loss(student_logits=s[:, :-1], teacher_logits=t[:, :-1], labels=labels[:, 1:]),
+        lambda s, t: jsd(s[:, :-1], t[:, :-1], labels[:, 1:], 0.5, 1.0, (labels[:, 1:] != -100).sum()),
+        student,
+        teacher,
+    )
+
+
+def test_no_row_counts(draw):
+    student, teacher, labels = draw(2, 3, 5)
+    for reduction in ("batchmean", "sum", "mean"):
+        loss = generalized_jsd_loss(student, teacher, torch.full_like(labels, -100), reduction=reduction)
+        assert loss == 0 and not torch.autograd.grad(loss, student)[0].any()
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_conforms(beta):
+    def labels(keep):
+        return {"labels": torch.where(keep, 1, -100)}
+
+    report = check_distillation(
+        lambda s, t, labels=None, temperature=1.0: generalized_jsd_loss(s, t, labels, beta, temperature, "batchmean"),
+        divergence="js",
+        beta=beta,
+        reduction="mean",
+        mask=labels,
+        arguments={"temperature": 2.0},
+    )
+    report.raise_failures()
+    assert not report.untried
+
+
+def test_what_is_not_offered_raises(draw):
+    student, teacher, _ = draw(2, 3, 5)
+    with pytest.raises(ValueError, match="reduction: expected batchmean, sum or mean, got 'none'"):
+        generalized_jsd_loss(student, teacher, reduction="none")
+    with pytest.raises(ValueError, match="teacher"):
+        generalized_jsd_loss(student, student)
+    with pytest.raises(ValueError, match="beta: expected a number from 0 to 1"):
+        generalized_jsd_loss(student, teacher, beta=1.5)
+
+
+class Trainer:
+    @staticmethod
+    def generalized_jsd_loss(student_logits, teacher_logits):
+        return "theirs"
+
+    def compute_loss(self, student, teacher):
+        return self.generalized_jsd_loss(student_logits=student, teacher_logits=teacher)
+
+
+class Derived(Trainer):
+    pass
+
+
+def test_patched_within_a_block_even_if_that_raises(draw):
+    student, teacher, _ = draw(2, 3, 5)
+    with pytest.raises(KeyError), trl.patched(Trainer):
+        assert Trainer().compute_loss(student, teacher) == generalized_jsd_loss(student, teacher)
+        raise KeyError
+    assert Trainer().compute_loss(student, teacher) == "theirs"
+    assert Trainer.generalized_jsd_loss(1, 2) == "theirs"
+
+
+def test_patch_stays_until_it_is_put_back(draw):
+    student, teacher, _ = draw(2, 3, 5)
+    before = trl.patch(Derived)
+    assert Derived().compute_loss(student, teacher) == generalized_jsd_loss(student, teacher)
+    assert Trainer().compute_loss(student, teacher) == "theirs"
+    Derived.generalized_jsd_loss = before
+    assert Derived().compute_loss(student, teacher) == "theirs"

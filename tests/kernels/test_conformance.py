@@ -1,0 +1,35 @@
+"""The Triton kernels under the conformance kit that others use for theirs."""
+
+import pytest
+import torch
+
+from nanonet.backends import triton
+from nanonet.reference import DEFAULT_BETA, DIVERGENCES
+from nanonet.testing import check_distillation
+
+
+class Terms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student, teacher, options):
+        terms, stats = triton.implementations()["distill_terms"](student, teacher, None, *options)
+        ctx.save_for_backward(student, teacher, stats)
+        ctx.options = options
+        return terms
+
+    @staticmethod
+    def backward(ctx, dterms):
+        student, teacher, stats = ctx.saved_tensors
+        backward = triton.implementations()["distill_terms_backward"]
+        return backward(dterms, student, teacher, None, stats, *ctx.options), None, None
+
+
+# the interpreter takes half a minute for each
+@pytest.mark.parametrize("divergence", DIVERGENCES if torch.cuda.is_available() else ("kl", "js", "tv"))
+def test_conforms(divergence, device):
+    temperature = 1.0 if divergence == "mse" else 2.0
+    options = temperature, DIVERGENCES[divergence], DEFAULT_BETA.get(divergence, 0.0)
+
+    def rows(student, teacher):
+        return Terms.apply(torch.stack([teacher, student]), teacher, options)[1, 1]
+
+    check_distillation(rows, divergence=divergence, temperature=temperature, device=device).raise_failures()

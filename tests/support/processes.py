@@ -1,0 +1,74 @@
+"""One process of several of a training; run as a program: processes.py plain|trainer FOLDER.
+
+Without torchrun's variables in the environment it is the only one. Writes losses and parameters to FOLDER/RANK.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from support.causal import arguments, collate, make_model, make_rows
+from torch.nn.parallel import DistributedDataParallel
+
+from nanonet import distill_loss
+from nanonet.compat.transformers import DistillTrainer
+
+STEPS, ROWS = 3, 8
+
+
+def plain(folder: Path, rank: int, world: int) -> tuple[list[float], torch.nn.Module]:
+    """Recipe: DistributedDataParallel and a loop. Every process divides by the tokens of all of them."""
+    model, teacher = make_model(0), make_model(1)
+    wrapped = model
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+        wrapped = DistributedDataParallel(model)
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+    batch = collate(make_rows(ROWS)[rank::world])  # of another number of tokens in each process
+    labels = batch.pop("labels")[:, 1:]
+    count = (labels != -100).sum().float()
+    if world > 1:
+        dist.all_reduce(count)
+    for _ in range(STEPS):
+        with torch.no_grad():
+            p = teacher(**batch).logits[:, :-1]
+        q = wrapped(**batch).logits[:, :-1]
+        loss, _ = distill_loss(
+            q,
+            p,
+            labels,
+            weights=(1.0, 1.0, 0.0),
+            row_weight=labels != -100,
+            denominators=count.repeat(2) / world,  # DistributedDataParallel averages the gradients
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total = loss.detach() / world
+        if world > 1:
+            dist.all_reduce(total)
+        losses.append(total.item())
+    return losses, model
+
+
+def trainer(folder: Path, rank: int, world: int) -> tuple[list[float], torch.nn.Module]:
+    """Recipe: transformers' Trainer under torchrun."""
+    size = ROWS // world
+    given = arguments(folder / f"{rank}", per_device_train_batch_size=size, optim="sgd", max_steps=STEPS)
+    made = DistillTrainer(make_model(0), given, train_dataset=make_rows(ROWS), teacher_model=make_model(1))
+    made.train()
+    return [line["loss"] for line in made.state.log_history if "loss" in line], made.model
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    recipe, folder = {"plain": plain, "trainer": trainer}[sys.argv[1]], Path(sys.argv[2])
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    losses, model = recipe(folder, rank, world)
+    torch.save({"losses": losses, "parameters": [p.detach() for p in model.parameters()]}, folder / f"{rank}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()
