@@ -16,7 +16,7 @@ help:
 	@echo "make docs      build the documentation into build/site, warnings as errors"
 	@echo "make clean     remove .venv and everything built"
 	@echo
-	@echo "Another interpreter: make PYTHON=python3.11 demo. On 2 cores: set-up and compilation @@, the demo @@, the tests @@."
+	@echo "Another interpreter: make PYTHON=python3.11 demo"
 
 .venv/base: pyproject.toml $(CONSTRAINTS)
 	@echo "== setting up .venv: torch, transformers and the other libraries, as pinned in $(CONSTRAINTS)"

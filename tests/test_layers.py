@@ -16,6 +16,7 @@ FOLDERS = {"nanonet": "nanonet", "nanonet.kernels": "kernels", "nanonet.benchmar
 RANKS = {
     "errors": 0,
     "reference": 1,
+    "reference_linear": 1,
     "eager": 1,
     "schemas": 1,
     "testing": 2,
@@ -45,7 +46,7 @@ RANKS = {
     "__main__": 14,
 }
 # eager is the reference under the ops' names
-WITHIN_A_RANK = {("eager", "reference")}
+WITHIN_A_RANK = {("eager", "reference"), ("reference", "reference_linear")}
 NEVER = {("ops", "backends"), ("backends", "ops")}
 
 

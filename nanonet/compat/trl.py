@@ -59,8 +59,7 @@ def generalized_jsd_loss(
 
 def patch(trainer: Any = None) -> Any:
     """Have TRL's GKDTrainer (or the class given, with the same method) call our loss; returns the method before."""
-    if trainer is None:
-        from trl.experimental.gkd import GKDTrainer as trainer
+    trainer = trainer or _gkd_trainer()
     before = getattr_static(trainer, "generalized_jsd_loss")
     trainer.generalized_jsd_loss = staticmethod(generalized_jsd_loss)
     return before
@@ -69,10 +68,15 @@ def patch(trainer: Any = None) -> Any:
 @contextmanager
 def patched(trainer: Any = None) -> Iterator[None]:
     """`patch` for the length of a `with` block."""
-    if trainer is None:
-        from trl.experimental.gkd import GKDTrainer as trainer
+    trainer = trainer or _gkd_trainer()
     before = patch(trainer)
     try:
         yield
     finally:
         trainer.generalized_jsd_loss = before
+
+
+def _gkd_trainer() -> Any:
+    from trl.experimental.gkd import GKDTrainer
+
+    return GKDTrainer

@@ -15,7 +15,6 @@ from torch import Tensor
 from nanonet import eager
 from nanonet.ops.autograd import AUTOGRAD
 from nanonet.ops.check import Logits, as_tensor, check_divergence, check_logits, check_weights
-from nanonet.reference import Divergence
 
 
 def distill_terms(
@@ -153,12 +152,17 @@ def _call(name: str, *arguments: Any) -> Any:
 def _entropies(student, K, leading, row_weight, denominators, temperature):
     """The mean entropy of softmax(s_k/tau), (K,): the cross-entropy of each student and itself."""
     rows = [student] if isinstance(student, Tensor) and student.dim() - 1 == len(leading) else student
-    zero, codes = (0.0, 1.0, 0.0), (temperature, int(Divergence.CROSS_ENTROPY), 0.0)
-    of = []
+    entropies = []
     for k in range(K):
         one = rows[k].detach()
-        r = None if row_weight is None else row_weight if row_weight.shape == leading else row_weight[k]
-        d = denominators if denominators is None or denominators.dim() == 1 else denominators[:, k]
-        w = as_tensor("weights", zero, one)
-        of.append(torch.ops.nanonet.distill_loss(one[None], one, None, w, r, d, *codes, False)[1][1, 0])
-    return torch.stack(of) / temperature**2
+        _, means = distill_loss(
+            one,
+            one,
+            weights=(0.0, 1.0, 0.0),
+            row_weight=row_weight if row_weight is None or row_weight.shape == leading else row_weight[k],
+            denominators=denominators if denominators is None or denominators.dim() == 1 else denominators[:, k],
+            temperature=temperature,
+            divergence="cross_entropy",
+        )
+        entropies.append(means[1, 0])
+    return torch.stack(entropies) / temperature**2
