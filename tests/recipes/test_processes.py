@@ -12,7 +12,7 @@ import torch
 TESTS = Path(__file__).parents[1]
 
 
-def run(recipe, folder, world):
+def run(folder, world):
     """The results of each of so many processes."""
     folder.mkdir()
     with socket.socket() as free:
@@ -21,7 +21,7 @@ def run(recipe, folder, world):
     common = {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     if world > 1:
         common |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, str(TESTS / "support" / "processes.py"), recipe, str(folder)]
+    command = [sys.executable, str(TESTS / "support" / "processes.py"), str(folder)]
     started = [
         subprocess.Popen(
             command,
@@ -38,10 +38,16 @@ def run(recipe, folder, world):
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of the only process, and of each of two."""
+    folder = tmp_path_factory.mktemp("processes")
+    return *run(folder / "one", 1), *run(folder / "two", 2)
+
+
 @pytest.mark.parametrize("recipe", ["plain", "trainer"])
-def test_two_processes_equal_one(recipe, tmp_path):
-    (alone,) = run(recipe, tmp_path / "one", 1)
-    first, second = run(recipe, tmp_path / "two", 2)
+def test_two_processes_equal_one(recipe, results):
+    alone, first, second = (result[recipe] for result in results)
     assert len(alone["losses"]) == 3 and alone["losses"][-1] < alone["losses"][0]
     assert first["losses"] == pytest.approx(alone["losses"], rel=1e-4)
     torch.testing.assert_close(first["parameters"], second["parameters"], rtol=0, atol=0)

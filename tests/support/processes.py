@@ -1,6 +1,7 @@
-"""One process of several of a training; run as a program: processes.py plain|trainer FOLDER.
+"""One process of several of two trainings; run as a program: processes.py FOLDER.
 
-Without torchrun's variables in the environment it is the only one. Writes losses and parameters to FOLDER/RANK.pt.
+Without torchrun's variables in the environment it is the only one. Writes losses and parameters of both to
+FOLDER/RANK.pt.
 """
 
 from __future__ import annotations
@@ -66,9 +67,11 @@ def trainer(folder: Path, rank: int, world: int) -> tuple[list[float], torch.nn.
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    recipe, folder = {"plain": plain, "trainer": trainer}[sys.argv[1]], Path(sys.argv[2])
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    losses, model = recipe(folder, rank, world)
-    torch.save({"losses": losses, "parameters": [p.detach() for p in model.parameters()]}, folder / f"{rank}.pt")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    folder, rank, world = Path(sys.argv[1]), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    results = {}
+    for recipe in (plain, trainer):
+        losses, model = recipe(folder, rank, world)
+        results[recipe.__name__] = {"losses": losses, "parameters": [p.detach() for p in model.parameters()]}
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    torch.save(results, folder / f"{rank}.pt")
