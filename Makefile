@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := constraints.txt
 OUTPUT ?= runs/demo
+JOBS ?= 2
 
 .PHONY: help demo test lint native sanitize wheel docs clean
 help:
@@ -55,7 +56,7 @@ native: .venv/base
 
 test: lint native
 	@echo "== tests"
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal
 
 sanitize: .venv/base
 	@echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
