@@ -154,7 +154,7 @@ struct GlobalRows : StagedRows<kK, kBfloat16> {
   NN_DEVICE void each(bool backwards, Body body) {
     const int count = this->turns.count(), step = int(blockDim.x);
     const auto prefetch = [&](int i) {  // the thread's chunk i, into the place of the chunk just processed
-      if (i < count) this->copy(this->n, this->turns.chunk(backwards, i, count), place);
+      if (i < count) this->copy(opaque(this->n), this->turns.chunk(backwards, i, count), place);
       copies_commit();
       place = place + step < kPrefetched * step ? place + step : int(threadIdx.x);
     };
