@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -170,11 +171,14 @@ def _choose_chunk(cohort: Cohort, wanted: Tensor) -> None:
         cohort.students_at_once = at_once
         try:
             # in training mode, so that a dropout that was not found shows as well
-            same = same_logits(_logits(cohort, ids, mask), wanted)
+            with _first_sizes(cohort) as sizes:
+                same = same_logits(_logits(cohort, ids, mask), wanted)
         except RuntimeError as error:
             problem = str(error).splitlines()[0]
             continue
-        if same:
+        # rows, or the tokens of all rows: of another tensor, a small model's logits may hide the mixing of students
+        rows = at_once * len(ids)
+        if same and (at_once == 1 or sizes <= {rows, rows * ids.shape[1]}):
             if at_once < cohort.students:
                 print(
                     f"nanonet: {architecture} cannot be stacked: its {cohort.students} students run one at a time,"
@@ -184,6 +188,22 @@ def _choose_chunk(cohort: Cohort, wanted: Tensor) -> None:
             return
         problem = "other logits than one by one"
     raise InputError(f"--teacher: {architecture} cannot be stacked: its students together give {problem}; {CURE}")
+
+
+@contextmanager
+def _first_sizes(cohort: Cohort) -> Iterator[set[int]]:
+    """Yields a set that receives the first size of whatever the layers of K students read."""
+    sizes: set[int] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, given: sizes.add(given[0].shape[0]))
+        for module in cohort.modules()
+        if isinstance(module, CohortLinear | CohortLayerNorm)
+    ]
+    try:
+        yield sizes
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _logits(cohort: Cohort, ids: Tensor, mask: Tensor) -> Tensor:

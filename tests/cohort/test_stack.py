@@ -250,6 +250,15 @@ def test_an_architecture_whose_layers_see_more_than_rows_runs_one_student_at_a_t
             torch.testing.assert_close(gradient[k], want, rtol=0, atol=1e-5 * scale, msg=name)
 
 
+def test_small_weights_do_not_hide_that_students_are_mixed(make_teacher, models_of) -> None:
+    models = models_of(make_teacher("deberta"), "full")
+    with torch.no_grad():
+        for model in models:  # as transformers initialises them
+            for parameter in model.parameters():
+                parameter.mul_(0.05)
+    assert stack(models, "full").students_at_once == 1
+
+
 def test_an_architecture_that_cannot_be_stacked_at_all_is_refused(models_of, make_teacher) -> None:
     models = models_of(make_teacher("bert"), "full")
     for model in models:
