@@ -17,12 +17,13 @@ from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.inference.classifier import find_classifier, load_classifier
 from nanonet.inference.forward import check_batch_rows, logits_of, run
-from nanonet.inference.scores import scores
+from nanonet.inference.scores import scores, wilson
 from nanonet.progress import Progress
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """model, device, rows, accuracy and macro_f1 [fractions], rows_per_s [rows/s, tokenisation included].
+    """model, device, rows, accuracy, its 95% interval and macro_f1 [fractions], rows_per_s [rows/s, tokenisation
+    included].
 
     Raises:
         InputError: the model, the data, or a label that the model does not know.
@@ -37,11 +38,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with Progress() as progress, progress.stage("evaluating", len(table.texts)) as tick:
         logits = run(logits_of(classifier.model), encoded, pad_id, where, config.batch_rows, done=tick)
     seconds = time.perf_counter() - began
+    found = {name: round(value, 6) for name, value in scores(logits, table.labels or []).items()}
     return {
         "model": str(classifier.folder),
         "device": str(where),
         "rows": len(table.texts),
-        **{name: round(value, 6) for name, value in scores(logits, table.labels or []).items()},
+        "accuracy": found["accuracy"],
+        "accuracy_interval": [round(bound, 6) for bound in wilson(found["accuracy"], len(table.texts))],
+        "macro_f1": found["macro_f1"],
         "rows_per_s": round(len(table.texts) / seconds, 1),
     }
 

@@ -30,6 +30,8 @@ def test_evaluate_agrees_with_the_report(
     ):
         found = evaluate(capsys, "--model", str(model), "--data", str(tiny_data))
         assert {found[key] for key in ("accuracy",)} == {report["students"][k]["accuracy"]}
+        low, high = found["accuracy_interval"]
+        assert 0 <= low < found["accuracy"] <= high <= 1 and 0.05 < high - low < 0.26  # 60 rows
         assert found["macro_f1"] == report["students"][k]["macro_f1"] and found["rows"] == 60
         assert found["rows_per_s"] > 0 and found["device"] == "cpu" or torch.cuda.is_available()
 
