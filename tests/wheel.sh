@@ -10,7 +10,7 @@ if python3 -m zipfile -l "$wheel" | grep -E 'libtorch|libc10'; then
 fi
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
-cp -r "$root/tests/ops" "$place/ops"
+cp -r "$root/tests/ops" "$root/tests/support" "$place"
 "$root/.venv/bin/python" -m venv "$place/venv"
 "$place/venv/bin/pip" install -q -c "$root/constraints.txt" torch "$wheel" pytest hypothesis
 cd "$place"
@@ -20,4 +20,4 @@ from nanonet import backends
 assert "venv" in nanonet.__file__, nanonet.__file__
 assert backends.served_by("distill_loss", "CPU") == "kernel", backends.MISSING
 PY
-"$place/venv/bin/python" -m pytest -q --import-mode=importlib ops
+"$place/venv/bin/python" -m pytest -q --import-mode=importlib -o pythonpath=. ops
