@@ -46,7 +46,7 @@ def records(seconds: float) -> Iterator[dict[str, Any]]:
     for K, N, C in SHAPES:
         inputs = setup(K, N, C, torch.bfloat16, DEVICE)
         weights, dstudent = torch.tensor(WEIGHTS, device=DEVICE), torch.empty_like(inputs[0])
-        run = partial(OP, dstudent, *inputs, weights, None, None, 1.0, 0)
+        run = partial(OP, dstudent, *inputs, weights, None, None, 1.0, 0, 0.0)
         floor = (2 * K + 1) * N * C * 2
         copy = graph_ms({"": copy_of(floor, DEVICE)}, CALLS)[""]
         torch.cuda.empty_cache()
