@@ -19,9 +19,10 @@ struct Shape {
   std::array<int64_t, kMostDims> leading;
 
   bool is(const Tensor& tensor, int64_t first, int64_t last) const {
-    if (tensor.dim() != first + dims + last) return false;
+    const auto sizes = tensor.sizes();
+    if (int64_t(sizes.size()) != first + dims + last) return false;
     for (int64_t i = 0; i < dims; ++i)
-      if (tensor.size(first + i) != leading[size_t(i)]) return false;
+      if (sizes[size_t(first + i)] != leading[size_t(i)]) return false;
     return true;
   }
 };
@@ -29,13 +30,14 @@ struct Shape {
 // From the teacher's or the label's shape where there is one; count: of separate students, 0: one tensor of them all.
 inline Shape shape_of(const Tensor& student, size_t count, const Optional& teacher, const Optional& label) {
   Shape shape;
-  const int64_t dims = student.dim();
+  const auto sizes = student.sizes();
+  const int64_t dims = int64_t(sizes.size());
   shape.dims = count > 0 ? dims - 1 : teacher ? teacher->dim() - 1 : label ? label->dim() : dims - 2;
   shape.stacked = count == 0 && dims - 1 != shape.dims;
   require(dims >= 1 && shape.dims >= 0 && dims - 1 - shape.stacked == shape.dims,
           "student: expected (K,...,C), or (...,C) like the teacher");
-  shape.K = shape.stacked ? student.size(0) : count > 0 ? int64_t(count) : 1;
-  shape.C = student.size(dims - 1);
+  shape.K = shape.stacked ? sizes[0] : count > 0 ? int64_t(count) : 1;
+  shape.C = sizes[size_t(dims - 1)];
   require(shape.K >= 1 && shape.C >= 1, "student: expected (K,...,C) with K >= 1 and C >= 1");
   int64_t bytes = 64;  // more than any array of the kernels has for each element: they count in int64
   const auto count_in = [&](int64_t size) {
@@ -43,7 +45,7 @@ inline Shape shape_of(const Tensor& student, size_t count, const Optional& teach
   };
   count_in(shape.K), count_in(shape.C);
   for (int64_t i = 0; i < shape.dims; ++i) {
-    const int64_t size = student.size(shape.stacked + i);
+    const int64_t size = sizes[size_t(shape.stacked + i)];
     shape.leading[size_t(i)] = size;
     shape.N *= size;
     count_in(size);
@@ -64,9 +66,10 @@ struct Steps {
 
 inline Steps steps_of(const Tensor& tensor, int64_t first, int64_t dims) {
   Steps steps;
+  const auto all_sizes = tensor.sizes(), all_strides = tensor.strides();
   int64_t levels = 0, sizes[2], strides[2];
   for (int64_t i = first + dims; i-- > first;) {
-    const int64_t size = tensor.size(i), stride = tensor.stride(i);
+    const int64_t size = all_sizes[size_t(i)], stride = all_strides[size_t(i)];
     if (size == 1) continue;
     if (levels > 0 && stride == strides[levels - 1] * sizes[levels - 1]) {
       sizes[levels - 1] *= size;
@@ -88,11 +91,12 @@ inline Tensor readable(const Tensor& logits, int64_t first, int64_t dims) {
   return dense && steps_of(logits, first, dims).found ? logits : torch::stable::contiguous(logits);
 }
 
-inline Rows rows_of(const Tensor& logits, int64_t first, int64_t dims, int64_t k) {
+// Of the first student, where there are several.
+inline Rows rows_of(const Tensor& logits, int64_t first, int64_t dims) {
   const Dtype dtype = dtype_of(logits);
   const Steps steps = steps_of(logits, first, dims);
-  const int64_t size = size_of(dtype), offset = first > 0 ? k * logits.stride(0) : 0;
-  const char* data = static_cast<const char*>(logits.const_data_ptr()) + offset * size;
+  const int64_t size = size_of(dtype);
+  const char* data = static_cast<const char*>(logits.const_data_ptr());
   return {data, steps.stride * size, dtype, steps.inner, steps.outer_stride * size};
 }
 
@@ -117,17 +121,20 @@ inline double number_at(const void* data, ScalarType type, int64_t offset) {
 // Calls body(offset) for every element, in order.
 template <class Body>
 void each_element(const Tensor& tensor, Body body) {
-  const int64_t dims = tensor.dim(), inner = dims > 0 ? tensor.size(dims - 1) : 1;
-  const int64_t step = dims > 0 ? tensor.stride(dims - 1) : 0, elements = tensor.numel();
-  std::array<int64_t, kMostDims> at{};
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const size_t dims = sizes.size();
+  const int64_t inner = dims > 0 ? sizes[dims - 1] : 1, step = dims > 0 ? strides[dims - 1] : 0;
+  const int64_t elements = tensor.numel();
+  std::array<int64_t, kMostDims> at;
+  for (size_t d = 0; d < dims; ++d) at[d] = 0;
   int64_t offset = 0;
   for (int64_t done = 0; done < elements; done += inner) {
     for (int64_t i = 0; i < inner; ++i) body(offset + i * step);
-    for (int64_t d = dims - 2; d >= 0; --d) {
-      offset += tensor.stride(d);
-      if (++at[size_t(d)] < tensor.size(d)) break;
-      offset -= tensor.stride(d) * tensor.size(d);
-      at[size_t(d)] = 0;
+    for (size_t d = dims - 1; d-- > 0 && dims > 1;) {
+      offset += strides[d];
+      if (++at[d] < sizes[d]) break;
+      offset -= strides[d] * sizes[d];
+      at[d] = 0;
     }
   }
 }
@@ -137,7 +144,10 @@ template <class F>
 void copy_values(const Tensor& from, F* to) {
   const ScalarType type = from.scalar_type();
   const void* data = from.const_data_ptr();
-  each_element(from, [&](int64_t offset) { *to++ = F(number_at(data, type, offset)); });
+  if (type == ScalarType::Float)  // almost always
+    each_element(from, [&](int64_t offset) { *to++ = F(static_cast<const float*>(data)[offset]); });
+  else
+    each_element(from, [&](int64_t offset) { *to++ = F(number_at(data, type, offset)); });
 }
 
 inline void copy_labels(const Tensor& from, int64_t* to) {

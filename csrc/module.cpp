@@ -24,7 +24,9 @@ static pybind11::dict build_info() {
 }
 
 PYBIND11_MODULE(_C, module) {
-  nanonet::kernels_in_use();  // an unknown NANONET_CPU_ISA must fail here, not in the first step
+  // an unknown NANONET_CPU_ISA or NANONET_POOL_MB must fail here, not in the first step
+  nanonet::kernels_in_use();
+  nanonet::Pool::instance();
   module.doc() = "The compiled CPU kernels of nanonet.";
   module.def("build_info", &build_info, "Version, compiler, instruction sets compiled in and in use, CUDA architectures.");
   module.def("release_pool", [] { return nanonet::Pool::instance().release(); }, "Free what waits for the next gradient.");

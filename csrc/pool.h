@@ -6,6 +6,8 @@
 #include <list>
 #include <mutex>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 #include "memory.h"
 
@@ -91,7 +93,9 @@ class Pool {
     if (text == nullptr || *text == '\0') return int64_t(256) << 20;
     char* end;
     const long long megabytes = std::strtoll(text, &end, 10);
-    return *end != '\0' || megabytes < 0 || megabytes > (1 << 30) ? 0 : int64_t(megabytes) << 20;
+    if (*end != '\0' || megabytes < 0 || megabytes > (1 << 30))
+      throw std::runtime_error(std::string("NANONET_POOL_MB: expected a whole number of megabytes, got '") + text + "'");
+    return int64_t(megabytes) << 20;
   }
 
   std::mutex mutex_;

@@ -31,9 +31,7 @@ struct Call {
   Call(const Tensor& student_, const Optional& teacher_, const Optional& label_, const Options& options)
       : Call(&student_, 0, teacher_, label_, options) {}
   Call(const std::vector<Tensor>& each, const Optional& teacher_, const Optional& label_, const Options& options)
-      : Call(each.data(), each.size(), teacher_, label_, options) {
-    require(!each.empty(), "student: expected one tensor or more");
-  }
+      : Call(first_of(each), each.size(), teacher_, label_, options) {}
 
   bool wide() const { return real == Dtype::kFloat64; }
   int64_t KN() const { return problem.K * problem.N; }
@@ -63,6 +61,11 @@ struct Call {
   Rows* students;
   bool single;
 
+  static const Tensor* first_of(const std::vector<Tensor>& each) {
+    require(!each.empty(), "student: expected one tensor or more");
+    return each.data();
+  }
+
   Call(const Tensor* given, size_t count, const Optional& teacher_, const Optional& label_, const Options& options)
       : shape(shape_of(*given, count, teacher_, label_)), dtype(dtype_of(*given)), single(count == 0) {
     require(options.temperature > 0, "temperature: expected a number above 0");
@@ -75,19 +78,21 @@ struct Call {
     p.student = students;
     if (single) {
       student.push_back(readable(*given, shape.stacked, shape.dims));
-      for (int64_t k = 0; k < p.K; ++k) students[k] = rows_of(student[0], shape.stacked, shape.dims, k);
+      const Rows rows = rows_of(student[0], shape.stacked, shape.dims);
+      const int64_t step = shape.stacked ? student[0].stride(0) * size_of(dtype) : 0;
+      for (int64_t k = 0; k < p.K; ++k) students[k] = rows, students[k].data += k * step;
     }
     for (size_t k = 0; k < count; ++k) {
       require(shape.is(given[k], 0, 1) && given[k].size(shape.dims) == p.C && dtype_of(given[k]) == dtype &&
                   same_device(given[k], *given),
               "student: expected tensors of one shape, dtype and device");
       student.push_back(readable(given[k], 0, shape.dims));
-      students[k] = rows_of(student[k], 0, shape.dims, 0);
+      students[k] = rows_of(student[k], 0, shape.dims);
     }
     if (teacher_) {
       require(same_device(*teacher_, *given), "teacher: expected on student's device");
       teacher = readable(*teacher_, 0, shape.dims);
-      teacher_rows = rows_of(*teacher, 0, shape.dims, 0);
+      teacher_rows = rows_of(*teacher, 0, shape.dims);
       p.teacher = &teacher_rows;
     }
     if (label_) take_labels(*label_);

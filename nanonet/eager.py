@@ -5,15 +5,15 @@ Arguments and results are those of schemas.py.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from nanonet import reference
 
 
-def leading_dims(student, teacher, label, each=False):
+def leading_dims(student, teacher, label):
     """How many dimensions stand before the classes, beside K."""
-    if each:
-        return student[0].dim() - 1
     return teacher.dim() - 1 if teacher is not None else label.dim() if label is not None else student.dim() - 2
 
 
@@ -33,7 +33,8 @@ def flat_weight(row_weight, K, leading):
     if row_weight is None:
         return None
     row_weight = row_weight if row_weight.is_floating_point() else row_weight.float()
-    return row_weight.reshape(leading.numel() if row_weight.shape == leading else (K, leading.numel()))
+    N = math.prod(leading)
+    return row_weight.reshape(N if row_weight.shape == leading else (K, N))
 
 
 def distill_terms(student, teacher, label, temperature, divergence, beta):

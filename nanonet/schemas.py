@@ -12,8 +12,8 @@ _LOSS = (
     "Tensor? teacher, Tensor? label, Tensor weights, Tensor? row_weight, Tensor? denominators, float temperature,"
     " int divergence, float beta"
 )
-# student: (K,...,C), or (...,C) like the teacher; _each: K of these apart. CPU kernels read any leading shape and strides
-# with a dense last dimension; ops/ gives other devices (K,N,C), (N,C), (N,) int64 and a floating row_weight.
+# student: (K,...,C), or (...,C) like the teacher; _each: K of these apart. The CPU's kernels read any leading shape and
+# strides with a dense last dimension; ops/ gives other devices (K,N,C), (N,C), (N,) int64 and a floating row_weight.
 SCHEMAS = {
     "distill_terms": f"(Tensor student, {_TERMS}) -> (Tensor terms, Tensor stats)",
     "distill_terms_each": f"(Tensor[] student, {_TERMS}) -> (Tensor terms, Tensor stats)",

@@ -96,6 +96,7 @@ static void run_case(const Case& t, std::mt19937& random) {
   std::vector<Rows> rows;
   for (const Array& array : logits)
     rows.push_back({array.bytes.data(), int64_t(C + pad) * size_of(array.dtype), array.dtype});
+  rows[0].inner = 3, rows[0].outer_bytes = 3 * rows[0].row_bytes;  // the first in groups of 3 rows
 
   const Dtype real = t.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
   Array upstream(real, 3 * K * size_t(N)), weight(real, K * size_t(N));

@@ -2,6 +2,9 @@
 
 The environment variable NANONET_CPU_ISA (baseline, avx2, avx512) forces an instruction set; by default the
 widest that the CPU has is used. An unknown value, or one that the CPU lacks, raises ImportError.
+
+Freed gradients of 1 MB and more are held for the next call, at most NANONET_POOL_MB of them (256; 0 turns that off):
+fresh memory costs page faults.
 """
 
 from __future__ import annotations
@@ -29,3 +32,8 @@ def build_info() -> dict[str, Any]:
     if load() is not None:
         return {}
     return importlib.import_module("nanonet._C").build_info()
+
+
+def release_pool() -> int:
+    """Give what is held for the next gradients back to the system; how many bytes that was."""
+    return 0 if load() is not None else importlib.import_module("nanonet._C").release_pool()

@@ -5,6 +5,8 @@ A backend only implements `nanonet::distill_*` for its dispatch key; the referen
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,19 +20,16 @@ def _statistic(student: Tensor, *shape: int) -> Tensor:
     return student.new_empty(shape, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
 
 
-def _terms_fake(student, teacher, label, temperature, divergence, beta, each=False):
-    first = student[0] if each else student
-    dims = eager.leading_dims(student, teacher, label, each)
-    stacked = first.dim() - 1 - dims
-    K, leading = len(student) if each else first.shape[0] if stacked else 1, first.shape[stacked:-1]
-    N = 1
-    for size in leading:
-        N = N * size
-    return _statistic(first, 3, K, *leading), _statistic(first, K + 1, N, 4)
+def _terms_fake(student, teacher, label, temperature, divergence, beta):
+    dims = eager.leading_dims(student, teacher, label)
+    stacked = student.dim() - 1 - dims
+    K, leading = student.shape[0] if stacked else 1, student.shape[stacked:-1]
+    return _statistic(student, 3, K, *leading), _statistic(student, K + 1, math.prod(leading), 4)
 
 
-def _terms_each_fake(*arguments):
-    return _terms_fake(*arguments, each=True)
+def _terms_each_fake(student, teacher, label, temperature, divergence, beta):
+    K, leading = len(student), student[0].shape[:-1]
+    return _statistic(student[0], 3, K, *leading), _statistic(student[0], K + 1, math.prod(leading), 4)
 
 
 def _terms_backward_fake(dterms, student, teacher, label, stats, temperature, divergence, beta):
@@ -41,10 +40,10 @@ def _terms_each_backward_fake(dterms, student, *others):
     return student[0].new_empty(len(student), *student[0].shape)
 
 
-def _loss_fake(student, teacher, label, weights, row_weight, denominators, temperature, divergence, beta, need_grad):
+def _loss_fake(student, teacher, label, *others):
     dims = eager.leading_dims(student, teacher, label)
     K = student.shape[0] if student.dim() - 1 != dims else 1
-    dstudent = torch.empty_like(student, memory_format=torch.contiguous_format) if need_grad else student.new_empty(0)
+    dstudent = torch.empty_like(student, memory_format=torch.contiguous_format) if others[-1] else student.new_empty(0)
     return _statistic(student), _statistic(student, 3, K), dstudent
 
 
@@ -53,8 +52,8 @@ def _loss_each_fake(student, *others):
     return _statistic(student[0]), _statistic(student[0], 3, len(student)), dstudent
 
 
-def _loss_into_fake(dstudent, *arguments):
-    return _loss_fake(*arguments, False)[:2]
+def _loss_into_fake(dstudent, student, teacher, label, *others):
+    return _loss_fake(student, teacher, label, False)[:2]
 
 
 def _scale_fake(dstudent, dloss):
@@ -66,20 +65,39 @@ def _refuse_second_derivative(name: str) -> None:
         raise RuntimeError(f"{name} has no second derivative: call backward without create_graph=True")
 
 
-class _DistillTerms(torch.autograd.Function):
-    """Of one tensor of students, or of several (`each`), which come last: autograd looks for tensors in no list."""
+class DistillTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student, teacher, label, temperature, divergence, beta):
+        with torch._C._AutoDispatchBelowAutograd():
+            terms, stats = torch.ops.nanonet.distill_terms.default(
+                student, teacher, label, temperature, divergence, beta
+            )
+        ctx.save_for_backward(student, teacher, label, stats)
+        ctx.options = temperature, divergence, beta
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return terms, stats
 
     @staticmethod
-    def forward(ctx, each, teacher, label, temperature, divergence, beta, *student):
+    def backward(ctx, dterms, _):
+        _refuse_second_derivative("distill_terms")
+        if dterms is None:
+            return (None,) * 6
+        dstudent = torch.ops.nanonet.distill_terms_backward(dterms, *ctx.saved_tensors, *ctx.options)
+        return dstudent, None, None, None, None, None
+
+
+class DistillTermsEach(torch.autograd.Function):
+    """Of separate students, which come last: autograd looks for tensors in no list."""
+
+    @staticmethod
+    def forward(ctx, teacher, label, temperature, divergence, beta, *student):
         with torch._C._AutoDispatchBelowAutograd():
-            if each:
-                op, given = torch.ops.nanonet.distill_terms_each.default, student
-            else:
-                op, given = torch.ops.nanonet.distill_terms.default, student[0]
-            terms, stats = op(given, teacher, label, temperature, divergence, beta)
+            terms, stats = torch.ops.nanonet.distill_terms_each.default(
+                student, teacher, label, temperature, divergence, beta
+            )
         ctx.save_for_backward(teacher, label, stats, *student)
         ctx.options = temperature, divergence, beta
-        ctx.each = each
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return terms, stats
@@ -89,25 +107,33 @@ class _DistillTerms(torch.autograd.Function):
         _refuse_second_derivative("distill_terms")
         teacher, label, stats, *student = ctx.saved_tensors
         if dterms is None:
-            return (None,) * (6 + len(student))
-        if ctx.each:
-            op, given = torch.ops.nanonet.distill_terms_each_backward, student
-        else:
-            op, given = torch.ops.nanonet.distill_terms_backward, student[0]
-        dstudent = op(dterms, given, teacher, label, stats, *ctx.options)
-        return *[None] * 6, *(dstudent.unbind() if ctx.each else (dstudent,))
+            return (None,) * (5 + len(student))
+        op = torch.ops.nanonet.distill_terms_each_backward
+        return *[None] * 5, *op(dterms, student, teacher, label, stats, *ctx.options).unbind()
 
 
-class _DistillLoss(torch.autograd.Function):
+class DistillLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, each, others, *student):
+    def forward(ctx, student, *others):
         with torch._C._AutoDispatchBelowAutograd():
-            if each:
-                loss, means, dstudent = torch.ops.nanonet.distill_loss_each.default(student, *others)
-            else:
-                loss, means, dstudent = torch.ops.nanonet.distill_loss.default(student[0], *others)
+            loss, means, dstudent = torch.ops.nanonet.distill_loss.default(student, *others)
         ctx.save_for_backward(dstudent)
-        ctx.each = each
+        ctx.mark_non_differentiable(means, dstudent)
+        ctx.set_materialize_grads(False)
+        return loss, means, dstudent
+
+    @staticmethod
+    def backward(ctx, dloss, _means, _dstudent):
+        _refuse_second_derivative("distill_loss")
+        return None if dloss is None else _scaled(ctx.saved_tensors[0], dloss), *[None] * 9
+
+
+class DistillLossEach(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, others, *student):
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, means, dstudent = torch.ops.nanonet.distill_loss_each.default(student, *others)
+        ctx.save_for_backward(dstudent)
         ctx.students = len(student)
         ctx.mark_non_differentiable(means, dstudent)
         ctx.set_materialize_grads(False)
@@ -117,25 +143,27 @@ class _DistillLoss(torch.autograd.Function):
     def backward(ctx, dloss, _means, _dstudent):
         _refuse_second_derivative("distill_loss")
         if dloss is None:
-            return (None,) * (2 + ctx.students)
-        (dstudent,) = ctx.saved_tensors
-        # The buffer is handed out, scaled where it lies, unless somebody could still see it.
-        if (
-            type(dstudent) is not Tensor
-            or torch._C._autograd._get_current_graph_task_keep_graph()
-            or torch._C._functorch.is_legacy_batchedtensor(dloss)  # of is_grads_batched
-        ):
-            dstudent = (dstudent * dloss).to(dstudent.dtype)
-        else:
-            torch.ops.nanonet.distill_scale_.default(dstudent, dloss)
-        return None, None, *(dstudent.unbind() if ctx.each else (dstudent,))
+            return (None,) * (1 + ctx.students)
+        return None, *_scaled(ctx.saved_tensors[0], dloss).unbind()
+
+
+def _scaled(dstudent: Tensor, dloss: Tensor) -> Tensor:
+    """The buffer of the forward is handed out, scaled where it lies, unless somebody could still see it."""
+    if (
+        type(dstudent) is not Tensor
+        or torch._C._autograd._get_current_graph_task_keep_graph()
+        or torch._C._functorch.is_legacy_batchedtensor(dloss)  # of is_grads_batched
+    ):
+        return (dstudent * dloss).to(dstudent.dtype)
+    torch.ops.nanonet.distill_scale_.default(dstudent, dloss)
+    return dstudent
 
 
 AUTOGRAD = {
-    "distill_terms": lambda student, *others: _DistillTerms.apply(False, *others, student),
-    "distill_terms_each": lambda student, *others: _DistillTerms.apply(True, *others, *student),
-    "distill_loss": lambda student, *others: _DistillLoss.apply(False, others, student),
-    "distill_loss_each": lambda student, *others: _DistillLoss.apply(True, others, *student),
+    "distill_terms": DistillTerms.apply,
+    "distill_terms_each": lambda student, *others: DistillTermsEach.apply(*others, *student),
+    "distill_loss": DistillLoss.apply,
+    "distill_loss_each": lambda student, *others: DistillLossEach.apply(others, *student),
 }
 
 
@@ -150,7 +178,7 @@ def _register(name: str, kernel, fake) -> None:
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"nanonet::{name}", fake, lib=_LIBRARY)
     if name in AUTOGRAD:
-        _LIBRARY.impl(name, AUTOGRAD[name], "Autograd")
+        _LIBRARY.impl(name, lambda *arguments: AUTOGRAD[name](*arguments), "Autograd")
 
 
 _register("distill_terms", eager.distill_terms, _terms_fake)

@@ -20,33 +20,27 @@ Logits = Tensor | Sequence[Tensor]
 
 def check_logits(
     student: Logits, teacher: Tensor | None, label: Tensor | None, temperature: float
-) -> tuple[int, torch.Size]:
+) -> tuple[int, tuple[int, ...]]:
     """K and the leading shape "..." of student: (K,...,C), (...,C) like the teacher, or a sequence of K of these."""
-    first = _first(student)
-    shape, stacked = first.shape, False
-    if isinstance(student, Tensor):
+    if one := isinstance(student, Tensor) and student.dtype in FLOATS:
+        first = student
+    else:
+        first = _first(student)
+    shape, stacked = tuple(first.shape), False  # slices of a torch.Size cost more
+    if one:
         dims = teacher.dim() - 1 if isinstance(teacher, Tensor) else label.dim() if isinstance(label, Tensor) else None
         stacked = dims is None or len(shape) - 1 != dims
         if dims is None and len(shape) < 3:
-            raise ValueError(
-                f"student: expected (K,N,C), or (K,...,C), without a teacher and labels, got {tuple(shape)}"
-            )
+            raise ValueError(f"student: expected (K,N,C), or (K,...,C), without a teacher and labels, got {shape}")
         if stacked and dims is not None and len(shape) - 2 != dims:
-            given = "teacher" if teacher is not None else "label"
-            value = teacher if teacher is not None else label
-            raise ValueError(
-                f"student: expected (K,N,C), or {given}'s leading shape, for {given} {tuple(value.shape)},"
-                f" got {tuple(shape)}"
-            )
-    K = shape[0] if stacked else 1 if isinstance(student, Tensor) else len(student)
+            other = "teacher's" if teacher is not None else "label's"
+            raise ValueError(f"student: expected (K,N,C), or {other} leading shape of {dims} dimensions, got {shape}")
+    K = shape[0] if stacked else 1 if one else len(student)
     if len(shape) < 1 + stacked or K < 1 or shape[-1] < 1:
-        raise ValueError(f"student: expected (K,N,C) with K >= 1 and C >= 1, got {tuple(shape)}")
+        raise ValueError(f"student: expected (K,N,C) with K >= 1 and C >= 1, got {shape}")
     row = shape[1:] if stacked else shape
     if teacher is not None:
-        hint = ""
-        if isinstance(teacher, Tensor) and teacher.dim() == len(row) and teacher.shape[-1] > row[-1]:
-            hint = f": slice it, teacher[..., :{row[-1]}]"
-        _expect("teacher", teacher, FLOATS, (row,), first, hint)
+        _expect("teacher", teacher, FLOATS, (row,), first)
     if label is not None:
         _expect("label", label, LABELS, (row[:-1],), first)
     if isinstance(temperature, Tensor) and temperature.requires_grad:
@@ -59,7 +53,7 @@ def check_logits(
 def check_weights(
     student: Tensor,
     K: int,
-    leading: torch.Size,
+    leading: tuple[int, ...],
     weights: Tensor,
     row_weight: Tensor | None,
     denominators: Tensor | None,
@@ -72,7 +66,7 @@ def check_weights(
 
 
 # a mixture that is all p or all q: (divergence, beta) -> the divergence that it is then
-_LIMITS = {
+_LIMITS: dict[tuple[str, float], str] = {
     ("js", 0): "kl",  # after division by beta, as others define it
     ("js", 1): "reverse_kl",
     ("symmetric_kl", 0): "reverse_kl",
@@ -121,11 +115,9 @@ def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.devi
 
 
 def _first(student: Logits) -> Tensor:
-    """The student, or the first of several, which must all be alike."""
+    """The first of several students, which must all be alike."""
     if isinstance(student, Tensor):
-        if student.dtype not in FLOATS:
-            raise TypeError(f"student: expected a floating tensor (K,N,C), got {_kind(student)}")
-        return student
+        raise TypeError(f"student: expected a floating tensor (K,N,C), got {_kind(student)}")
     if not isinstance(student, (list, tuple)) or not student:
         raise TypeError(f"student: expected a tensor, or a list of one tensor or more, got {_kind(student)}")
     for k, one in enumerate(student):
@@ -143,11 +135,13 @@ def _kind(value: object) -> str:
     return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor, hint: str = "") -> None:
+def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor) -> None:
     if not isinstance(value, Tensor) or value.dtype not in dtypes:
         raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {_kind(value)}")
     if value.shape not in shapes:
-        wanted = " or ".join(str(tuple(shape)) for shape in shapes)
+        wanted = " or ".join(map(str, shapes))
+        wider = name == "teacher" and value.dim() == len(shapes[0]) and value.shape[-1] > shapes[0][-1]
+        hint = f": slice it, teacher[..., :{shapes[0][-1]}]" if wider else ""
         raise ValueError(
             f"{name}: expected shape {wanted} for student {tuple(student.shape)}, got {tuple(value.shape)}{hint}"
         )

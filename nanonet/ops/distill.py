@@ -5,6 +5,7 @@ The public functions; check.py says what they accept, autograd.py has fakes, bac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ def distill_terms(
     code, beta = check_divergence(divergence, beta, temperature)
     if not isinstance(student, Tensor):
         return _call("distill_terms_each", student, teacher, label, temperature, code, beta)[0]
-    flattened = _needs_flat(student)
+    flattened = not student.is_cpu  # the CPU's kernels read any shape
     if flattened:
         student, teacher, label, _, _ = eager.flat(student, teacher, label)
     terms = _call("distill_terms", student, teacher, label, temperature, code, beta)[0]
@@ -115,38 +116,37 @@ def distill_loss(
     """
     K, leading = check_logits(student, teacher, label, temperature)
     code, beta = check_divergence(divergence, beta, temperature)
-    first = student if isinstance(student, Tensor) else student[0]
+    one = student if isinstance(student, Tensor) else None
+    first = student[0] if one is None else one
     weights = as_tensor("weights", weights, first)
     denominators = None if denominators is None else as_tensor("denominators", denominators, first)
     check_weights(first, K, leading, weights, row_weight, denominators)
-    one = isinstance(student, Tensor)
-    need_grad = torch.is_grad_enabled() and (first.requires_grad if one else any(s.requires_grad for s in student))
+    need_grad = torch.is_grad_enabled() and (
+        any(s.requires_grad for s in student) if one is None else one.requires_grad
+    )
     if need_grad and first.dtype == torch.float16:
-        student = student.float() if one else [s.float() for s in student]
-    if one and _needs_flat(student):
+        student = [s.float() for s in student] if one is None else one.float()
+    if isinstance(student, Tensor) and not first.is_cpu:
+        row_weight = eager.flat_weight(row_weight, K, leading)
         student, teacher, label, _, _ = eager.flat(student, teacher, label)
-        row_weight, leading = eager.flat_weight(row_weight, K, leading), student.shape[1:-1]
-    options = (temperature, code, beta, need_grad)
-    loss, means, _ = _call(
-        "distill_loss" if one else "distill_loss_each",
-        student, teacher, label, weights, row_weight, denominators, *options,
-    )  # fmt: skip
+        leading = (math.prod(leading),)
+    name, soft = "distill_loss_each" if one is None else "distill_loss", (weights, row_weight, denominators)
+    loss, means, _ = _call(name, student, teacher, label, *soft, temperature, code, beta, need_grad)
     if student_entropy:
         means = torch.cat([means, _entropies(student, K, leading, row_weight, denominators, temperature)[None]])
     return loss, means
 
 
-def _needs_flat(student: Tensor) -> bool:
-    """Whether the kernels must be given (K,N,C): those of the CPU read any shape."""
-    return student.device.type != "cpu"
-
-
 def _call(name: str, *arguments: Any) -> Any:
     if torch.compiler.is_compiling():
         return getattr(torch.ops.nanonet, name)(*arguments)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError("distill_terms and distill_loss do not work under torch.func: use torch.autograd.grad")
-    return AUTOGRAD[name](*arguments)
+    try:
+        return AUTOGRAD[name](*arguments)
+    except RuntimeError as error:
+        if "setup_context" in str(error):  # what torch.func would have of an autograd.Function
+            line = "distill_terms and distill_loss do not work under torch.func: use torch.autograd.grad"
+            raise RuntimeError(line) from None
+        raise
 
 
 @torch.no_grad()

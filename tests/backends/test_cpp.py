@@ -54,7 +54,10 @@ def test_every_instruction_set_is_no_worse_than_the_reference(isa):
     tests = Path(__file__).parents[1]
     program = f"import runpy, sys; sys.path.insert(0, {str(tests)!r}); runpy.run_path({__file__!r})['check_grid']()"
     run = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"NANONET_CPU_ISA": isa}, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        env=os.environ | {"NANONET_CPU_ISA": isa, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
     if "what this CPU has" in run.stderr:
         pytest.skip(f"this CPU lacks {isa}")

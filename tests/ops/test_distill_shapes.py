@@ -193,7 +193,11 @@ def test_compiles_without_a_graph_break():
 S, T, Y = torch.zeros(2, 3, 4), torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
 BAD = [
     ((S, torch.zeros(3, 5), None), ValueError, r"teacher: expected shape \(3, 4\).*slice it, teacher\[..., :4\]"),
-    ((torch.zeros(5, 2, 3, 4), T, None), ValueError, r"student: expected \(K,N,C\), or teacher's leading shape"),
+    (
+        (torch.zeros(5, 2, 3, 4), T, None),
+        ValueError,
+        r"student: expected \(K,N,C\), or teacher's leading shape of 1 dim",
+    ),
     ((torch.zeros(3, 4), None, None), ValueError, r"student: expected \(K,N,C\).*without a teacher and labels"),
     (([], T, None), TypeError, "student: expected a tensor, or a list of one tensor or more"),
     (([T, T.double()], T, None), ValueError, r"student\[1\]: expected \(3, 4\), torch.float32 on cpu"),
