@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanonet.kernels.distill_rows import distill_rows_kernel
 from nanonet.kernels.distill_tiles import distill_tiles_kernel
-from nanonet.kernels.divergences import LOG2_E, check_divergence, has_mixture, has_slope_sum
+from nanonet.kernels.divergences import LOG2_E, check_divergence, has_mixture, has_slope_sum, mix_of
 from nanonet.kernels.launch import cdiv, counter, multiprocessors, next_power_of_2
 from nanonet.kernels.reduction import label_of
 from nanonet.kernels.rowwise import cohort, gradient, load_logits, log_softmax, logits_view, repeat
@@ -46,7 +46,7 @@ def distill_terms_bwd_kernel(
     stride_t,
     inv_tau,
     slope_scale,
-    mix,  # (beta, 1 - beta)
+    mix,  # divergences.mix_of(beta)
     K: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     UNIT: tl.constexpr,
@@ -178,7 +178,7 @@ def distill_terms_bwd(
             0 if teacher is None else teacher.stride(0),
             1 / temperature,
             2 / C if divergence == MSE else temperature,
-            (beta, 1 - beta),
+            mix_of(beta),
             K=K,
             DIVERGENCE=divergence,
             UNIT=temperature == 1,
@@ -238,7 +238,7 @@ def _forward(
         inv_tau=1 / temperature,
         term_scale=1 / C if divergence == MSE else temperature**2,
         slope_scale=2 / C if divergence == MSE else temperature,
-        mix=(beta, 1 - beta),
+        mix=mix_of(beta),
         K=K,
         DIVERGENCE=divergence,
         UNIT=temperature == 1,

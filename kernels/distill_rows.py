@@ -89,7 +89,7 @@ def distill_rows_kernel(
     inv_tau,
     term_scale,  # tau^2, or 1/C for mse
     slope_scale,  # tau, or 2/C for mse
-    mix,  # (beta, 1 - beta)
+    mix,  # divergences.mix_of(beta)
     K: tl.constexpr,
     DIVERGENCE: tl.constexpr,
     UNIT: tl.constexpr,  # temperature is 1

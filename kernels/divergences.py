@@ -2,10 +2,12 @@
 
     D(p, q) = sum value         dD / d(s/tau) = g - q sum g, g = slope = q dD/dq
 
-p is the teacher's probability, q the student's, l_p and l_q their natural logarithms. `mix` is (beta, 1 - beta), both
-rounded from float64. The value has a multiple of q - p beside it. Over the classes that comes to nothing, but it
-cancels the error of the log-sum-exps, to first order all there is left of a divergence where p and q nearly agree.
+p is the teacher's probability, q the student's, l_p and l_q their natural logarithms, mix what `mix_of` gives. The
+values of the KL family contain a multiple of q - p. Its sum over the classes is 0, but it cancels the error of the
+log-sum-exps, which to first order is all that is left of a divergence where p and q nearly agree.
 """
+
+from ctypes import c_float
 
 import triton
 import triton.language as tl
@@ -27,6 +29,13 @@ CROSS_ENTROPY = tl.constexpr(int(Divergence.CROSS_ENTROPY))
 def check_divergence(divergence: int) -> None:
     if divergence not in DIVERGENCES.values():
         raise ValueError(f"divergence: no number {divergence}")
+
+
+def mix_of(beta: float) -> tuple[float, float, float]:
+    """beta and 1 - beta, and what their float32 roundings lack of a sum of 1: to the logarithm of a mixture this is an
+    error in one direction, larger than a divergence where p and q nearly agree."""
+    rest = 1 - beta
+    return beta, rest, 1 - (c_float(beta).value + c_float(rest).value)
 
 
 def has_slope_sum(divergence: int) -> bool:
@@ -52,19 +61,17 @@ def times(p, value):
 @triton.jit
 def log_mixture(l_p, l_q, mix):
     """log(beta p + (1 - beta) q)"""
-    beta, rest = mix
-    of_larger = tl.where(l_p > l_q, beta, rest)
-    of_smaller = tl.where(l_p > l_q, rest, beta)
+    beta, rest, rounding = mix
+    p_larger = l_p > l_q
     ratio = exp(-tl.abs(l_p - l_q))
-    u = of_larger + of_smaller * ratio
-    # log u plus the rounding error of u, which is all there is where p and q nearly agree
-    return tl.maximum(l_p, l_q) + (tl.log(u) + ((1 - u) - of_smaller * (1 - ratio)))
+    u = tl.where(p_larger, beta, rest) + tl.where(p_larger, rest, beta) * ratio
+    return tl.maximum(l_p, l_q) + (tl.log(u) + rounding)
 
 
 @triton.jit
 def value(l_p, l_q, p, q, mix, DIVERGENCE: tl.constexpr):
     """What each class adds to D(p, q), of every divergence but mse."""
-    beta, rest = mix
+    beta, rest, _ = mix
     if DIVERGENCE == KL:
         return times(p, l_p - l_q) + (q - p)
     elif DIVERGENCE == REVERSE_KL:
@@ -88,7 +95,7 @@ def value(l_p, l_q, p, q, mix, DIVERGENCE: tl.constexpr):
 @triton.jit
 def slope(l_p, l_q, p, q, mix, DIVERGENCE: tl.constexpr):
     """g = q dD/dq of each class, of every divergence but mse."""
-    beta, rest = mix
+    beta, rest, _ = mix
     if DIVERGENCE == REVERSE_KL:
         return times(q, l_q - l_p)
     elif DIVERGENCE == JS:
