@@ -52,7 +52,7 @@ native: .venv/base
 	@mkdir -p build
 	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build/ctest.log || (cat build/ctest.log; false)
 	$(BIN)/cmake --build build/ctest
-	$(BIN)/ctest --test-dir build/ctest --output-on-failure
+	$(BIN)/ctest --test-dir build/ctest --output-on-failure -j $(JOBS)
 
 test: lint native
 	@echo "== tests"
@@ -63,7 +63,7 @@ sanitize: .venv/base
 	@mkdir -p build
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNANONET_SANITIZE=ON > build/sanitize.log || (cat build/sanitize.log; false)
 	$(BIN)/cmake --build build/sanitize
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j $(JOBS)
 
 # Repaired so that torch's libraries are not packed in, installed in an empty environment outside the tree, tested there.
 wheel: .venv/test

@@ -1,5 +1,5 @@
-// Everything that the other paths leave: mse, five students and more, rows where an upstream gradient or a row weight of 0
-// masks some of the students, temperatures whose softmax at 1 is no power. Each formula is a loop over one chunk.
+// Everything that the other paths leave: mse, five students and more, rows where an upstream gradient or a row weight of
+// 0 masks some of the students, temperatures whose softmax at 1 is no power. Each formula is a loop over one chunk.
 #pragma once
 
 #include "chunked_row.h"
@@ -100,7 +100,7 @@ struct AnyRow : ChunkedRow<F> {
       term_of<F>(p, 0, k, n) = labelled() ? F(rows[k].log_S1 - label_below(k)) : F(0);
       term_of<F>(p, 1, k, n) = has_teacher && soft(k) ? F(teacher) : F(0);
       term_of<F>(p, 2, k, n) = p.K > 1 && soft(k) ? F(peers / (p.K - 1)) : F(0);
-      if (has_kl_slopes(p)) rows[k].slopes = 0;
+      if (has_kl_slopes(p.divergence)) rows[k].slopes = 0;
     }
     for (int64_t r = 0; p.stats && r < R; ++r) {
       const Row& row = rows[r];
@@ -173,7 +173,8 @@ struct AnyRow : ChunkedRow<F> {
       return each(chunk, [&](int64_t i) __attribute__((always_inline)) {
         store(ds + i, slope * (student.logit(i) - teacher.logit(i)));
       });
-    pair_gradient(p, teacher, student, has_kl_slopes(p) ? F(-1) : F(rows[k].slopes), padded<F>(classes(chunk)), ds);
+    const F slopes = has_kl_slopes(p.divergence) ? F(-1) : F(rows[k].slopes);
+    pair_gradient(p, teacher, student, slopes, padded<F>(classes(chunk)), ds);
     each(chunk, [&](int64_t i) __attribute__((always_inline)) { store(ds + i, slope * load(ds + i)); });
   }
 };

@@ -117,7 +117,7 @@ struct Range {
           break;
         case Path::kAny: any_row(pass, n); break;
         case Path::kFused:
-          if (p.C <= kPackedClasses && (has_kl_slopes(p) || !p.teacher)) {
+          if (p.C <= kPackedClasses && (has_kl_slopes(p.divergence) || !p.teacher)) {
             waiting[count++] = n;
             if (count == L) flush();
           } else {

@@ -122,7 +122,7 @@ struct LongRow {
     }
   }
 
-  bool general() const { return HasTeacher && !has_kl_slopes(p); }
+  bool general() const { return HasTeacher && !has_kl_slopes(p.divergence); }
 
   const F* logits(int r, int64_t chunk, F pad) {
     return staged<F>(*source[r], n, chunk * kChunk, classes(chunk), s.staged + r * s.chunk_stride, pad);
@@ -234,7 +234,8 @@ struct LongRow {
       for (int k = 0; kGeneral && k < K; ++k) {
         const ChunkView<F> teacher = view(K, chunk, x[K], factors.scale[K][0]);
         F* of_teacher = s.values + k * s.chunk_stride;
-        pair_gradient(p, teacher, view(k, chunk, x[k], factors.scale[k][0]), F(slopes[k]), padded<F>(end - begin), of_teacher);
+        const ChunkView<F> student = view(k, chunk, x[k], factors.scale[k][0]);
+        pair_gradient(p, teacher, student, F(slopes[k]), padded<F>(end - begin), of_teacher);
         from[K + k] = of_teacher;
       }
       factors.combine(any_ce ? power : 0);

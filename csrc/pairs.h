@@ -18,9 +18,6 @@ struct ChunkView {
   NN_INLINE Vec<F> q(int64_t i) const { return load(e + i) * scale; }
 };
 
-// Divergences whose gradient is q - p, and whose slopes sum to -1: stats leave that out.
-NN_INLINE bool has_kl_slopes(const Problem& p) { return p.divergence == kKl || p.divergence == kCrossEntropy; }
-
 // tv needs the probabilities alone.
 NN_INLINE bool needs_logits(const Problem& p) { return p.divergence != kTv; }
 

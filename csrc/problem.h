@@ -25,6 +25,9 @@ enum Divergence : int64_t {
   kDivergences,
 };
 
+// Divergences whose gradient is q - p: they share the fast kernels. Their slopes sum to -1, which stats leave out.
+constexpr bool has_kl_slopes(int64_t divergence) { return divergence == kKl || divergence == kCrossEntropy; }
+
 constexpr int64_t kUnlabelled = -100;
 constexpr int64_t kStats = 4;  // of a row: maximum, log-sum-exp below it at the temperature and at 1, sum of slopes
 

@@ -5,9 +5,6 @@
 
 namespace nanonet::cuda {
 
-// The divergences whose gradient is q - p: they share the kernels that are specialised for it.
-constexpr bool has_kl_slopes(int64_t divergence) { return divergence == kKl || divergence == kCrossEntropy; }
-
 constexpr int kMaxStudents = 8, kMaxStudentsOfAny = 4;  // of the kl family; of any divergence
 
 // A launch that reduces over blocks uses one counter and leaves it at 0. Counters are handed out in turn, so two

@@ -118,7 +118,7 @@ static void check_gradient(const Case& t, const char* op, char* data, const std:
       for (size_t c = 0; c < size_t(t.C); ++c) {
         const Real value = got.get((k * size_t(t.N) + n) * size_t(t.C) + c);
         const Real wanted = want[n * size_t(t.K) + k].dstudent[c];
-        const Real size = cuda::has_kl_slopes(t.kind) || is_bounded(t.kind) ? 4 : largest(t);
+        const Real size = has_kl_slopes(t.kind) || is_bounded(t.kind) ? 4 : largest(t);
         const Real bound = 6e-6L * size * std::fmax(1, t.tau) +
                            std::fabs(wanted) * rounding(t.dtype) + 7e-8L;
         CHECK(close(value, wanted, bound, 1), "%s of %s: student %d row %d class %d: %Lg, not %Lg", op,
@@ -240,13 +240,13 @@ int main() {
     emulation::backwards = turn % 2;
     const Dtype dtype = types[turn % 3], other = turn % 5 == 1 ? Dtype::kFloat32 : dtype;
     const double tau = kind.kind == kMse ? 1 : turn % 4 == 0 ? 1 : turn % 4 == 1 ? 2.5 : turn % 4 == 2 ? 2 : 1;
-    const bool finite = cuda::has_kl_slopes(kind.kind) || is_bounded(kind.kind);  // also with classes at -inf
+    const bool finite = has_kl_slopes(kind.kind) || is_bounded(kind.kind);  // also with classes at -inf
     run_case({regime, K, C, cluster, kind.kind, kind.beta, dtype, other, tau, turn % 6 != 5, turn % 7 != 6,
               turn / 3 % 2 == 0, finite && turn % 4 == 3, N}, random);
   };
   for (Kind kind : all_kinds())
     for (int K : {1, 2, 3, 4, 5, 8}) {
-      const bool kl = kind.kind == kKl, like_kl = cuda::has_kl_slopes(kind.kind), first = kind.beta == 0.5;
+      const bool kl = kind.kind == kKl, like_kl = has_kl_slopes(kind.kind), first = kind.beta == 0.5;
       if (!kl && (K == 3 || K == 5)) continue;  // the same code as 4 and 8
       if (!like_kl && K > 4) continue;          // not served
       // one class; fewer than a lane has; several lanes; a whole warp, ragged; eight classes per lane

@@ -17,6 +17,7 @@ from nanonet.config.check import check_train
 from nanonet.config.settings import StageSettings
 from nanonet.config.train import TrainConfig
 from nanonet.device import threads
+from nanonet.errors import InputError
 from nanonet.files import write
 from nanonet.report.html import render_html
 from nanonet.report.summary import read_metrics
@@ -69,5 +70,12 @@ def _complete(folder: OutputFolder) -> dict[str, Any]:
     """Resume a run that was killed after its report: delete what it no longer needs, write what is missing."""
     with folder.open():
         report = json.loads((folder.path / REPORT).read_text(encoding="utf-8"))
-        write(folder.path / "report.html", render_html(report, read_metrics(folder.path / "metrics.jsonl")))
+        try:
+            page = render_html(report, read_metrics(folder.path / "metrics.jsonl"))
+        except KeyError as error:
+            raise InputError(
+                f"--resume: {folder.path / REPORT} was written by an older version (it has no {error});"
+                " give --overwrite to run it again"
+            ) from None
+        write(folder.path / "report.html", page)
     return report
