@@ -125,7 +125,7 @@ def draw(*shape: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 def with_backward(loss: Callable[..., Tensor], student: Tensor, *others: Tensor) -> Callable[[], Any]:
-    return bench_distill.with_backward(loss, student, *others, held=False)
+    return bench_distill.with_backward(loss, student, *others, in_leaf=False)
 
 
 def gradient_error(site: Site, loss: Callable[..., Tensor], student: Tensor, *others: Tensor) -> float:

@@ -92,8 +92,10 @@ def check_terms(inputs: tuple, divergence: str, beta: float | None, temperature:
     same = terms_and_gradient(reference.distill_terms, inputs, upstream, *codes)
     got = terms_and_gradient(distill_terms, inputs, upstream, **options_of(divergence, beta, temperature))
     assert got[0].dtype == same[0].dtype and got[1].dtype == inputs[0].dtype
-    for ours, torchs, exact in zip(got, same, truth, strict=True):
-        assert_no_worse(ours, torchs, exact)
+    # tau^2 scales the rounding of the divergence, by chance none of torch's in a small example
+    rounding = codes[0] ** 2 * torch.finfo(got[0].dtype).eps
+    assert_no_worse(got[0], same[0], truth[0], max(ATOL[got[0].dtype], rounding))
+    assert_no_worse(got[1], same[1], truth[1])
 
 
 def check_raw(
