@@ -100,7 +100,7 @@ def test_the_cohort_and_the_loop_take_the_same_step(tuning: Tuning, monkeypatch:
     (batch,), C = bench_step.batches(case)
     losses = {}
     # no graph is made on a CPU
-    ours = ("", "-whole", "-checkpoint", "-padded", "-grouped", "-packed", "-graph")
+    ours = ("", "-uncached", "-checkpoint", "-padded", "-grouped", "-packed", "-graph")
     for name in (*("cohort" + kind for kind in ours), "eager-loop-cached"):
         run = bench_step.make_step(name, case, C)
         losses[name] = [run(batch), run(batch)]
