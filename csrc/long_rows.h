@@ -138,7 +138,7 @@ struct LongRow {
     double value[K] = {};
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       const auto view_of = [&](int r) {
-        const F* x = needs_logits(p) ? logits(r, chunk, F(0)) : nullptr;
+        const F* x = needs_logits(p.divergence) ? logits(r, chunk, F(0)) : nullptr;
         return view(r, chunk, x, s.factors[r * s.table() + chunk] * F(1 / S[r]));
       };
       const ChunkView<F> teacher = view_of(R - 1);
@@ -222,7 +222,7 @@ struct LongRow {
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       const int64_t begin = chunk * kChunk, end = begin + classes(chunk);
       const F *from[kStreams], *x[R];
-      for (int r = 0; r < R && (from_stats || (kGeneral && needs_logits(p))); ++r)
+      for (int r = 0; r < R && (from_stats || (kGeneral && needs_logits(p.divergence))); ++r)
         x[r] = logits(r, chunk, from_stats ? F(-__builtin_huge_valf()) : F(0));
       if (from_stats) exponentials(chunk, x);
       for (int r = 0; r < R; ++r) {

@@ -18,12 +18,13 @@ struct ChunkView {
   NN_INLINE Vec<F> q(int64_t i) const { return load(e + i) * scale; }
 };
 
-// tv needs the probabilities alone.
-NN_INLINE bool needs_logits(const Problem& p) { return p.divergence != kTv; }
+// tv needs the probabilities alone: its views may have no logits.
+constexpr bool needs_logits(int64_t divergence) { return divergence != kTv; }
 
 template <int64_t kDivergence, class F>
 NN_INLINE auto share_at(const ChunkView<F>& teacher, const ChunkView<F>& student, int64_t i, F beta) {
-  const ClassPair pair = {teacher.log_q(i), student.log_q(i), teacher.q(i), student.q(i)};
+  ClassPair<Vec<F>> pair = {{}, {}, teacher.q(i), student.q(i)};
+  if constexpr (needs_logits(kDivergence)) pair.log_p = teacher.log_q(i), pair.log_q = student.log_q(i);
   return DivergenceOf<kDivergence>::share(pair, beta,
                                           [](Vec<F> x) __attribute__((always_inline)) { return log_of(x); });
 }
