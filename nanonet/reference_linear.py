@@ -39,8 +39,13 @@ def _dropped(x: Tensor, K: int, seed: Tensor | None, dropout: float) -> Tensor:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b; of one student by matrices, since a batch of one takes up to 1.5 times as long in bfloat16 on a CPU."""
     if a.dim() == b.dim() == 3 and len(a) == len(b) == 1:
-        return (a[0] @ b[0])[None]
+        return _stacked(a[0] @ b[0])
     return a @ b
+
+
+def _stacked(y: Tensor) -> Tensor:
+    """(M,F) as (1,M,F), not as a view: what an op returns may be changed in place."""
+    return torch.ops.aten._unsafe_view(y, (1, *y.shape))
 
 
 def _add_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -65,7 +70,7 @@ def cohort_linear(
     K = max(x.shape[0] if x.dim() == 3 else 1, weight.shape[0] if weight.dim() == 3 else 1)
     if K == 1:  # one student, or one base product for all
         added = bias[0] if bias is not None and len(bias) == 1 else None
-        y = torch.nn.functional.linear(x.reshape(x.shape[-2:]), weight.reshape(weight.shape[-2:]), added)[None]
+        y = _stacked(torch.nn.functional.linear(x.reshape(x.shape[-2:]), weight.reshape(weight.shape[-2:]), added))
         y = y if bias is None or added is not None else y + bias[:, None]
     else:
         rows, columns = x.expand(K, -1, -1), weight.mT.expand(K, -1, -1)
