@@ -232,3 +232,12 @@ def test_second_derivatives_raise():
 def test_bad_arguments_are_named(change, error, message):
     with pytest.raises(error, match=message):
         cohort_linear(**(draw() | change))
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_the_output_may_be_changed_in_place(K: int) -> None:
+    x, weight = torch.randn(K, 3, 4, requires_grad=True), torch.randn(5, 4)
+    y = cohort_linear(x, weight, torch.zeros(K, 5))
+    y /= 2
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, (weight.sum(0) / 2).expand(K, 3, 4))
