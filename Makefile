@@ -9,10 +9,11 @@ JOBS ?= 2
 MODULE := build/module/_C
 export NANONET_BUILD_DIR := build/module
 
-.PHONY: help demo test lint native sanitize wheel docs clean
+.PHONY: help demo test test-all lint native sanitize wheel docs clean
 help:
 	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
-	@echo "make test      set up .venv, then lint, types, C++ tests and all Python tests"
+	@echo "make test      set up .venv, then lint, types, C++ tests and Python tests"
+	@echo "make test-all  the same with every cell of the slow grids: before a release, or after a change of a kernel"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make native    the C++ tests alone"
 	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -61,6 +62,10 @@ native: .venv/package $(MODULE)/build.ninja
 
 test: lint native
 	@echo "== tests"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not slow"
+
+test-all: lint native
+	@echo "== tests, the slow ones too"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal
 
 sanitize: .venv/base
