@@ -5,7 +5,7 @@ import torch
 
 from nanonet.backends import triton
 from nanonet.reference import DEFAULT_BETA, DIVERGENCES
-from nanonet.testing import check_distillation
+from nanonet.testing import check_distillation, check_loss_ops, loss_ops
 
 
 class Terms(torch.autograd.Function):
@@ -33,3 +33,13 @@ def test_conforms(divergence, device):
         return Terms.apply(torch.stack([teacher, student]), teacher, options)[1, 1]
 
     check_distillation(rows, divergence=divergence, temperature=temperature, device=device).raise_failures()
+
+
+# as `nanonet check` judges them on a GPU; the interpreter takes a while for wide rows, and every divergence has a test above
+def test_the_ops_of_the_check_pass(device, monkeypatch):
+    few = [case for case in loss_ops._cases(torch.float32, (4,), 0, device) if case[1][0].shape[-1] <= 64]
+    monkeypatch.setattr(loss_ops, "_cases", lambda *_: few)
+    ops = {name: op for name, op in triton.implementations().items() if name.startswith("distill")}
+    report = check_loss_ops(ops, divergence="js", dtypes=(torch.float32,), device=device)
+    report.raise_failures()
+    assert {check.what for check in report.checks} == ops.keys()
