@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("NANONET_GPU_KERNELS", "1")
+os.environ["NANONET_GPU_KERNELS"] = "1"

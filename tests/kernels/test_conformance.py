@@ -35,9 +35,11 @@ def test_conforms(divergence, device):
     check_distillation(rows, divergence=divergence, temperature=temperature, device=device).raise_failures()
 
 
-# as `nanonet check` judges them on a GPU; the interpreter takes a while for wide rows, and every divergence has a test above
+# as `nanonet check` judges them on a GPU; a few cases, since the interpreter is slow
+@pytest.mark.slow
 def test_the_ops_of_the_check_pass(device, monkeypatch):
-    few = [case for case in loss_ops._cases(torch.float32, (4,), 0, device) if case[1][0].shape[-1] <= 64]
+    names = ("1 x 4", "same classes at -inf", "row weights of each", "no teacher")
+    few = [case for case in loss_ops._cases(torch.float32, (), 0, device) if case[0] in names]
     monkeypatch.setattr(loss_ops, "_cases", lambda *_: few)
     ops = {name: op for name, op in triton.implementations().items() if name.startswith("distill")}
     report = check_loss_ops(ops, divergence="js", dtypes=(torch.float32,), device=device)
