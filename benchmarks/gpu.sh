@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Build, check, measure, test and sanitize on a machine with a GPU (an H100, an H200 or another), in under nine minutes and without a network. It needs torch
-# with CUDA, Triton, nvcc, pybind11, cmake and ninja. Wheels in ./wheels (Liger-Kernel's, say) are installed first.
+# Build, check, measure, test and sanitize on a machine with a GPU (an H100, an H200 or another), in under nine minutes
+# and without a network. It needs torch with CUDA, Triton, nvcc, pybind11, cmake and ninja. Wheels in ./wheels (Liger-Kernel's, say) are installed first.
 #
 #     benchmarks/gpu.sh          gpu.log, gpu.jsonl and gpu-summary.txt into $OUT, or benchmarks/results
 #     PARTS="machine install kernels compiled" benchmarks/gpu.sh          these parts alone
 #
-# It begins with `nanonet check`: kernels that do not pass are not measured, plain torch is in their place. Every line names
-# the card. Every part has its own time limit and a share of what is left of the whole, and the next one runs whatever became of
-# it. The most telling parts come first. A benchmark checks its result against float64 before it times it.
+# It begins with `nanonet check`: of kernels that do not pass none is measured, plain torch is in their place. Every line
+# names the card. Every part has its own time limit and a share of what is left of the whole, and the next one runs
+# whatever became of it. The most telling parts come first. A benchmark checks its result before it times it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-benchmarks/results} PYTHONUNBUFFERED=1
