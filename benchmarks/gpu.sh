@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build, check, measure, test and sanitize on a machine with a GPU (an H100, an H200 or another), in under nine minutes
-# and without a network. It needs torch with CUDA, Triton, nvcc, pybind11, cmake and ninja. Wheels in ./wheels (Liger-Kernel's, say) are installed first.
+# and without a network. It needs torch with CUDA, Triton, nvcc, pybind11, cmake and ninja. Wheels in ./wheels
+# (Liger-Kernel's, say) are installed first.
 #
 #     benchmarks/gpu.sh          gpu.log, gpu.jsonl and gpu-summary.txt into $OUT, or benchmarks/results
 #     PARTS="machine install kernels compiled" benchmarks/gpu.sh          these parts alone
