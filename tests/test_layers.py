@@ -32,6 +32,7 @@ RANKS = {
     "losses": 5,
     "config": 5,
     "compat": 6,
+    "installation": 6,
     "models": 6,
     "data": 6,
     "cnn_model": 7,

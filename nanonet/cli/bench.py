@@ -12,6 +12,8 @@ from nanonet.config.commands import BenchConfig
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
 from nanonet.files import atomic_write
+from nanonet.installation.parts import ensure_checked
+from nanonet.progress import note
 
 COLUMNS = (
     "implementation", "p20 ms", "p50 ms", "p80 ms", "nanonet is",
@@ -36,7 +38,10 @@ def bench(config: BenchConfig) -> None:
         raise InputError(f"--plot {config.plot}: there is no folder {plot.parent}; make it first")
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     title = ""
-    for record in _records(config):
+    records = _records(config)
+    if config.device == "cuda":
+        ensure_checked(note)
+    for record in records:
         if title and title != _title(record) and not config.json:
             print(_table(title, groups[title]), flush=True)
         title = _title(record)

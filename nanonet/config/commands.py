@@ -197,3 +197,13 @@ class EvidenceConfig:
 class InfoConfig:
     # print one JSON object
     json: bool = False
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    # what is checked: cpu, cuda, or all that this machine has
+    device: Literal["all", "cpu", "cuda"] = "all"
+    # a step that takes longer counts as hung and is stopped [s]
+    limit: int = 120
+    # print one JSON object
+    json: bool = False

@@ -19,6 +19,8 @@ from nanonet.config.train import TrainConfig
 from nanonet.device import threads
 from nanonet.errors import InputError
 from nanonet.files import write
+from nanonet.installation.parts import ensure_checked
+from nanonet.progress import note
 from nanonet.report.html import render_html
 from nanonet.report.summary import read_metrics
 from nanonet.training.frozen_teacher import check_cached_teacher, ensure_teacher, load
@@ -57,6 +59,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             check_cached_teacher(run)
             check_cached_features(run)
             run = replace(run, ensure_ours=stack.enter_context(folder.open()))
+        if accelerator.is_local_main_process and accelerator.device.type == "cuda":
+            ensure_checked(note)
+        if accelerator.is_main_process:
             ensure_teacher(run)
         accelerator.wait_for_everyone()
         frozen_teacher = load(run)
