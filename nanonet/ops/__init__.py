@@ -2,5 +2,6 @@
 
 from nanonet.ops.cohort_linear import cohort_linear
 from nanonet.ops.distill import distill_loss, distill_terms
+from nanonet.ops.topk import TopK
 
-__all__ = ["cohort_linear", "distill_loss", "distill_terms"]
+__all__ = ["TopK", "cohort_linear", "distill_loss", "distill_terms"]

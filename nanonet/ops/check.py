@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from nanonet.ops.topk import TAILS, TopK
 from nanonet.reference import DEFAULT_BETA, DIVERGENCES
 
 WIDE = (torch.float32, torch.float64)
@@ -19,7 +20,7 @@ Logits = Tensor | Sequence[Tensor]
 
 
 def check_logits(
-    student: Logits, teacher: Tensor | None, label: Tensor | None, temperature: float
+    student: Logits, teacher: Tensor | TopK | None, label: Tensor | None, temperature: float
 ) -> tuple[int, tuple[int, ...]]:
     """K and the leading shape "..." of student: (K,...,C), (...,C) like the teacher, or a sequence of K of these."""
     if one := isinstance(student, Tensor) and student.dtype in FLOATS:
@@ -28,7 +29,8 @@ def check_logits(
         first = _first(student)
     shape, stacked = tuple(first.shape), False  # slices of a torch.Size cost more
     if one:
-        dims = teacher.dim() - 1 if isinstance(teacher, Tensor) else label.dim() if isinstance(label, Tensor) else None
+        like = teacher.ids if isinstance(teacher, TopK) else teacher
+        dims = like.dim() - 1 if isinstance(like, Tensor) else label.dim() if isinstance(label, Tensor) else None
         stacked = dims is None or len(shape) - 1 != dims
         if dims is None and len(shape) < 3:
             raise ValueError(f"student: expected (K,N,C), or (K,...,C), without a teacher and labels, got {shape}")
@@ -39,7 +41,9 @@ def check_logits(
     if len(shape) < 1 + stacked or K < 1 or shape[-1] < 1:
         raise ValueError(f"student: expected (K,N,C) with K >= 1 and C >= 1, got {shape}")
     row = shape[1:] if stacked else shape
-    if teacher is not None:
+    if isinstance(teacher, TopK):
+        _expect_topk(teacher, row, first)
+    elif teacher is not None:
         _expect("teacher", teacher, FLOATS, (row,), first)
     if label is not None:
         _expect("label", label, LABELS, (row[:-1],), first)
@@ -48,6 +52,17 @@ def check_logits(
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
     return K, row[:-1]
+
+
+def _expect_topk(teacher: TopK, row: tuple[int, ...], student: Tensor) -> None:
+    ids, logprobs, tail = teacher
+    if not isinstance(tail, bool | str) or tail not in TAILS:
+        raise ValueError(f"tail: expected True, False or 'renormalise', got {tail!r}")
+    k = ids.shape[-1] if isinstance(ids, Tensor) and ids.dim() else 0
+    _expect("ids", ids, LABELS, ((*row[:-1], k),), student)
+    _expect("logprobs", logprobs, FLOATS, ((*row[:-1], k),), student)
+    if not 1 <= k <= row[-1]:
+        raise ValueError(f"ids: expected from 1 to C = {row[-1]} classes in a row, got {k}")
 
 
 def check_weights(
@@ -76,8 +91,12 @@ _LIMITS: dict[tuple[str, float], str] = {
 }
 
 
-def check_divergence(divergence: str, beta: float | None, temperature: float) -> tuple[int, float]:
+def check_divergence(
+    divergence: str, beta: float | None, temperature: float, teacher: object = None
+) -> tuple[int, float]:
     """The divergence's number and its beta, 0 where it has none."""
+    if divergence == "mse" and isinstance(teacher, TopK):
+        raise ValueError("divergence: mse compares logits, which a TopK teacher has not")
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence: expected one of {', '.join(DIVERGENCES)}, got {divergence!r}")
     if divergence == "mse" and temperature != 1:
