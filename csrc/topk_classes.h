@@ -15,6 +15,7 @@ struct TopClasses {
   int64_t k, K, chunks, count = 0;
   int64_t *id, *first;  // first: (chunks+1) where each chunk's begin
   double *log_p, *p, *log_q, *q, *slope;
+  double* outside;  // (K,chunks) sums of e
   double rest_log_p, rest_p;
   bool rest;  // whether the classes outside are a class of their own
   int64_t bytes;
@@ -30,6 +31,7 @@ struct TopClasses {
     id = (int64_t*)take(k), first = (int64_t*)take(chunks + 1);
     log_p = (double*)take(k), p = (double*)take(k);
     log_q = (double*)take(K * k), q = (double*)take(K * k), slope = (double*)take(K * k);
+    outside = (double*)take(K * chunks);
     bytes = (used + 63) / 64 * 64;
   }
 
@@ -60,6 +62,7 @@ struct TopClasses {
 
   double& log_q_of(int64_t student, int64_t i) const { return log_q[student * k + i]; }
   double& q_of(int64_t student, int64_t i) const { return q[student * k + i]; }
+  double& outside_of(int64_t student, int64_t chunk) const { return outside[student * chunks + chunk]; }
   double& slope_of(int64_t student, int64_t i) const { return slope[student * k + i]; }
 };
 

@@ -30,7 +30,10 @@ struct TopRow : LongRow<F, K, false> {
   F factor_of(int k, int64_t chunk) const { return vanished[k] ? F(1) : s.factors[k * s.table() + chunk]; }
 
   void run(bool alone, bool gradient_wanted) {
-    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) this->template sweep_chunk<true>(chunk);
+    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
+      this->template sweep_chunk<true>(chunk);
+      if (bucket()) sum_outside(chunk);
+    }
     double T[K], P[K][K], below[K], log_S[K], log_S1[K], ce[K], none[K], peers[K];
     this->combine(top, S, S1, T, P);
     for (int k = 0; k < K; ++k) below[k] = power > 0 ? double(element<F>(*source[k], n, y)) - top[k] : 0;
@@ -63,35 +66,35 @@ struct TopRow : LongRow<F, K, false> {
     }
     vanished[k] = false;
     if (bucket()) {
-      rest_S[k] = sum_outside(k);
+      rest_S[k] = 0;
+      for (int64_t i = 0; i < s.chunks; ++i) rest_S[k] += double(s.factors[k * s.table() + i]) * t.outside_of(k, i);
       log_rest = __builtin_log(rest_S[k]) - log_S;
       if (rest_S[k] < 1e-30 * S[k]) vanished[k] = true, log_rest = sum_vanished(k) - log_S;
     }
     sums[k] = top_sums(p, t, k, log_rest, __builtin_exp(log_rest));
   }
 
-  // Sum of e over the classes outside. Those of the teacher become 0: subtracted, they would leave little but rounding.
-  double sum_outside(int k) {
-    const TopClasses<F>& t = classes_of_teacher;
-    double total = 0;
-    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
+  // Sums e of the chunk, while it is at hand, over the classes outside. Those of the teacher become 0: subtracted from a
+  // sum of all they would leave little but rounding. Pads are not always 0.
+  void sum_outside(int64_t chunk) {
+    TopClasses<F>& t = classes_of_teacher;
+    const int64_t begin = t.first[chunk], end = t.first[chunk + 1];
+    const int64_t count = padded<F>(classes(chunk));
+    for (int k = 0; k < K; ++k) {
+      double& sum = t.outside_of(k, chunk);
+      sum = s.sums[chunk * (3 * K + K * K) + k];
+      if (begin == end) continue;
       F* at = e[k] + chunk * kChunk;
-      for (int64_t i = t.first[chunk]; i < t.first[chunk + 1]; ++i) e[k][t.id[i]] = 0;
-      Wide<F> sum[2] = {};
-      const int64_t count = padded<F>(classes(chunk)) / L;
-      for (int64_t i = 0; i < count; ++i) {
-        const Vec<F> pad_free = (i + 1) * L <= classes(chunk) ? load(at + i * L) : within(at, i, classes(chunk));
-        sum[i & 1] += widen<F>(pad_free);
+      for (int64_t i = begin; i < end; ++i) e[k][t.id[i]] = 0;
+      for (int64_t i = classes(chunk); i < count; ++i) at[i] = 0;
+      Wide<F> total = {};
+      for (int64_t run = 0; run < count; run += kRun * L) {
+        Vec<F> part = {};
+        for (int64_t i = run; i < count && i < run + kRun * L; i += L) part += load(at + i);
+        total += widen<F>(part);
       }
-      total += double(s.factors[k * s.table() + chunk]) * double(sum_lanes(sum[0] + sum[1]));
+      sum = sum_lanes(total);
     }
-    return total;
-  }
-
-  // The chunk's last vector without its pads, which are not always 0.
-  static Vec<F> within(F* at, int64_t i, int64_t classes) {
-    for (int64_t j = classes; j < (i + 1) * L; ++j) at[j] = 0;
-    return load(at + i * L);
   }
 
   // The same where it is next to nothing: e relative to the maximum outside. Returns log of the sum, relative to `top`.

@@ -136,12 +136,12 @@ def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.devi
 def _first(student: Logits) -> Tensor:
     """The first of several students, which must all be alike."""
     if isinstance(student, Tensor):
-        raise TypeError(f"student: expected a floating tensor (K,N,C), got {_kind(student)}")
+        raise TypeError(f"student: expected a floating tensor (K,N,C), got {kind_of(student)}")
     if not isinstance(student, (list, tuple)) or not student:
-        raise TypeError(f"student: expected a tensor, or a list of one tensor or more, got {_kind(student)}")
+        raise TypeError(f"student: expected a tensor, or a list of one tensor or more, got {kind_of(student)}")
     for k, one in enumerate(student):
         if not isinstance(one, Tensor) or one.dtype not in FLOATS:
-            raise TypeError(f"student[{k}]: expected a floating tensor (...,C), got {_kind(one)}")
+            raise TypeError(f"student[{k}]: expected a floating tensor (...,C), got {kind_of(one)}")
         if one.shape != student[0].shape or one.dtype != student[0].dtype or one.device != student[0].device:
             raise ValueError(
                 f"student[{k}]: expected {tuple(student[0].shape)}, {student[0].dtype} on {student[0].device} like"
@@ -150,13 +150,13 @@ def _first(student: Logits) -> Tensor:
     return student[0]
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor) -> None:
     if not isinstance(value, Tensor) or value.dtype not in dtypes:
-        raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {_kind(value)}")
+        raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {kind_of(value)}")
     if value.shape not in shapes:
         wanted = " or ".join(map(str, shapes))
         wider = name == "teacher" and value.dim() == len(shapes[0]) and value.shape[-1] > shapes[0][-1]
