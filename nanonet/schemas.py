@@ -37,8 +37,8 @@ SCHEMAS = {
     # of the groups hidden, weight, bias that `needs` names, in that order
     "distill_linear_loss": "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor? teacher_hidden,"
     " Tensor? teacher_weight, Tensor? teacher_bias, Tensor? ids, Tensor? logprobs, int tail, Tensor? label,"
-    " Tensor weights, Tensor? row_weight, Tensor denominators, float temperature, int divergence, float beta, int chunk,"
-    " bool entropy, bool[] needs) -> (Tensor loss, Tensor means, Tensor[] gradients)",
+    " Tensor weights, Tensor? row_weight, Tensor denominators, float temperature, int divergence, float beta,"
+    " int chunk, bool entropy, bool[] needs) -> (Tensor loss, Tensor means, Tensor[] gradients)",
     "cohort_linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, Tensor? scale,"
     " Tensor? seed, float dropout) -> (Tensor y, Tensor low)",
     "cohort_linear_backward": "(Tensor dy, Tensor? x, Tensor? low, Tensor weight, Tensor? lora_a, Tensor? lora_b,"

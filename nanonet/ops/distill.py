@@ -52,7 +52,7 @@ def distill_terms(
         student: (K,...,C) float32, bfloat16, float16 or float64; or (...,C), the teacher's or the labels' shape, of one
             student; or a list of K tensors (...,C), each of which gets its own gradient. Any leading shape "...", of N
             rows in all; on a CPU any strides with a dense last dimension are read in place, logits[:, :-1] too.
-        teacher: (...,C) of any of those dtypes, not requiring grad, or None; or a TopK of what a server or a file keeps.
+        teacher: (...,C) of any of those dtypes, not requiring grad; a TopK of what a server or a file keeps; or None.
         label: (...) int64 or int32, -100 where unlabelled, or None.
         temperature: tau > 0.
         beta: weight of the mixture of a divergence that has one; None: its default.

@@ -1,7 +1,7 @@
 """The loss from hidden states, chunk of rows by chunk: logits, their loss and gradient, and what that is to the inputs.
 
 No more than one chunk's logits exist at a time. Products of bfloat16 are accumulated in float32 and the logits stay
-float32; their gradient is rounded to bfloat16 for the two products of the backward where hidden and weight are bfloat16.
+float32; where hidden and weight are bfloat16 their gradient is rounded to it for the two products of the backward.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ BLOCK = 4 << 20  # bytes of a weight that is converted at a time
 
 
 class Heads(NamedTuple):
-    """What makes the logits: hidden one (K,N,D) or K of (N,D), weight one (V,D), one (K,V,D) or K of (V,D), bias none, one
-    (V,), one (K,V) or K of (V,)."""
+    """What makes the logits.
+
+    hidden: one (K,N,D) or K of (N,D); weight: one (V,D), one (K,V,D) or K of (V,D); bias: none, or like weight.
+    """
 
     hidden: list[Tensor]
     weight: list[Tensor]
@@ -184,7 +186,9 @@ class Loss(NamedTuple):
         """(K,): the cross-entropy of each student (K,R,V) and itself, weighed as the soft terms are."""
         means = []
         for k, one in enumerate(student):
-            row_weight = self.row_weight if self.row_weight is None or self.row_weight.dim() == 1 else self.row_weight[k]
+            row_weight = (
+                self.row_weight if self.row_weight is None or self.row_weight.dim() == 1 else self.row_weight[k]
+            )
             denominators = self.denominators if self.denominators.dim() == 1 else self.denominators[:, k]
             alone = (self.weights, row_weight, denominators, self.temperature, Divergence.CROSS_ENTROPY, 0.0, False)
             means.append(torch.ops.nanonet.distill_loss(one, one, None, *alone)[1][1, 0])
@@ -217,7 +221,7 @@ def chunked_loss(
     transform: Transform | None = None,
     teacher_transform: Transform | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """loss (), means (3,K), or (4,K) with the entropy, and the gradients of hidden, weight and bias that `needs` names."""
+    """loss (), means (3,K), or (4,K) with the entropy, and the gradients of the Heads that `needs` names."""
     K, N, V = heads.K, heads.N, heads.V
     dtype, device = widest(*heads.hidden, *heads.weight), heads.hidden[0].device
     R = max(1, min(chunk, N))

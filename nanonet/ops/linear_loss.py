@@ -37,9 +37,10 @@ def distill_linear_loss(
     beta: float | None = None,
     student_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`distill_loss` of logits that are made chunk by chunk, with the gradients of hidden, weight and bias in that pass.
+    """`distill_loss` of logits that are made chunk by chunk; the gradients of hidden, weight and bias in that pass.
 
-        student = transform(hidden weight^T + bias),  teacher = teacher_transform(teacher_hidden teacher_weight^T + ...)
+        student = transform(hidden weight^T + bias)
+        teacher = teacher_transform(teacher_hidden teacher_weight^T + teacher_bias)
         distill_loss(student, teacher, label, ...)
 
     Args:
@@ -47,8 +48,8 @@ def distill_linear_loss(
         weight: (V,D), which all students share, or (K,V,D), or a list of K tensors (V,D_k).
         teacher_hidden: (...,E), with teacher_weight (V,E); or without it logits (...,V), or a TopK; or None.
         bias, teacher_bias: like weight without its last dimension, or None.
-        transform, teacher_transform: logits -> logits, differentiable: a softcap, a scale, a cut of the vocabulary. They
-            get (K,R,V) and (R,V) of R rows and must treat the rows one by one. Under torch.compile they break the graph.
+        transform, teacher_transform: logits -> logits, differentiable: a softcap, a scale, a cut of the vocabulary.
+            They get (K,R,V) and (R,V) of R rows and must treat the rows one by one; torch.compile's graph breaks there.
         chunk: rows R of a chunk; by default as many as keep logits and their gradient within 96 MiB.
         the rest: as `distill_loss`.
     Returns:
@@ -56,8 +57,8 @@ def distill_linear_loss(
     Raises:
         As `distill_loss`. Differentiable are hidden, weight and bias; a frozen weight costs no product.
 
-    Logits are float32 (float64 where an input is), whatever the inputs and under autocast too. Where hidden and weight are
-    bfloat16, the gradient of the logits is rounded to bfloat16 for the products of the backward. The gradient of a weight
+    Logits are float32 (float64 where an input is), whatever the inputs and under autocast too. Where hidden and weight
+    are bfloat16, the gradient of the logits is rounded to it for the products of the backward. The gradient of a weight
     is summed over the chunks in float32, or, where that sum would take more than 96 MiB, in the dtype of the weight.
     """
     teacher, heads, leading = _arguments(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, label)
@@ -104,6 +105,8 @@ def _arguments(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bia
         like = like[..., :1]
     if isinstance(like, TopK):
         like = like.ids[..., :1] if isinstance(like.ids, Tensor) else None
+    if like is not None and not isinstance(like, Tensor):
+        raise TypeError(f"teacher_hidden: expected a tensor, a TopK or None, got {kind_of(like)}")
     first = hidden if isinstance(hidden, Tensor) else hidden[0] if hidden else hidden
     if not isinstance(first, Tensor) or first.dtype not in FLOATS:
         raise TypeError(f"hidden: expected floating tensors, got {kind_of(first)}")
@@ -119,7 +122,9 @@ def _arguments(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bia
         if not isinstance(one, Tensor) or one.shape[:-1] != first.shape[:-1] or one.dtype != first.dtype:
             raise ValueError(f"hidden[{k}]: expected {(*leading, 'D')} in {first.dtype} like hidden[0]")
     N = math.prod(leading)
-    rows = [one.reshape((K, N, -1) if stacked else (N, one.shape[-1])) if N else _empty(one, K, stacked) for one in each]
+    rows = [
+        one.reshape((K, N, -1) if stacked else (N, one.shape[-1])) if N else _empty(one, K, stacked) for one in each
+    ]
     heads = Heads(rows, _each("weight", weight, K, 2), [] if bias is None else _each("bias", bias, K, 1))
     _check_heads(heads, first)
     return _teacher(teacher_hidden, teacher_weight, teacher_bias, leading, heads.V, first), heads, leading
@@ -178,8 +183,6 @@ def _teacher(given, weight: Tensor | None, bias: Tensor | None, leading, V: int,
             raise ValueError("teacher_weight: it belongs to hidden states, and teacher_hidden has none")
         if given is None:
             return Teacher(None, None, None, None, None, 0)
-        if not isinstance(given, TopK):
-            raise TypeError(f"teacher_hidden: expected a tensor, a TopK or None, got {kind_of(given)}")
         # the classes of the student are checked with the ids
         probe = first.new_empty(()).expand(*leading, V)
         check_logits(probe, given, None, 1.0)
