@@ -111,20 +111,26 @@ def topk_terms(student: Tensor | list[Tensor], ids, logprobs, tail, label, *opti
     teacher = (ids, logprobs, tail, label)
     if torch.compiler.is_compiling():
         return torch.ops.nanonet.distill_topk_terms(list(student), *teacher, *options)
-    if isinstance(student, Tensor):
-        return DistillTopkTerms.apply(True, teacher, options, student)
-    return DistillTopkTerms.apply(False, teacher, options, *student)
+    stacked = isinstance(student, Tensor)
+    return DistillTopkTerms.apply(stacked, teacher, options, *([student] if stacked else student))
 
 
 def topk_loss(student: Tensor | list[Tensor], *others):
     """loss, means and the gradient of K students, given as to `topk_terms`."""
     if torch.compiler.is_compiling():
         return torch.ops.nanonet.distill_topk_loss(list(student), *others)
-    if isinstance(student, Tensor):
-        return DistillTopkLoss.apply(True, others, student)
+    stacked = isinstance(student, Tensor)
+    return DistillTopkLoss.apply(stacked, others, *([student] if stacked else student))
+
+
+def _terms_autograd(student, ids, logprobs, tail, label, *options):
+    return DistillTopkTerms.apply(False, (ids, logprobs, tail, label), options, *student)
+
+
+def _loss_autograd(student, *others):
     return DistillTopkLoss.apply(False, others, *student)
 
 
-_register("distill_topk_terms", _terms, _terms_fake, topk_terms)
+_register("distill_topk_terms", _terms, _terms_fake, _terms_autograd)
 _register("distill_topk_terms_backward", _terms_backward, _terms_backward_fake)
-_register("distill_topk_loss", _loss, _loss_fake, topk_loss)
+_register("distill_topk_loss", _loss, _loss_fake, _loss_autograd)
