@@ -44,9 +44,9 @@ def check_logits(
     if isinstance(teacher, TopK):
         _expect_topk(teacher, row, first)
     elif teacher is not None:
-        _expect("teacher", teacher, FLOATS, (row,), first)
+        expect("teacher", teacher, FLOATS, (row,), first)
     if label is not None:
-        _expect("label", label, LABELS, (row[:-1],), first)
+        expect("label", label, LABELS, (row[:-1],), first)
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         raise ValueError("temperature: only student is differentiable; pass float(temperature)")
     if not 0 < temperature < float("inf"):
@@ -59,8 +59,8 @@ def _expect_topk(teacher: TopK, row: tuple[int, ...], student: Tensor) -> None:
     if not isinstance(tail, bool | str) or tail not in TAILS:
         raise ValueError(f"tail: expected True, False or 'renormalise', got {tail!r}")
     k = ids.shape[-1] if isinstance(ids, Tensor) and ids.dim() else 0
-    _expect("ids", ids, LABELS, ((*row[:-1], k),), student)
-    _expect("logprobs", logprobs, FLOATS, ((*row[:-1], k),), student)
+    expect("ids", ids, LABELS, ((*row[:-1], k),), student)
+    expect("logprobs", logprobs, FLOATS, ((*row[:-1], k),), student)
     if not 1 <= k <= row[-1]:
         raise ValueError(f"ids: expected from 1 to C = {row[-1]} classes in a row, got {k}")
 
@@ -73,11 +73,11 @@ def check_weights(
     row_weight: Tensor | None,
     denominators: Tensor | None,
 ) -> None:
-    _expect("weights", weights, WIDE, ((3,),), student)
+    expect("weights", weights, WIDE, ((3,),), student)
     if row_weight is not None:
-        _expect("row_weight", row_weight, ROW_WEIGHTS, (leading, (K, *leading)), student)
+        expect("row_weight", row_weight, ROW_WEIGHTS, (leading, (K, *leading)), student)
     if denominators is not None:
-        _expect("denominators", denominators, WIDE, ((2,), (2, K)), student)
+        expect("denominators", denominators, WIDE, ((2,), (2, K)), student)
 
 
 # a mixture that is all p or all q: (divergence, beta) -> the divergence that it is then
@@ -154,7 +154,7 @@ def kind_of(value: object) -> str:
     return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor) -> None:
+def expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor) -> None:
     if not isinstance(value, Tensor) or value.dtype not in dtypes:
         raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {kind_of(value)}")
     if value.shape not in shapes:

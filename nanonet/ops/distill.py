@@ -124,22 +124,20 @@ def distill_loss(
     weights = as_tensor("weights", weights, first)
     denominators = None if denominators is None else as_tensor("denominators", denominators, first)
     check_weights(first, K, leading, weights, row_weight, denominators)
-    need_grad = torch.is_grad_enabled() and (
-        any(s.requires_grad for s in student) if one is None else one.requires_grad
-    )
+    need_grad = torch.is_grad_enabled() and any(s.requires_grad for s in (student if one is None else [one]))
     if need_grad and first.dtype == torch.float16:
         student = [s.float() for s in student] if one is None else one.float()
     soft = weights, row_weight, denominators
     if isinstance(teacher, TopK):
         options = (label, *soft, temperature, code, beta, need_grad)
         loss, means, _ = _refusing(topk_loss, _students(student, leading), *_topk(teacher), *options)
-        return loss, _with_entropy(means, student_entropy, student, K, leading, *soft[1:], temperature)
-    if isinstance(student, Tensor) and not first.is_cpu:
-        row_weight = eager.flat_weight(row_weight, K, leading)
-        student, teacher, label, _, _ = eager.flat(student, teacher, label)
-        leading = (math.prod(leading),)
-    name, soft = "distill_loss_each" if one is None else "distill_loss", (weights, row_weight, denominators)
-    loss, means, _ = _call(name, student, teacher, label, *soft, temperature, code, beta, need_grad)
+    else:
+        if isinstance(student, Tensor) and not first.is_cpu:
+            soft = weights, eager.flat_weight(row_weight, K, leading), denominators
+            student, teacher, label, _, _ = eager.flat(student, teacher, label)
+            leading = (math.prod(leading),)
+        name = "distill_loss_each" if one is None else "distill_loss"
+        loss, means, _ = _call(name, student, teacher, label, *soft, temperature, code, beta, need_grad)
     return loss, _with_entropy(means, student_entropy, student, K, leading, *soft[1:], temperature)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nanonet.ops import autograd_linear, linear_chunks
-from nanonet.ops.check import FLOATS, as_tensor, check_divergence, check_logits, check_weights, kind_of
+from nanonet.ops.check import FLOATS, LABELS, as_tensor, check_divergence, check_logits, check_weights, expect, kind_of
 from nanonet.ops.linear_chunks import Heads, Loss, Teacher, Transform, of_student
 from nanonet.ops.topk import TAILS, TopK
 from nanonet.reference import UNLABELLED
@@ -65,32 +65,40 @@ def distill_linear_loss(
     plain = transform is None and teacher_transform is None
     first = heads.hidden[0]
     code, beta = check_divergence(divergence, beta, temperature, teacher_hidden)
-    weights = as_tensor("weights", weights, first)
-    given = None if denominators is None else as_tensor("denominators", denominators, first)
-    K, N = heads.K, heads.N
-    check_weights(first, K, leading, weights, row_weight, given)
-    if teacher_transform is not None and teacher.hidden is None:
-        raise ValueError("teacher_transform: there are no logits of a teacher to transform")
+    _check_options(temperature, chunk, teacher, teacher_transform)
     if plain:
         _check_vocabulary(heads.V, teacher)
+    weighing = _weighing(label, as_tensor("weights", weights, first), row_weight, denominators, heads, leading)
+    loss = Loss(*weighing, float(temperature), code, beta)
+    rows = chunk or linear_chunks.chunk_rows(heads, teacher.weight is not None, transform is not None)
+    call = autograd_linear.Call(teacher, loss, rows, student_entropy, transform, teacher_transform)
+    needs = (*(torch.is_grad_enabled() and any(t.requires_grad for t in group) for group in heads),)
+    if not torch.compiler.is_compiling():
+        return autograd_linear.apply(heads, call, needs)[:2]
+    return (autograd_linear.as_op if plain else _uncompiled)(heads, call, needs)[:2]
+
+
+def _check_options(temperature: float, chunk: int | None, teacher: Teacher, teacher_transform) -> None:
+    if teacher_transform is not None and teacher.hidden is None:
+        raise ValueError("teacher_transform: there are no logits of a teacher to transform")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk: expected a number of rows from 1 on, or None, got {chunk!r}")
-    label = None if label is None else label.reshape(N).long()
+
+
+def _weighing(label, weights: Tensor, row_weight: Tensor | None, denominators, heads: Heads, leading):
+    """label (N,), weights, row_weight (N,) or (K,N), denominators."""
+    first, K, N = heads.hidden[0], heads.K, heads.N
+    given = None if denominators is None else as_tensor("denominators", denominators, first)
+    check_weights(first, K, leading, weights, row_weight, given)
+    if label is not None:
+        expect("label", label, LABELS, (leading,), first)
+        label = label.reshape(N).long()
     if row_weight is not None:
         row_weight = row_weight if row_weight.is_floating_point() else row_weight.float()
         row_weight = row_weight.reshape(N if row_weight.shape == leading else (K, N))
-    totals = _denominators(label, row_weight, N, first) if given is None else given
-    loss = Loss(label, weights, row_weight, totals, float(temperature), code, beta)
-    rows = chunk or linear_chunks.chunk_rows(heads, teacher.weight is not None, transform is not None)
-    call = autograd_linear.Call(teacher, loss, rows, student_entropy, transform, teacher_transform)
-    wanted = torch.is_grad_enabled()
-    needs = (*(wanted and any(t.requires_grad for t in group) for group in heads),)
-    compiled = torch.compiler.is_compiling()
-    apply = autograd_linear.as_op if compiled and plain else _uncompiled if compiled else autograd_linear.apply
-    total, means, _ = apply(heads, call, needs)
-    return total, means
+    return label, weights, row_weight, _denominators(label, row_weight, N, first) if given is None else given
 
 
 @torch.compiler.disable

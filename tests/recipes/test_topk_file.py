@@ -1,4 +1,4 @@
-"""Recipes: a teacher's top-k log-probabilities on disk, and a student, or K, trained from them; a frozen teacher head."""
+"""Recipes: a teacher's top-k log-probabilities on disk, and students trained from them; a frozen teacher head."""
 
 from collections import OrderedDict
 
