@@ -1,4 +1,5 @@
 // The row kernels of one instruction set: compiled once for each, with NANONET_ISA and NANONET_VECTOR_BYTES defined.
+#include "glibc.h"
 #include "topk.h"
 
 #define NN_STRING_(x) #x

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "calls.h"
+#include "glibc.h"
 
 namespace nanonet {
 namespace {
