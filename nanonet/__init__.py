@@ -3,9 +3,9 @@
 from importlib.metadata import version
 
 from nanonet import backends
-from nanonet.ops import cohort_linear, distill_loss, distill_terms
+from nanonet.ops import TopK, cohort_linear, distill_linear_loss, distill_loss, distill_terms
 
 __version__ = version("nanonet")
-__all__ = ["cohort_linear", "distill_loss", "distill_terms"]
+__all__ = ["TopK", "cohort_linear", "distill_linear_loss", "distill_loss", "distill_terms"]
 
 backends.load()

@@ -17,6 +17,7 @@ RANKS = {
     "errors": 0,
     "reference": 1,
     "reference_linear": 1,
+    "reference_topk": 1,
     "eager": 1,
     "schemas": 1,
     "testing": 2,
@@ -47,7 +48,7 @@ RANKS = {
     "__main__": 14,
 }
 # eager is the reference under the ops' names
-WITHIN_A_RANK = {("eager", "reference"), ("reference", "reference_linear")}
+WITHIN_A_RANK = {("eager", "reference"), ("reference", "reference_linear"), ("reference_topk", "reference")}
 NEVER = {("ops", "backends"), ("backends", "ops")}
 
 

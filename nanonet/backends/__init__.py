@@ -12,6 +12,9 @@ OPS = (
     "distill_loss",
     "distill_loss_into_",
     "distill_scale_",
+    "distill_topk_terms",
+    "distill_topk_terms_backward",
+    "distill_topk_loss",
     "cohort_linear",
     "cohort_linear_backward",
 )

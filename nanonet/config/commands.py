@@ -148,6 +148,10 @@ class BenchConfig:
     linear: bool = False
     # time what stands in for other projects' losses against their own forms, on one CPU thread, instead of the loss
     swap: bool = False
+    # time TopK teachers against eager torch and against dense teachers, on one CPU thread, instead of the loss
+    topk: bool = False
+    # time the loss from hidden states against a chunked eager form and its own products, on one CPU thread
+    from_hidden: bool = False
     # shapes `KxNxC` of the loss, separated by commas; empty takes the suite's own
     shapes: str = ""
     # texts of the training steps: a folder, `pydocs` or a dataset id
