@@ -21,10 +21,11 @@ from nanonet.teacher import frozen
 from nanonet.training import checkpoint
 
 REPORT = "report.json"  # written last: a run that has it is finished
+LABEL_TYPE = "label_type.json"  # of a run on labels in memory: what type they had
 REPLACED = ".replaced"  # folder of the run that --overwrite replaces, until the new one is finished
 UNFINISHED = (checkpoint.NAME, frozen.TUNED_ENCODER, REPLACED)  # what a finished run no longer needs
 OURS = re.compile(
-    r"(config\.yaml|metrics\.jsonl|report\.json|report\.html|tensorboard|best|student-\d+(-adapter)?"
+    r"(config\.yaml|label_type\.json|metrics\.jsonl|report\.json|report\.html|tensorboard|best|student-\d+(-adapter)?"
     rf"|{re.escape(checkpoint.NAME)}|{re.escape(frozen.NAME)}|{frozen.TUNED_ENCODER})"
 )
 # what `atomic_write` and `save_student` leave behind when they are killed

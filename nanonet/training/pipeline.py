@@ -16,6 +16,7 @@ from nanonet.config import settings as parts
 from nanonet.config.check import check_train
 from nanonet.config.settings import StageSettings
 from nanonet.config.train import TrainConfig
+from nanonet.data.dataset import Dataset
 from nanonet.device import threads
 from nanonet.errors import InputError
 from nanonet.files import write
@@ -29,8 +30,10 @@ from nanonet.training.run import prepare_run
 from nanonet.training.students import check_cached_features, train_students
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, dataset: Dataset | None = None) -> dict[str, Any]:
     """Run the job that `config` describes; returns the content of `output`/report.json, {} in all processes but one.
+
+    dataset: texts that are in memory already; `data` and the columns are not looked at then
 
     Raises:
         InputError: any bad input, before `output` is touched.
@@ -51,7 +54,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     accelerator = launch(settings.general.precision, settings.general.tensorboard, folder.path)
     if incomplete:
         return _complete(folder) if accelerator.is_main_process else {}
-    run = prepare_run(settings, folder.path, accelerator)
+    run = prepare_run(settings, folder.path, accelerator, dataset)
     with run.progress, threads(settings.general.threads), ExitStack() as stack:
         if accelerator.is_main_process:
             check_cached_teacher(run)
