@@ -77,6 +77,11 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
         "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all",
     ),
     (
+        "class_weight",
+        lambda c: c.class_weight != "none" and not c.ce_weight,
+        "it weighs the labelled rows in the term that --ce-weight 0 leaves out; give one of the two",
+    ),
+    (
         "uniform_prior",
         lambda c: c.uniform_prior and c.targets != "propagation",
         "it balances propagated targets; give --targets propagation with it",

@@ -13,7 +13,17 @@ from nanonet.config.train import Divergence, Targets, TrainConfig, Tuning
 
 MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
 # settings that may differ between a run and its resumption: they do not decide the result
-FREE = {"output", "resume", "overwrite", "save_every", "threads", "tensorboard", "max_test", "teacher_cache"}
+FREE = {
+    "output",
+    "resume",
+    "overwrite",
+    "save_every",
+    "threads",
+    "tensorboard",
+    "max_test",
+    "teacher_cache",
+    "keep_teacher",
+}
 FREE |= {"max_text_bytes", "max_data_bytes"}
 
 
@@ -85,6 +95,7 @@ class LossSettings:
     relation_weight: float
     confidence: bool
     sharpen: float
+    balanced: bool
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,7 @@ def loss_settings(config: TrainConfig) -> LossSettings:
         relation_weight=config.relation_weight,
         confidence=config.confidence,
         sharpen=config.sharpen,
+        balanced=config.class_weight == "balanced",
     )
 
 
@@ -237,6 +249,19 @@ def general_settings(config: TrainConfig) -> GeneralSettings:
     )
 
 
+def stage_settings(config: TrainConfig) -> StageSettings:
+    """The settings of every stage of the run that `config` describes."""
+    return StageSettings(
+        data=data_settings(config),
+        teacher=teacher_settings(config),
+        cohort=cohort_settings(config),
+        loss=loss_settings(config),
+        optimizer=optimizer_settings(config),
+        batches=batch_settings(config),
+        general=general_settings(config),
+    )
+
+
 def changes(old: Mapping[str, Any], config: TrainConfig) -> str:
     """Which settings that decide the result differ between a run's config.yaml and `config`; "" if none does.
 
@@ -245,6 +270,6 @@ def changes(old: Mapping[str, Any], config: TrainConfig) -> str:
     pairs = {
         name: (old.get(name, getattr(TrainConfig, name)), value)
         for name, value in dataclasses.asdict(config).items()
-        if name not in FREE
+        if name not in FREE and (name, value) != ("precision", "auto")  # a run stores what that chose
     }
     return ", ".join(f"{name} {before!r} -> {now!r}" for name, (before, now) in pairs.items() if before != now)

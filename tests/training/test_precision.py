@@ -1,0 +1,88 @@
+"""`--precision auto`: the faster dtype is chosen once, stored, and changes nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from nanonet.config.settings import stage_settings
+from nanonet.config.train import TrainConfig
+from nanonet.training import checkpoint, precision
+from nanonet.training.launch import launch
+from nanonet.training.pipeline import train
+from nanonet.training.run import prepare_run
+
+
+@pytest.fixture
+def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
+    names = {"output": tmp_path / "run", "data": tiny_data, "teacher": tiny_encoder}
+    settings = dict(labels_per_class=5, teacher_steps=2, steps=6, max_tokens=32, targets="classifier", views="dropout")
+    return TrainConfig(**{name: str(path) for name, path in names.items()}, **settings, precision="auto")
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "student-0" / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [
+        ({"float32": 1.0, "bfloat16": 0.95}, "float32"),  # not faster by a tenth
+        ({"float32": 1.0, "bfloat16": 0.8}, "bfloat16"),
+        ({"float32": 1.0}, "float32"),  # a device without bfloat16
+    ],
+)
+def test_the_faster_dtype_trains_the_same_weights_as_when_it_is_named(
+    config: TrainConfig, times: dict[str, float], chosen: str, monkeypatch, capsys
+) -> None:
+    measure = precision.step_times
+    monkeypatch.setattr(precision, "step_times", lambda run: measure(run) and times)
+    report = train(config)
+    assert report["config"]["precision"] == chosen
+    assert f"--precision auto: {chosen} (a step takes float32 1000.0 ms" in capsys.readouterr().err
+    named = dataclasses.replace(config, output=config.output + "-named", precision=chosen)
+    train(named)
+    assert same(weights(config.output), weights(named.output))
+    other = dataclasses.replace(
+        named, output=config.output + "-other", precision={"float32": "bfloat16", "bfloat16": "float32"}[chosen]
+    )
+    train(other)
+    assert not same(weights(config.output), weights(other.output))
+
+
+def test_a_resumed_run_keeps_its_dtype(config: TrainConfig, monkeypatch) -> None:
+    config = dataclasses.replace(config, save_every=2)
+    monkeypatch.setattr(precision, "step_times", lambda run: {"float32": 1.0, "bfloat16": 0.5})
+    whole = dataclasses.replace(config, output=config.output + "-whole")
+    train(whole)
+    save = checkpoint.save
+
+    def stop(*arguments) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("nanonet.training.loop.save", stop)
+        train(config)
+    assert yaml.safe_load((Path(config.output) / "config.yaml").read_text())["precision"] == "bfloat16"
+    monkeypatch.setattr(precision, "step_times", lambda run: pytest.fail("measured again"))
+    train(dataclasses.replace(config, resume=True))
+    assert same(weights(config.output), weights(whole.output))
+
+
+def test_measuring_leaves_no_trace(config: TrainConfig) -> None:
+    run = prepare_run(stage_settings(config), Path(config.output), launch("auto", False, Path(config.output)))
+    before, state = {name: t.clone() for name, t in run.cohort.state_dict().items()}, torch.get_rng_state()
+    times = precision.step_times(run)
+    assert times.keys() == {"float32", "bfloat16"} and min(times.values()) > 0
+    assert same(before, run.cohort.state_dict()) and torch.equal(state, torch.get_rng_state())
+    assert not run.cohort.training and all(p.grad is None for p in run.cohort.parameters())
