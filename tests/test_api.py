@@ -164,6 +164,8 @@ DATALESS = (
 
 @pytest.mark.parametrize("name", DATALESS.split())
 def test_a_check_of_scikit_learn_passes(name: str) -> None:
+    if not hasattr(estimator_checks, name):
+        pytest.skip("not in this scikit-learn")
     getattr(estimator_checks, name)("Distiller", Distiller())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +21,7 @@ ROUNDS = 3  # timed after one that warms up; the fastest counts
 GAIN = 0.9  # bfloat16 is taken where a step needs less than this fraction of the time
 
 
-def choose_precision(run: Run) -> str:
+def choose_precision(run: Run) -> Any:
     """float32, or bfloat16 where it is faster by a tenth: forward and backward of the students are timed. The first
     process decides for all."""
     chosen = [""]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +23,10 @@ from nanonet.training.run import prepare_run
 @pytest.fixture
 def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
     names = {"output": tmp_path / "run", "data": tiny_data, "teacher": tiny_encoder}
-    settings = dict(labels_per_class=5, teacher_steps=2, steps=6, max_tokens=32, targets="classifier", views="dropout")
-    return TrainConfig(**{name: str(path) for name, path in names.items()}, **settings, precision="auto")
+    settings = dict(labels_per_class=5, teacher_steps=0, steps=4, students=1, save_every=2, max_tokens=32)
+    return TrainConfig(
+        **{name: str(path) for name, path in names.items()}, **settings, targets="classifier", precision="auto"
+    )
 
 
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -41,29 +45,17 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
         ({"float32": 1.0}, "float32"),  # a device without bfloat16
     ],
 )
-def test_the_faster_dtype_trains_the_same_weights_as_when_it_is_named(
-    config: TrainConfig, times: dict[str, float], chosen: str, monkeypatch, capsys
-) -> None:
-    measure = precision.step_times
-    monkeypatch.setattr(precision, "step_times", lambda run: measure(run) and times)
-    report = train(config)
-    assert report["config"]["precision"] == chosen
+def test_the_faster_dtype_is_chosen(times: dict[str, float], chosen: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(precision, "step_times", lambda run: times)
+    run: Any = SimpleNamespace(accelerator=launch("auto", False, tmp_path))
+    assert precision.choose_precision(run) == chosen
     assert f"--precision auto: {chosen} (a step takes float32 1000.0 ms" in capsys.readouterr().err
-    named = dataclasses.replace(config, output=config.output + "-named", precision=chosen)
+
+
+def test_a_run_is_that_of_the_chosen_dtype_even_if_it_is_resumed(config: TrainConfig, monkeypatch) -> None:
+    named = dataclasses.replace(config, output=config.output + "-named", precision="bfloat16")
     train(named)
-    assert same(weights(config.output), weights(named.output))
-    other = dataclasses.replace(
-        named, output=config.output + "-other", precision={"float32": "bfloat16", "bfloat16": "float32"}[chosen]
-    )
-    train(other)
-    assert not same(weights(config.output), weights(other.output))
-
-
-def test_a_resumed_run_keeps_its_dtype(config: TrainConfig, monkeypatch) -> None:
-    config = dataclasses.replace(config, save_every=2)
     monkeypatch.setattr(precision, "step_times", lambda run: {"float32": 1.0, "bfloat16": 0.5})
-    whole = dataclasses.replace(config, output=config.output + "-whole")
-    train(whole)
     save = checkpoint.save
 
     def stop(*arguments) -> None:
@@ -75,8 +67,8 @@ def test_a_resumed_run_keeps_its_dtype(config: TrainConfig, monkeypatch) -> None
         train(config)
     assert yaml.safe_load((Path(config.output) / "config.yaml").read_text())["precision"] == "bfloat16"
     monkeypatch.setattr(precision, "step_times", lambda run: pytest.fail("measured again"))
-    train(dataclasses.replace(config, resume=True))
-    assert same(weights(config.output), weights(whole.output))
+    report = train(dataclasses.replace(config, resume=True))
+    assert report["config"]["precision"] == "bfloat16" and same(weights(config.output), weights(named.output))
 
 
 def test_measuring_leaves_no_trace(config: TrainConfig) -> None:
