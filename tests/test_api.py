@@ -18,10 +18,12 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import estimator_checks
 from support.text import read_jsonl, write_files
+from transformers import AutoTokenizer, pipeline
 
 import nanonet
 from nanonet import Distiller
 from nanonet.cli.main import main
+from nanonet.cnn_model import CnnConfig, CnnForSequenceClassification
 from nanonet.config.train import TrainConfig
 from nanonet.data.memory import as_list, from_names, label_list, label_type
 
@@ -269,6 +271,28 @@ def test_load_gives_a_classifier(trained_run: Path, rows: Rows) -> None:
             classifier.predict(wrong)
     with pytest.raises(ValueError, match="^model .*does not exist"):
         nanonet.load(trained_run / "none")
+
+
+def test_a_pipeline_takes_what_is_exported(trained_run: Path, tiny_encoder: Path, tmp_path: Path, rows: Rows) -> None:
+    torch.manual_seed(0)
+    config = CnnConfig(vocab_size=100, embedding_size=8, hidden_size=8, num_hidden_layers=2, num_labels=3)
+    CnnForSequenceClassification(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
+    texts = [row["text"] for row in rows[:9]]
+    for folder in (trained_run / "best", tmp_path):
+        classifier = nanonet.load(folder)
+        answers = pipeline("text-classification", model=str(folder))(texts)
+        assert [answer["label"] for answer in answers] == classifier.predict(texts)
+        assert np.allclose([answer["score"] for answer in answers], classifier.predict_proba(texts).max(1), atol=1e-5)
+
+
+def test_predicting_loads_nothing_that_trains() -> None:
+    code = (
+        "import nanonet.inference.predict, sys\n"
+        "print([m for m in ('sklearn', 'peft', 'matplotlib', 'pandas', 'transformers.trainer', 'nanonet.training')"
+        " if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 def test_importing_nanonet_loads_torch_alone() -> None:
