@@ -95,7 +95,7 @@ class LossSettings:
     relation_weight: float
     confidence: bool
     sharpen: float
-    balanced: bool
+    class_weight: Literal["none", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class GeneralSettings:
     tensorboard: bool
     threads: int
     save_every: int
+    keep_teacher: bool
     resume: bool
     digest: str
 
@@ -211,7 +212,7 @@ def loss_settings(config: TrainConfig) -> LossSettings:
         relation_weight=config.relation_weight,
         confidence=config.confidence,
         sharpen=config.sharpen,
-        balanced=config.class_weight == "balanced",
+        class_weight=config.class_weight,
     )
 
 
@@ -244,6 +245,7 @@ def general_settings(config: TrainConfig) -> GeneralSettings:
         tensorboard=config.tensorboard,
         threads=config.threads,
         save_every=config.save_every,
+        keep_teacher=config.keep_teacher,
         resume=config.resume,
         digest=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
     )

@@ -77,7 +77,7 @@ def _trainer(
         trained["teacher"] = (online.model, teacher_optimizer)
         peaks["teacher"] = TEACHER_LEARNING_RATE[online.model.tuning]
     count = rows.labelled
-    weight = balanced_weight(rows.label, cohort.model.config.num_labels) if loss.balanced else None  # type: ignore[arg-type]
+    weight = balanced_weight(rows.label, cohort.model.config.num_labels) if loss.class_weight == "balanced" else None  # type: ignore[arg-type]
     plan = BatchPlan(
         rows.label[:count].tolist(),
         rows.encoded.lengths[count:],

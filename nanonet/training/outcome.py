@@ -31,7 +31,7 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     logits = test_logits(run, teacher)
     run.ensure_ours()
     export_students(run, best)
-    if config.keep_teacher:
+    if run.settings.general.keep_teacher:
         export_teacher(run, teacher)
     run.ensure_ours()
     facts = summary.Facts(
