@@ -273,6 +273,22 @@ def test_load_gives_a_classifier(trained_run: Path, rows: Rows) -> None:
         nanonet.load(trained_run / "none")
 
 
+@pytest.mark.parametrize("mode", ["frozen", "online"])
+def test_a_class_weight_changes_the_loss_of_the_labels(mode: str, distiller: Distiller, rows: Rows) -> None:
+    rare = [row for row in rows if row["label"] != "food"] + [row for row in rows if row["label"] == "food"][:4]
+    settings = {"teacher_mode": mode, "steps": 1, "students": 1, "labelled_batch": 99}
+    settings |= {"teacher_steps": 0, "targets": "classifier"} if mode == "frozen" else {"targets": "auto"}
+    settings |= {"teacher_steps": TrainConfig.teacher_steps} if mode == "online" else {}
+    first = []
+    for weight in ("none", "balanced"):
+        run = clone(distiller).set_params(class_weight=weight, **settings)
+        run.fit([row["text"] for row in rare], [row["label"] for row in rare])
+        first.append(read_jsonl(run.folder_ / "metrics.jsonl")[0])
+    for name in ("ce", "teacher_ce") if mode == "online" else ("ce",):
+        assert first[0][name] != first[1][name]
+    assert first[0]["peers"] == first[1]["peers"]
+
+
 def test_a_pipeline_takes_what_is_exported(trained_run: Path, tiny_encoder: Path, tmp_path: Path, rows: Rows) -> None:
     torch.manual_seed(0)
     config = CnnConfig(vocab_size=100, embedding_size=8, hidden_size=8, num_hidden_layers=2, num_labels=3)
