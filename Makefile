@@ -9,11 +9,16 @@ JOBS ?= 2
 MODULE := build/module/_C
 export NANONET_BUILD_DIR := build/module
 
-.PHONY: help demo test test-all lint native sanitize wheel docs clean
+# what the dependencies are used for: models, cohorts, teachers, training, adapters, reports, the estimator
+FLOOR_TESTS ?= tests/test_api.py tests/models tests/inference tests/cohort/test_extract.py tests/cohort/test_lora.py \
+	tests/cohort/test_stack.py tests/teacher tests/report tests/training/test_precision.py
+
+.PHONY: help demo test test-all floors lint native sanitize wheel docs clean
 help:
 	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
 	@echo "make test      set up .venv, then lint, types, C++ tests and Python tests"
 	@echo "make test-all  the same with every cell of the slow grids: before a release, or after a change of a kernel"
+	@echo "make floors    run some of the tests with the oldest versions of the dependencies (floors.txt)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make native    the C++ tests alone"
 	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -67,6 +72,14 @@ test: lint native
 test-all: lint native
 	@echo "== tests, the slow ones too"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal
+
+# In a virtual environment of its own, which holds an installed nanonet: .venv and the tree stay as they are.
+floors:
+	$(PYTHON) -m venv build/floors
+	build/floors/bin/pip install -q -c floors.txt torch setuptools wheel cmake ninja pybind11
+	PATH="$(CURDIR)/build/floors/bin:$$PATH" build/floors/bin/pip install -q -c floors.txt --no-build-isolation '.[demo]'
+	build/floors/bin/pip install -q -c floors.txt pytest hypothesis pandas
+	OMP_NUM_THREADS=1 build/floors/bin/pytest -q -p no:cacheprovider $(FLOOR_TESTS)
 
 sanitize: .venv/base
 	@echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"

@@ -44,6 +44,7 @@ RANKS = {
     "report": 10,
     "training": 11,
     "benchmarks": 12,
+    "api": 12,
     "cli": 13,
     "__main__": 14,
 }

@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from nanonet.config import settings as parts
 from nanonet.config.check import check_train
-from nanonet.config.settings import StageSettings
+from nanonet.config.settings import stage_settings
 from nanonet.config.train import TrainConfig
+from nanonet.data.dataset import Dataset
 from nanonet.device import threads
 from nanonet.errors import InputError
 from nanonet.files import write
@@ -27,12 +27,15 @@ from nanonet.training.frozen_teacher import check_cached_teacher, ensure_teacher
 from nanonet.training.launch import launch
 from nanonet.training.outcome import finish
 from nanonet.training.output_folder import REPORT, OutputFolder
+from nanonet.training.precision import choose_precision, with_precision
 from nanonet.training.run import prepare_run
 from nanonet.training.students import check_cached_features, train_students
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, dataset: Dataset | None = None) -> dict[str, Any]:
     """Run the job that `config` describes; returns the content of `output`/report.json, {} in all processes but one.
+
+    dataset: texts that are in memory already; `data` and the columns are not looked at then
 
     Raises:
         InputError: any bad input, before `output` is touched.
@@ -40,20 +43,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_train(config)
     folder = OutputFolder(config)
     folder.check()
-    settings = StageSettings(
-        data=parts.data_settings(config),
-        teacher=parts.teacher_settings(config),
-        cohort=parts.cohort_settings(config),
-        loss=parts.loss_settings(config),
-        optimizer=parts.optimizer_settings(config),
-        batches=parts.batch_settings(config),
-        general=parts.general_settings(config),
-    )
+    if config.precision == "auto" and config.resume:
+        config = replace(config, precision=folder.stored_precision())
+    settings = stage_settings(config)
     incomplete = folder.lacks_last_files()
     accelerator = launch(settings.general.precision, settings.general.tensorboard, folder.path)
     if incomplete:
         return _complete(folder) if accelerator.is_main_process else {}
-    run = prepare_run(settings, folder.path, accelerator)
+    run = prepare_run(settings, folder.path, accelerator, dataset)
+    if config.precision == "auto":
+        config = replace(config, precision=choose_precision(run))
+        settings = stage_settings(config)
+        accelerator = launch(settings.general.precision, settings.general.tensorboard, folder.path)
+        run = with_precision(run, settings, accelerator)
+    folder = OutputFolder(config)
     with run.progress, threads(settings.general.threads), ExitStack() as stack:
         if accelerator.is_main_process:
             check_cached_teacher(run)
