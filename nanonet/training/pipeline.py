@@ -40,6 +40,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     folder.check()
     settings = StageSettings(
         data=parts.data_settings(config),
+        soft_labels=parts.soft_label_settings(config),
         teacher=parts.teacher_settings(config),
         cohort=parts.cohort_settings(config),
         loss=parts.loss_settings(config),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,13 +60,12 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch, K: int = 2, test: bool =
         "divergence": [0.5] * K,
         "agreement": [0.25] * K,
         "best": K - 1,
+        "teacher": "news-encoder",
+        "parameters": 4_000,
     }
-    teacher: Any = SimpleNamespace(parameters=lambda: iter([torch.empty(50, 80)]))
     cohort: Any = nn.Linear(1, 1)
     choice = Choice("diffusion", 1.0, {"diffusion": 0.8, "classifier": 0.7}, 10)
-    write_report(
-        folder, Facts(**values | facts), cohort, teacher, choice, outcome, LABELS if test else [], {"fit": 2.0}
-    )
+    write_report(folder, Facts(**values | facts), cohort, choice, outcome, LABELS if test else [], {"fit": 2.0})
     return json.loads((folder / "report.json").read_text())
 
 
