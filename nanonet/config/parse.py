@@ -130,7 +130,9 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
                 )
                 continue
         if not isinstance(value, yaml.ScalarNode):
-            raise InputError(f"{where}: {name} is a list or mapping; give {_takes(kinds[name])}, in quotes if need be")
+            raise InputError(
+                f"{where}: {name} is a list or mapping; give {_takes(_item(kinds[name]) or kinds[name])}, in quotes if need be"
+            )
         empty = value.tag == NULL
         source = f"{where}: {name} {value.value}".rstrip()
         settings[name] = _convert(kinds[name], None if empty else value.value, source)

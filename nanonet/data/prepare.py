@@ -98,6 +98,12 @@ def draw(config: DataSettings, classes: Sequence[str] = (), given: SoftLabelFile
     places = [(split, row) for split in free for row in range(len(split.texts))]
     if given:
         places = _with_soft_labels(places, given)
+        if 0 < config.max_unlabelled < len(places):
+            note(
+                f"{config.max_unlabelled} of {len(places)} texts with soft labels are used; --max-unlabelled 0 uses all"
+            )
+    if not few.texts and not places:
+        raise InputError(f"--data {config.data}: there is no text to train on; give texts by --unlabelled")
     order = np.random.default_rng([config.seed, 1]).permutation(len(places))
     chosen = [places[i] for i in (order[: config.max_unlabelled] if config.max_unlabelled else order)]
     validation = min(VALIDATION_ROWS, len(chosen) // 10)

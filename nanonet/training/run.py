@@ -21,7 +21,6 @@ from nanonet.cohort.views import parse_views
 from nanonet.config.settings import StageSettings
 from nanonet.data.batches import Encoded
 from nanonet.data.prepare import RunData, draw
-from nanonet.errors import InputError
 from nanonet.inference.forward import run
 from nanonet.models.checks import check_encoder
 from nanonet.progress import Progress
@@ -104,8 +103,6 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator)
     if settings.general.teacher_cache:
         teacher_cache.ensure_writable(Path(settings.general.teacher_cache).expanduser())
     labelled = int((data.label >= 0).sum())
-    if not len(data.rows):
-        raise InputError(f"--data {settings.data.data}: there is no text to train on; give texts by --unlabelled")
     unlabelled = len(data.rows) - labelled
     check_parts(settings.batches, settings.loss.relation_weight, labelled, unlabelled, accelerator.num_processes)
     with students.named():

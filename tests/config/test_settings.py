@@ -73,6 +73,9 @@ def test_changes_between_a_run_and_its_resumption() -> None:
     stored = dataclasses.asdict(config)
     assert changes(stored, config) == "" == changes(stored, dataclasses.replace(config, threads=2, save_every=5))
     assert changes(stored, dataclasses.replace(config, tuning="bias")) == "tuning 'full' -> 'bias'"
+    assert changes(stored | {"soft_labels": []}, config) == ""  # as YAML reads a tuple
+    other = dataclasses.replace(config, soft_labels=("a.csv",))
+    assert changes(stored, other) == "soft_labels [] -> ['a.csv']" and changes(dataclasses.asdict(other), other) == ""
     del stored["beta"]  # a run of a version without this setting
     assert changes(stored, config) == ""
     assert changes(stored, dataclasses.replace(config, beta=0.3)) == "beta None -> 0.3"

@@ -237,4 +237,14 @@ def test_texts_meet_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         draw(replace(settings, data=str(tmp_path / "less.csv")), files.classes, files)
     further = replace(settings, data=str(tmp_path / "less.csv"), unlabelled=str(tmp_path / "data.csv"))
     assert len(draw(further, files.classes, files).rows.texts) == 5
-    assert draw(replace(settings, data="pydocs"), files.classes, files).name == "soft"  # the texts alone
+    alone = replace(settings, data="pydocs", max_unlabelled=2)
+    assert draw(alone, files.classes, files).name == "soft"
+    assert "2 of 3 texts with soft labels are used; --max-unlabelled 0 uses all" in capsys.readouterr().err
+
+
+def test_soft_labels_of_test_rows_alone_train_nothing(tmp_path: Path) -> None:
+    folder = write_files(tmp_path, {"soft.csv": "text,x,y\na,1,0\n", "d/test.csv": "text,label\na,x\nb,y\n"})
+    write_files(tmp_path, {"d/unlabelled.csv": "text\nc\n"})
+    files = read(folder, "soft.csv")
+    with pytest.raises(InputError, match="there is no text to train on; give texts by --unlabelled"):
+        draw(data_settings(TrainConfig(data=str(tmp_path / "d"))), files.classes, files)
