@@ -121,21 +121,16 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
             raise InputError(f"{where}: no such key {shown!r}{_nearest(name, kinds)}; delete it or spell it right")
         if name in settings:
             raise InputError(f"{where}: {name} stands there twice; keep one")
-        if _item(kinds[name]):
-            items = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            if all(isinstance(item, yaml.ScalarNode) for item in items):
-                written = [item.value for item in items if item.tag != NULL]
-                settings[name] = tuple(
-                    _convert(_item(kinds[name]), item, f"{where}: {name} {item}") for item in written
-                )
-                continue
-        if not isinstance(value, yaml.ScalarNode):
-            raise InputError(
-                f"{where}: {name} is a list or mapping; give {_takes(_item(kinds[name]) or kinds[name])}, in quotes if need be"
-            )
-        empty = value.tag == NULL
-        source = f"{where}: {name} {value.value}".rstrip()
-        settings[name] = _convert(kinds[name], None if empty else value.value, source)
+        item = _item(kinds[name])
+        nodes = value.value if item and isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(node, yaml.ScalarNode) for node in nodes):
+            takes = _takes(item or kinds[name])
+            raise InputError(f"{where}: {name} is a list or mapping; give {takes}, in quotes if need be")
+        given = [None if node.tag == NULL else node.value for node in nodes]
+        if item:
+            settings[name] = tuple(_convert(item, one, f"{where}: {name} {one}") for one in given if one is not None)
+        else:
+            settings[name] = _convert(kinds[name], given[0], f"{where}: {name} {value.value}".rstrip())
     return settings
 
 

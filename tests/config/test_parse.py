@@ -54,5 +54,5 @@ def test_what_several_values_are_not(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--soft-label-weights half: give a number$"):
         parsed("--soft-label-weights", "1", "half")
     (tmp_path / "r.yaml").write_text("soft_label_weights: [1, [2]]\n")
-    with pytest.raises(InputError, match=r"line 1: soft_label_weights is a list or mapping; give"):
+    with pytest.raises(InputError, match=r"line 1: soft_label_weights is a list or mapping; give a number"):
         read_yaml(TrainConfig, str(tmp_path / "r.yaml"))
