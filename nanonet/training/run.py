@@ -36,7 +36,8 @@ class Run:
     """What the stages of a run share.
 
     source: where the soft labels come from; it may have other tokens than the students
-    tokenizer, data: the students' tokenizer, and all rows in its tokens; student_key: fingerprint of their encoder
+    tokenizer, data: the students' tokenizer, and all rows in its tokens; student_key: fingerprint of their encoder,
+        "" where it is the source's
     views, mapping: view of each student, and the layers that it starts from
     online: the teacher that trains beside its students, in the online mode
     ensure_ours: raises if another run has replaced the output folder
@@ -99,7 +100,7 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator)
     texts = draw(settings.data, known.names, known.files)
     data = students.tokenise(texts, settings.data.max_tokens)
     settings = settings.with_steps(len(data.classes))
-    source = make_source(settings, known, texts, students, accelerator, progress)
+    source = make_source(settings, known, texts, students, data, accelerator, progress)
     if settings.general.teacher_cache:
         teacher_cache.ensure_writable(Path(settings.general.teacher_cache).expanduser())
     labelled = int((data.label >= 0).sum())
@@ -108,6 +109,7 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator)
     with students.named():
         check_encoder(students.model, layers=wanted.student != "cnn")
         cohort, online = _build_models(settings, students.model, mapping, data.classes)
+    teacher_is_base = flag == TEACHER and not known.files  # and in the fingerprint of the source
     return Run(
         settings=settings,
         folder=folder,
@@ -115,7 +117,7 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator)
         progress=progress,
         tokenizer=students.tokenizer,
         data=data,
-        student_key=teacher_cache.fingerprint_of_encoder(students.model, data.rows),
+        student_key=teacher_cache.fingerprint_of_encoder(students.model, data.rows) if not teacher_is_base else "",
         source=source,
         views=views,
         mapping=mapping,

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from nanonet.config.settings import StageSettings
 from nanonet.data.classes import check_class_map, match_classes, read_class_map, rename_classes
 from nanonet.data.lines import Limits
-from nanonet.data.prepare import RunTexts
+from nanonet.data.prepare import RunData, RunTexts
 from nanonet.data.soft_label_files import SoftLabelFiles, read_soft_labels
 from nanonet.errors import InputError
 from nanonet.inference.classifier import Classifier
@@ -69,10 +69,14 @@ def make_source(
     known: KnownClasses,
     texts: RunTexts,
     students: Pretrained,
+    data: RunData,
     accelerator: Accelerator,
     progress: Progress,
 ) -> EncoderSource | LogitSource:
-    """The source of the soft labels. students: what they start from, which may be the teacher's encoder as well.
+    """The source of the soft labels.
+
+    students, data: what they start from, which may be the teacher's encoder as well,
+    and all rows in its tokens.
 
     Raises:
         InputError: other classes than the data's, or an encoder or labels that will not do.
@@ -89,8 +93,10 @@ def make_source(
         encoder = Encoder(teacher.model, "head", teacher.tokenizer.pad_token_id, accelerator.device, autocast)
         data = teacher.tokenise(texts, settings.data.max_tokens)
         return head_source(order, encoder, data, settings.teacher, progress, name)
-    teacher = students if students.flag == TEACHER else load_pretrained(name, TEACHER)
-    data = teacher.tokenise(texts, settings.data.max_tokens)
+    teacher = students
+    if students.flag != TEACHER:
+        teacher = load_pretrained(name, TEACHER)
+        data = teacher.tokenise(texts, settings.data.max_tokens)
     check_encoder(teacher.model, layers=settings.teacher.tuned)
     check_labels(data.label)
     pooling = pooling_of(*find_model(name))
