@@ -1,5 +1,6 @@
 // The row kernels of one instruction set: compiled once for each, with NANONET_ISA and NANONET_VECTOR_BYTES defined.
 #include "distill.h"
+#include "glibc.h"
 
 #define NN_STRING_(x) #x
 #define NN_STRING(x) NN_STRING_(x)
