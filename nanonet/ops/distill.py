@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanonet import eager
-from nanonet.ops.autograd import AUTOGRAD
+from nanonet.ops.autograd import AUTOGRAD, FUNC
 from nanonet.ops.check import Logits, as_tensor, check_divergence, check_logits, check_weights
 
 
@@ -59,7 +59,7 @@ def distill_terms(
     Raises:
         TypeError, ValueError: an argument of another kind, dtype, shape or device; a label outside [0,C) on the
             CPU (NaN on a GPU); a teacher that requires grad; mse with a temperature; a beta that means nothing.
-        RuntimeError: on a second derivative, which is not implemented, and under torch.func's transforms.
+        RuntimeError: on a second derivative, which is not implemented; under torch.func.vmap (torch.func.grad works).
 
     Error: at most twice that of the reference in the same dtype, both against float64 (tests/ops/test_distill.py).
     Source: Zhang et al. 2018 (arXiv 1706.00384), eq. 1-8, for the peers; Hinton et al. 2015 for tau^2; Agarwal et al.
@@ -142,10 +142,11 @@ def _call(name: str, *arguments: Any) -> Any:
     try:
         return AUTOGRAD[name](*arguments)
     except RuntimeError as error:
-        if "setup_context" in str(error):  # what torch.func would have of an autograd.Function
-            line = "distill_terms and distill_loss do not work under torch.func: use torch.autograd.grad"
-            raise RuntimeError(line) from None
-        raise
+        if "setup_context" not in str(error):  # what torch.func would have of an autograd.Function
+            raise
+    if name not in FUNC:
+        raise RuntimeError("a list of students does not work under torch.func: stack them")
+    return FUNC[name](*arguments)
 
 
 @torch.no_grad()
