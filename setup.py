@@ -3,7 +3,7 @@ pyproject.toml.
 
 _C_cuda is built where torch has CUDA and nvcc is found. The environment variable NANONET_CUDA=0 leaves it out,
 NANONET_CUDA=1 builds it whatever torch is. NANONET_CUDA_ARCHES (such as 90a, or 80;90a) chooses the architectures,
-CUDACXX names another nvcc."""
+CUDACXX names another nvcc. NANONET_BUILD_DIR is a folder that keeps the compiled files from one build to the next."""
 
 import os
 import shutil
@@ -46,12 +46,12 @@ class CMakeBuild(build_ext):
             raise SystemExit(
                 f"nanonet: {error}. Install torch and pybind11, then build with --no-build-isolation"
             ) from None
-        cuda = ext.name == "nanonet._C_cuda"
+        module = ext.name.rpartition(".")[2]
+        cuda = module == "_C_cuda"
         if cuda and not wants_cuda():
             return
-        module = ext.name.rpartition(".")[2]
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve()
+        build = Path(os.environ.get("NANONET_BUILD_DIR", self.build_temp), module).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DNANONET_MODULE=ON",

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanonet import distill_loss, reference
-from nanonet.backends import triton
+from nanonet.backends import gate, triton
 from nanonet.benchmarks.measure import (
     copy_of,
     each_ms,
@@ -230,7 +230,9 @@ def timed(
         for name, values in graphs.items():
             yield f"{name.removesuffix('-op')}-graph", values, graphs.get("memcpy"), None
     reused.clear()  # frees their buffers
-    alone = {"nanonet-op-fresh": op_fresh(*inputs), "triton-op": op_triton(*inputs), "terms-op": op_terms(*inputs)}
+    alone = {"nanonet-op-fresh": op_fresh(*inputs), "terms-op": op_terms(*inputs)}
+    if gate.TRITON in gate.passed(torch.cuda.current_device()):
+        alone["triton-op"] = op_triton(*inputs)
     for name, values in each_ms({**runs, **alone}, clock, {*runs, *alone} - {"nanonet"}):
         yield name, values, copy, round(peak_mb(runs[name], device), 3) if name in runs else None
 

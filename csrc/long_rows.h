@@ -91,13 +91,18 @@ struct LongRow {
     const auto pad = [&](bool near) {
       for (const Chunk<F>& of : here)
         for (F* at = of.pads[0]; at < of.pads[1]; ++at)
-          *at = near && kLargest > of.top && of.top > -kLargest ? of.top + F(kNearLowest + 20) / c : kLowest;
+          *at = near && kLargest > of.top && of.top > -kLargest ? of.top + F(kNearLowest + 2) / c : kLowest;
     };
     pad(true);
     if (!deep && sweep_from<kKeep, true>(chunk, x)) return;
     deep = true;
     pad(false);
     sweep_from<kKeep, false>(chunk, x);
+  }
+
+  template <bool kKeep>
+  void sweep_chunk(int64_t chunk) {
+    if (!sweep_in_place<kKeep>(chunk)) sweep_staged<kKeep>(chunk);
   }
 
   // Brings the chunks' sums to the row's maximum; fills the factors that do the same to e.
@@ -168,10 +173,7 @@ struct LongRow {
   template <bool kGradient>
   void run() {
     const bool keep = kGradient || general();
-    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
-      if (keep ? sweep_in_place<true>(chunk) : sweep_in_place<false>(chunk)) continue;
-      keep ? sweep_staged<true>(chunk) : sweep_staged<false>(chunk);
-    }
+    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) keep ? sweep_chunk<true>(chunk) : sweep_chunk<false>(chunk);
     double highest[R], S[R], S1[K], T[K], P[K][K], below[K], log_sum[R], log_S1[K], ce[K], teacher[K], peers[K];
     combine(highest, S, S1, T, P);
     for (int k = 0; k < K; ++k) below[k] = power > 0 ? double(element<F>(*source[k], n, y)) - highest[k] : 0;

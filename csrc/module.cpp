@@ -8,8 +8,9 @@
 #define NN_STRING(x) NN_STRING_(x)
 
 static pybind11::dict build_info() {
-  pybind11::list compiled, architectures;
+  pybind11::list compiled, supported, architectures;
   for (const nanonet::Kernels* kernels : nanonet::kernels_compiled()) compiled.append(kernels->name);
+  for (const nanonet::Kernels* kernels : nanonet::kernels_supported()) supported.append(kernels->name);
   pybind11::dict info;
   info["version"] = NN_STRING(NANONET_VERSION);
 #if defined(__clang__)
@@ -18,6 +19,7 @@ static pybind11::dict build_info() {
   info["compiler"] = "gcc " __VERSION__;
 #endif
   info["isa_compiled"] = compiled;
+  info["isa_supported"] = supported;
   info["isa_in_use"] = nanonet::kernels_in_use().name;
   info["cuda_arches"] = architectures;
   return info;
@@ -28,6 +30,6 @@ PYBIND11_MODULE(_C, module) {
   nanonet::kernels_in_use();
   nanonet::Pool::instance();
   module.doc() = "The compiled CPU kernels of nanonet.";
-  module.def("build_info", &build_info, "Version, compiler, instruction sets compiled in and in use, CUDA architectures.");
+  module.def("build_info", &build_info, "Version, compiler, instruction sets compiled in, supported by this CPU, and in use, CUDA architectures.");
   module.def("release_pool", [] { return nanonet::Pool::instance().release(); }, "Free what waits for the next gradient.");
 }

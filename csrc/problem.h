@@ -43,6 +43,17 @@ struct Rows {
   }
 };
 
+// What becomes of the classes that such a teacher does not name; the numbers of nanonet/reference_topk.py.
+enum Tail : int64_t { kLeftOut, kBucket, kRenormalised, kTails };
+
+// A teacher that is known by its k likeliest classes.
+struct TopTeacher {
+  int64_t k;
+  const int64_t* ids;  // (N,k), each class once; -1: none
+  const void* log_p;   // (N,k) real
+  int64_t tail;
+};
+
 // The loss of N rows of C classes and K students. "real" is double for a float64 student and float for the rest.
 struct Problem {
   int64_t K, N, C;
@@ -58,6 +69,7 @@ struct Problem {
   void* stats;               // (K+1,N,4) real: written by terms (unless null), read by backward
   char* dstudent;            // (K,N,C) in the student's dtype, contiguous
   bool stream;               // write dstudent past the caches
+  const TopTeacher* top;     // in the teacher's place, null: none
 };
 
 // The kernels of one instruction set. Each works on the rows [begin, end), and a row's result depends on that row

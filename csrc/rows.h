@@ -192,11 +192,16 @@ NN_INLINE F element(const Rows& rows, int64_t row, int64_t c) {
   return *staged<F>(rows, row, c, 1, buffer, F(0));
 }
 
-// The first n elements of a row. The source is readable to the end of a vector.
+// n elements of a row, past the caches if `streamed`. The source is readable to the end of a vector.
 template <class F, class T>
-NN_INLINE void put(T* out, const F* source, int64_t n) {
-  constexpr int64_t L = kLanes<F>;
+inline void put(T* out, const F* source, int64_t n, bool streamed = false) {
+  constexpr int64_t L = kLanes<F>, bytes = L * int64_t(sizeof(T));
   int64_t i = 0;
+  if (streamed) {  // what is streamed is aligned
+    const int64_t edge = int64_t(-uintptr_t(out) % bytes / sizeof(T));
+    if (edge > 0 && edge <= n) put(out, source, i = edge);
+    for (; i >= edge && i + L <= n; i += L) stream(out + i, Cast<F, T>::packed(load(source + i)));
+  }
   for (; i + L <= n; i += L) {
     const auto packed = Cast<F, T>::packed(load(source + i));
     std::memcpy(out + i, &packed, sizeof packed);
@@ -221,8 +226,8 @@ NN_INLINE void with_output(char* out, Dtype dtype, Body body) {
 }
 
 template <class F>
-void put(char* out, Dtype dtype, const F* source, int64_t n) {
-  with_output<F>(out, dtype, [&](auto* to) { put(to, source, n); });
+void put(char* out, Dtype dtype, const F* source, int64_t n, bool streamed = false) {
+  with_output<F>(out, dtype, [&](auto* to) { put(to, source, n, streamed); });
 }
 
 }  // namespace nanonet::NANONET_ISA

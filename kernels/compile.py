@@ -14,7 +14,7 @@ import json
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -158,13 +158,13 @@ def resources(cubin: Path) -> dict[str, int]:
     return {name: int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
 
 
-def table(part: str = "") -> dict[str, dict[str, dict[str, int]]]:
+def table(part: str = "", architectures: Sequence[int] = ARCHITECTURES) -> dict[str, dict[str, dict[str, int]]]:
     """{case and kernel: {architecture: registers, shared, spilled}}"""
     rows: dict[str, dict[str, dict[str, int]]] = {}
     for name, case in CASES.items():
         if part not in name:
             continue
-        for architecture in ARCHITECTURES:
+        for architecture in architectures:
             with recorded(architecture) as launches:
                 case()
             seen: Counter[str] = Counter()
@@ -184,9 +184,10 @@ def table(part: str = "") -> dict[str, dict[str, dict[str, int]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compile every Triton kernel ahead of time.")
     parser.add_argument("part", nargs="?", default="", help="only the cases whose name contains this")
+    parser.add_argument("--architectures", nargs="+", type=int, default=ARCHITECTURES, help="all by default")
     parser.add_argument("--write", metavar="FILE", help="write the table to this JSON file, by version of Triton")
     options = parser.parse_args()
-    tables = {triton.__version__: table(options.part)}
+    tables = {triton.__version__: table(options.part, options.architectures)}
     file = Path(options.write) if options.write else None
     if file is not None and file.exists():
         before = json.loads(file.read_text())

@@ -207,6 +207,25 @@ def row_gradient(
     return gradient.to(student.dtype)
 
 
+def weigh(
+    terms: Tensor, label: Tensor | None, weights: Tensor, row_weight: Tensor | None, denominators: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (), means (3,K) and the gradient of the loss with respect to terms (3,K,N)."""
+    soft = torch.ones_like(terms[1]) if row_weight is None else row_weight.to(terms.dtype).expand_as(terms[1])
+    labelled = torch.zeros_like(soft) if label is None else (label != UNLABELLED).to(soft.dtype).expand_as(soft)
+    counts = torch.stack([labelled, soft, soft])
+    if denominators is None:
+        totals = counts.sum(-1)
+    else:
+        hard, both = denominators.to(soft.dtype).reshape(2, -1)
+        totals = torch.stack([hard, both, both])
+    share = torch.where(totals[..., None] == 0, 0, counts / totals[..., None])
+    means = torch.where(share == 0, 0, share * terms).sum(-1)
+    weights = weights.to(soft.dtype)[:, None]
+    loss = torch.where(weights == 0, 0, weights * means).sum()
+    return loss, means, weights[..., None] * share
+
+
 def distill_loss(
     student: Tensor,
     teacher: Tensor | None,
@@ -220,17 +239,5 @@ def distill_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss (), means (3,K) and the gradient of the loss with respect to student (K,N,C)."""
     terms = distill_terms(student, teacher, label, temperature, divergence, beta)
-    soft = torch.ones_like(terms[1]) if row_weight is None else row_weight.to(terms.dtype).expand_as(terms[1])
-    labelled = torch.zeros_like(soft) if label is None else (label != UNLABELLED).to(soft.dtype).expand_as(soft)
-    counts = torch.stack([labelled, soft, soft])
-    if denominators is None:
-        totals = counts.sum(-1)
-    else:
-        hard, both = denominators.to(soft.dtype).reshape(2, -1)
-        totals = torch.stack([hard, both, both])
-    share = torch.where(totals[..., None] == 0, 0, counts / totals[..., None])
-    means = torch.where(share == 0, 0, share * terms).sum(-1)
-    weights = weights.to(soft.dtype)[:, None]
-    loss = torch.where(weights == 0, 0, weights * means).sum()
-    upstream = weights[..., None] * share
+    loss, means, upstream = weigh(terms, label, weights, row_weight, denominators)
     return loss, means, row_gradient(upstream, student, teacher, label, temperature, divergence, beta)

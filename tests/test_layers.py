@@ -17,6 +17,7 @@ RANKS = {
     "errors": 0,
     "reference": 1,
     "reference_linear": 1,
+    "reference_topk": 1,
     "eager": 1,
     "schemas": 1,
     "testing": 2,
@@ -32,6 +33,7 @@ RANKS = {
     "losses": 5,
     "config": 5,
     "compat": 6,
+    "installation": 6,
     "models": 6,
     "data": 6,
     "cnn_model": 7,
@@ -42,11 +44,12 @@ RANKS = {
     "report": 10,
     "training": 11,
     "benchmarks": 12,
+    "api": 12,
     "cli": 13,
     "__main__": 14,
 }
 # eager is the reference under the ops' names
-WITHIN_A_RANK = {("eager", "reference"), ("reference", "reference_linear")}
+WITHIN_A_RANK = {("eager", "reference"), ("reference", "reference_linear"), ("reference_topk", "reference")}
 NEVER = {("ops", "backends"), ("backends", "ops")}
 
 

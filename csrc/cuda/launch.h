@@ -22,6 +22,7 @@ struct Launch {
 };
 
 bool has_code_for_current_device();
+void serve(int device_index);  // in register.cpp
 Plan plan_for(const Call& call, const Device& device);
 void override_plan(const std::optional<PlanOverride>& plan);  // for every later plan; none: back to the table
 void launch_small(const Launch& launch);

@@ -34,6 +34,8 @@ static void use_kernel(std::optional<std::string> name, int cluster) {
 PYBIND11_MODULE(_C_cuda, module) {
   module.doc() = "The compiled CUDA kernels of nanonet.";
   module.def("build_info", &build_info, "CUDA architectures compiled in, and the toolkit's version (13000: 13.0).");
+  module.def("serve", &nanonet::cuda::serve, pybind11::arg("device_index"),
+             "Let the kernels serve this device; until then its calls go to nanonet::uncompiled_<op>.");
   module.def("use_kernel", &use_kernel, pybind11::arg("name"), pybind11::arg("cluster") = 1,
              "For measurements: run every loss by the kernel `chip`, `cluster` (of that many blocks) or `sweep`; None: "
              "by the table of plan.cuh. A loss whose rows do not fit raises.");

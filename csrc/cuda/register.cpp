@@ -13,6 +13,14 @@
 #include "launch.h"
 
 namespace nanonet::cuda {
+
+static std::atomic<bool> serving[kMaxDevices];
+
+void serve(int device_index) {
+  if (device_index < 0 || device_index >= kMaxDevices) throw std::out_of_range("nanonet: more than 64 CUDA devices");
+  serving[device_index] = true;
+}
+
 namespace {
 
 const Device& device_at(int index) {
@@ -47,10 +55,15 @@ Tensor with_contiguous_rows(const Tensor& logits) {
   return logits.stride(classes) == 1 && near ? logits : torch::stable::contiguous(logits);
 }
 
-bool has_code(const Tensor& on) { return device_at(on.get_device_index()).has_code; }
+// Whether the kernels serve this GPU: it has been checked (nanonet/backends/gate.py) and its architecture was built for.
+bool has_code(const Tensor& on) {
+  const int index = on.get_device_index();
+  const Device& device = device_at(index);
+  return device.has_code && serving[index].load(std::memory_order_relaxed);
+}
 
 // Whether there are kernels for these logits: not for float64, nor for very many students, classes or rows, nor on a
-// GPU of an architecture that was not built for.
+// GPU that they do not serve.
 bool served(const Tensor& student, const Optional& teacher, int64_t divergence) {
   const auto narrow = [](const Tensor& logits) { return dtype_of(logits) != Dtype::kFloat64; };
   return has_code(student) && narrow(student) && (!teacher || narrow(*teacher)) &&

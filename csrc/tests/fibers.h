@@ -1,9 +1,11 @@
 // Runs a grid of CUDA threads on a CPU: every thread is a fiber. The blocks of a grid run one after the other, those of
 // a cluster together. A fiber runs until a barrier or a shuffle stops it, and a block until it waits for others of its
 // cluster, so a missing barrier shows as a stale or NaN value. The order of threads and blocks can be reversed, to show
-// what one order hides. A barrier that some thread never reaches ends the program.
+// what one order hides. A barrier that some thread never reaches ends the program. Switches are by setjmp and longjmp:
+// swapcontext makes a system call each time.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -41,7 +43,9 @@ struct Block {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it starts; later it goes on at `place`
+  jmp_buf place;
+  bool started = false;
   std::unique_ptr<char[]> stack;
   void* fake_stack = nullptr;
   dim3 thread, block;
@@ -57,7 +61,7 @@ struct Machine {
   Barrier cluster;
   std::vector<Fiber> fibers;
   Fiber* now = nullptr;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   const void* scheduler_stack = nullptr;
   size_t scheduler_bytes = 0;
   void* scheduler_fake_stack = nullptr;
@@ -75,7 +79,7 @@ inline Block& my_block() { return machine.blocks[size_t(self().rank)]; }
 inline void yield() {
   Fiber& fiber = self();
   NN_FIBERS(__sanitizer_start_switch_fiber(&fiber.fake_stack, machine.scheduler_stack, machine.scheduler_bytes));
-  swapcontext(&fiber.context, &machine.scheduler);
+  if (_setjmp(fiber.place) == 0) _longjmp(machine.scheduler, 1);
   NN_FIBERS(__sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr));
 }
 
@@ -96,13 +100,17 @@ inline void enter() {
   machine.kernel();
   self().done = machine.progress = true;
   NN_FIBERS(__sanitizer_start_switch_fiber(nullptr, machine.scheduler_stack, machine.scheduler_bytes));
-  swapcontext(&self().context, &machine.scheduler);
+  _longjmp(machine.scheduler, 1);
 }
 
 inline void resume(Fiber& fiber) {
   machine.now = &fiber;
   NN_FIBERS(__sanitizer_start_switch_fiber(&machine.scheduler_fake_stack, fiber.stack.get(), kStack));
-  swapcontext(&machine.scheduler, &fiber.context);
+  if (_setjmp(machine.scheduler) == 0) {
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
+  }
   NN_FIBERS(__sanitizer_finish_switch_fiber(machine.scheduler_fake_stack, nullptr, nullptr));
 }
 
@@ -148,7 +156,7 @@ inline void start_block(Block& block, unsigned threads, size_t shared_bytes) {
 inline void start_fiber(Fiber& fiber, dim3 thread, dim3 block, int rank) {
   fiber.thread = thread, fiber.block = block;
   fiber.rank = rank;
-  fiber.done = false;
+  fiber.done = fiber.started = false;
   if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStack);
   getcontext(&fiber.context);
   fiber.context.uc_stack = {};

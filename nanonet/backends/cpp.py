@@ -28,7 +28,7 @@ def load() -> str | None:
 
 
 def build_info() -> dict[str, Any]:
-    """version, compiler, isa_compiled, isa_in_use, cuda_arches; {} where the module was never built."""
+    """version, compiler, isa_compiled, isa_supported, isa_in_use, cuda_arches; {} where the module was never built."""
     if load() is not None:
         return {}
     return importlib.import_module("nanonet._C").build_info()

@@ -1,9 +1,10 @@
 """The compiled CUDA kernels: `nanonet._C_cuda` registers them where they were built and torch finds a device.
 
-They take float32, bfloat16 and float16, up to eight students with kl and cross_entropy and four with the other
-divergences, on GPUs of the architectures that they were built for. Other calls they pass on to
-`nanonet::uncompiled_<op>`, defined here: Triton's kernels if Triton is installed, else the reference. It has a name of
-its own because the dispatcher would send `<op>` back to them.
+They serve a device once `serve` of the module says so, which is where they have been checked (gate.py): float32,
+bfloat16 and float16, up to eight students with kl and cross_entropy and four with the other divergences, on GPUs of the
+architectures that they were built for. Other calls they pass on to `nanonet::uncompiled_<op>`, defined here: Triton's
+kernels if Triton is installed and may serve, else the reference. It has a name of its own because the dispatcher would
+send `<op>` back to them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 import torch
 
 from nanonet import eager
-from nanonet.backends import triton
+from nanonet.backends import gate, triton
 from nanonet.schemas import SCHEMAS
 
 NOT_BUILT = "nanonet._C_cuda was not built (that takes nvcc and a torch with CUDA at install time)"
 # the ops that the CUDA kernels may pass on
 PASSED_ON = ("distill_terms", "distill_terms_backward", "distill_loss", "distill_loss_into_", "distill_scale_")
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
+_SERVED: set[int] = set()  # devices that the compiled kernels were told to serve
 _loaded = False
 
 
@@ -51,10 +53,25 @@ def build_info() -> dict[str, Any]:
 def define_uncompiled() -> None:
     functions: dict[str, Callable[..., Any]] = {**eager.OPS, "distill_loss_into_": _loss_into}
     if importlib.util.find_spec("triton") is not None:
-        functions |= triton.implementations()
+        functions |= triton.gated()
     for op in PASSED_ON:
         _LIBRARY.define(f"uncompiled_{op}{SCHEMAS[op]}")
-        _LIBRARY.impl(f"uncompiled_{op}", functions[op], "CompositeExplicitAutograd")
+        _LIBRARY.impl(f"uncompiled_{op}", _decided(op, functions[op]), "CompositeExplicitAutograd")
+
+
+def _decided(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, but a device's first call decides whether the compiled kernels serve it, which then take the call."""
+
+    def call(first, *others):
+        index = first.device.index
+        if not first.is_cuda or index in _SERVED or not gate.serves(gate.CUDA, index):
+            return function(first, *others)
+        _SERVED.add(index)
+        importlib.import_module("nanonet._C_cuda").serve(index)
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.nanonet, op).default(first, *others)
+
+    return call
 
 
 def _loss_into(dstudent, *arguments):

@@ -1,5 +1,8 @@
-"""The Triton kernels, on CUDA devices: float32, bfloat16 and float16. The reference serves float64, empty tensors, and
-linear layers so small that launching nine Triton kernels takes the host longer than the GPU computes."""
+"""The Triton kernels, on CUDA devices where they have been checked (gate.py): float32, bfloat16 and float16.
+
+The reference serves the other devices, float64, empty tensors, and linear layers so small that launching nine Triton
+kernels takes the host longer than the GPU computes.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nanonet import eager, reference
+from nanonet.backends import gate
 
 NO_DEVICE = "torch finds no CUDA device"
 NOT_INSTALLED = "triton is not installed (pip install 'nanonet[triton]'): the reference serves CUDA"
@@ -33,10 +37,25 @@ def load() -> str | None:
         return NO_DEVICE
     if importlib.util.find_spec("triton") is None:
         return NOT_INSTALLED
-    for op, function in implementations().items():
+    for op, function in gated().items():
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"nanonet::{op}", "CUDA"):
             _LIBRARY.impl(op, function, "CUDA")
     return None
+
+
+def gated() -> dict[str, Callable[..., Any]]:
+    """The ops by name: by the kernels on a GPU that they may serve, else by the reference."""
+
+    def choose(kernel: Callable[..., Any], by_reference: Callable[..., Any]) -> Callable[..., Any]:
+        def call(first: Tensor, *others):
+            if first.is_cuda and not gate.serves(gate.TRITON, first.device.index):
+                return by_reference(first, *others)
+            return kernel(first, *others)
+
+        return call
+
+    others = {"cohort_linear": reference.cohort_linear, "cohort_linear_backward": _contiguous_backward}
+    return {op: choose(kernel, (eager.OPS | others)[op]) for op, kernel in implementations().items()}
 
 
 def implementations() -> dict[str, Callable[..., Any]]:
@@ -55,7 +74,7 @@ def implementations() -> dict[str, Callable[..., Any]]:
 
     def cohort_linear_backward(dy, x, low, weight, lora_a, lora_b, scale, seed, dropout, *options):
         by_reference = _by_reference(dy, weight, lora_a, dropout if seed is not None else 0)
-        backward = reference.cohort_linear_backward if by_reference else linear.cohort_linear_bwd
+        backward = _contiguous_backward if by_reference else linear.cohort_linear_bwd
         gradients = backward(dy, x, low, weight, lora_a, lora_b, scale, seed, dropout, *options)
         return tuple(gradient.contiguous() for gradient in gradients)
 
@@ -68,6 +87,11 @@ def implementations() -> dict[str, Callable[..., Any]]:
     functions = {name: or_eager(kernel, name) for name, kernel in kernels.items()}
     functions |= {"cohort_linear": cohort_linear, "cohort_linear_backward": cohort_linear_backward}
     return {name: _on_its_device(function) for name, function in functions.items()}
+
+
+def _contiguous_backward(*arguments):
+    # as the op's fake says: a product of transposes can come out transposed
+    return tuple(gradient.contiguous() for gradient in reference.cohort_linear_backward(*arguments))
 
 
 def _by_reference(x: Tensor, weight: Tensor, lora_a: Tensor | None, dropout: float) -> bool:

@@ -12,6 +12,8 @@ from nanonet.config.commands import BenchConfig
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
 from nanonet.files import atomic_write
+from nanonet.installation.parts import ensure_checked
+from nanonet.progress import note
 
 COLUMNS = (
     "implementation", "p20 ms", "p50 ms", "p80 ms", "nanonet is",
@@ -36,7 +38,10 @@ def bench(config: BenchConfig) -> None:
         raise InputError(f"--plot {config.plot}: there is no folder {plot.parent}; make it first")
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     title = ""
-    for record in _records(config):
+    records = _records(config)
+    if config.device == "cuda":
+        ensure_checked(note)
+    for record in records:
         if title and title != _title(record) and not config.json:
             print(_table(title, groups[title]), flush=True)
         title = _title(record)
@@ -54,13 +59,15 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
 
     from nanonet.benchmarks import bench_distill, bench_linear
 
-    suites = [f"--{name}" for name in ("step", "linear", "swap") if getattr(config, name)]
+    names = ("step", "linear", "swap", "topk", "from_hidden")
+    suites = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name)]
     if len(suites) > 1:
         raise InputError(f"{' '.join(suites)}: give one of them")
     _refuse(config, ("data", "teacher", "batch", "memory", "students", "tunings"), config.step, "--step")
-    _refuse(config, ("shapes",), not suites, "the loss, without --step, --linear or --swap")
+    _refuse(config, ("shapes",), not suites, "the loss, without another suite")
     _refuse(config, ("eager_only",), suites in ([], ["--swap"]), "the losses, without --step or --linear")
-    _refuse(config, ("device",), not config.swap, "the other suites: --swap is timed on one CPU thread")
+    one_thread = config.swap or config.topk or config.from_hidden
+    _refuse(config, ("device",), not one_thread, f"the other suites: {''.join(suites[:1])} is timed on one CPU thread")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU here; give cpu")
     dtypes = _names("--dtypes", config.dtypes, tuple(bench_distill.DTYPES))
@@ -81,6 +88,10 @@ def _records(config: BenchConfig) -> Iterator[dict[str, Any]]:
         return bench_step.records(students, tunings, dtypes, case, config.memory)
     if config.linear:
         return bench_linear.records(dtypes, config.device)
+    if config.topk or config.from_hidden:
+        from nanonet.benchmarks import bench_language
+
+        return bench_language.records("topk" if config.topk else "from_hidden", dtypes)
     if config.swap:
         from nanonet.benchmarks import bench_swap  # what stands in for other projects' losses
 

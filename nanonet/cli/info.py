@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from nanonet import backends
-from nanonet.backends import cpp, cuda
+from nanonet.backends import cpp, cuda, gate
 from nanonet.versions import versions
 
 KEYS = ("CPU", "CUDA")
 
 
 def facts() -> dict[str, Any]:
-    """versions, devices, cpu {threads, native}, cuda {cuda_arches, cuda_toolkit} or None, and ops
-    {op: {CPU, CUDA: its backend, and the reason}}."""
+    """versions, devices, cpu {threads, native}, cuda {cuda_arches, cuda_toolkit} or None, gpu_kernels:
+    what was checked on each GPU and when, and ops {op: {CPU, CUDA: its backend, and the reason}}."""
     native = cpp.build_info()
     if native:
         native["isa_forced"] = os.environ.get("NANONET_CPU_ISA")
@@ -26,6 +26,7 @@ def facts() -> dict[str, Any]:
         "devices": ["cpu", *(f"cuda:{i} ({name})" for i, name in enumerate(names))],
         "cpu": {"threads": torch.get_num_threads(), "native": native or None},
         "cuda": cuda.build_info() or None,
+        "gpu_kernels": [gate.state(i) for i in range(len(names))],
         "ops": {op: {key: _served(op, key) for key in KEYS} for op in backends.OPS},
     }
 
@@ -36,6 +37,8 @@ def _served(op: str, key: str) -> str:
         return served
     if key == "CUDA" and not torch.cuda.is_available():
         return f"{served}: torch finds no CUDA device"
+    if key == "CUDA" and backends.registered(op, key):
+        return f"{served}: {gate.state(0)}"
     return f"{served}: {backends.MISSING.get(key, 'no faster kernel for this op on this device')}"
 
 
@@ -66,6 +69,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{'cpu threads':<14} {found['cpu']['threads']}",
         *built,
         f"{'CUDA kernels':<14} {_cuda_kernels(found['cuda'])}",
+        *(f"{f'cuda:{i}':<14} {state}" for i, state in enumerate(found["gpu_kernels"])),
         "",
         "who serves what",
         *ops,

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from nanonet.config.commands import (
     BenchConfig,
+    CheckConfig,
     EvaluateConfig,
     EvidenceConfig,
     ExportConfig,
@@ -36,10 +37,11 @@ class Terminated(BaseException):
 
 @dataclass(frozen=True)
 class Command:
-    """config: the dataclass of its flags; run: what is called with it; positional: a field that needs no flag."""
+    """config: the dataclass of its flags; run: what is called with it, which may return an exit code; positional: a
+    field that needs no flag."""
 
     config: type
-    run: Callable[[Any], None]
+    run: Callable[[Any], int | None]
     summary: str
     positional: str = ""
 
@@ -100,6 +102,12 @@ def _bench(config: BenchConfig) -> None:
     bench(config)
 
 
+def _check(config: CheckConfig) -> int:
+    from nanonet.cli.check import check
+
+    return check(config)
+
+
 COMMANDS = {
     "train": Command(TrainConfig, _train, "Train a teacher's students on a few labels and much unlabelled text."),
     "evaluate": Command(EvaluateConfig, _evaluate, "Score a model on labelled texts; prints one JSON object."),
@@ -108,13 +116,14 @@ COMMANDS = {
     "generate": Command(GenerateConfig, _generate, "Write more texts like the few labelled ones, for --unlabelled."),
     "bench": Command(BenchConfig, _bench, "Time the distillation loss against what is used today, and check it."),
     "evidence": Command(EvidenceConfig, _evidence, "Train over several draws of the labels; prints their table."),
+    "check": Command(CheckConfig, _check, "Prove the kernels of this installation against float64, on GPUs too."),
     "info": Command(InfoConfig, _info, "Show versions, devices, and which kernels serve each operation."),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 after bad input (one line on standard error), 130 after Ctrl-C, 143 after a
-    SIGTERM, which also leaves no temporary files."""
+    """Run one command; the exit code: 0, 1 after a check that failed, 2 after bad input (one line on standard error),
+    130 after Ctrl-C, 143 after a SIGTERM, which also leaves no temporary files."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
@@ -141,10 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = parse(command.config, words[1:], f"nanonet {name}", command.summary, command.positional)
         except SystemExit:  # the help is printed
             return 0
-        command.run(config)
+        code = command.run(config)
         if sys.stdout:
             sys.stdout.flush()
-        return 0
+        return code or 0
     except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -66,6 +66,24 @@ def save_student(cohort: Cohort, k: int, folder: str | Path, tokenizer: Any = No
     _replace(Path(folder).expanduser(), write)
 
 
+def save_classifier(model: PreTrainedModel, folder: str | Path, tokenizer: Any) -> None:
+    """Write a classifier as a directory that AutoModelForSequenceClassification loads; replaces what was there.
+
+    Raises:
+        RuntimeError: the written model, read back, has other keys or other logits; `folder` is as it was.
+    """
+
+    def write(temporary: Path) -> None:
+        _write(model, temporary, tokenizer)
+        ids, mask = dummy_inputs(model.config)
+        with torch.no_grad():
+            wanted, got = (m(input_ids=ids, attention_mask=mask).logits for m in (model, _read(temporary)))
+        if not torch.equal(got, wanted):
+            raise RuntimeError(f"the classifier written to {temporary} and read back gives other logits")
+
+    _replace(Path(folder).expanduser(), write)
+
+
 def save_adapter(cohort: Cohort, k: int, folder: str | Path, tokenizer: Any = None) -> None:
     """Write student k's adapter and head in PEFT's format, and the layers it sits on in `folder`/base.
 

@@ -1,9 +1,10 @@
-"""DistillKit's losses of dense teachers over our op: kl, jsd and tvd, as functions (sums) and as loss classes.
+"""DistillKit's losses over our op: kl, jsd and tvd of dense teachers, kl of sparse ones; functions (sums) and classes.
 
 Exact: the sum over rows (B,T) times their mask (B,T) or (B,T,1), bool or weights; the classes multiply by temperature^2
 and divide by `num_items_in_batch`, else by the sum of the mask, else by the number of rows.
-Not offered: sparse teachers (ids and log-probabilities), which raise; so the options of the classes that only those
-have must be left at None. The teacher is a constant: one that requires grad raises.
+Of a sparse teacher: missing ZERO leaves the other tokens out, SYMMETRIC_UNIFORM makes them one class. Not offered, and
+raises: sparse jsd and tvd; values that are no log-probabilities; a temperature other than the one that the values were
+generated at. The teacher is a constant: one that requires grad raises. chunk_length changes nothing here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from nanonet.compat.rows import mean_divergence
+from nanonet.ops import TopK
+
+TAILS = {"ZERO": False, "SYMMETRIC_UNIFORM": True}  # by the names of DistillKit's MissingProbabilityHandling
 
 
 def _sum(divergence: str, logits: Tensor, target_logits: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
@@ -35,6 +39,42 @@ def dense_tvd(logits: Tensor, target_logits: Tensor, mask: Tensor | None = None,
     return _sum("tv", logits, target_logits, mask, temperature)
 
 
+def _tail(missing: Any) -> bool:
+    name = getattr(missing, "name", missing)
+    if name not in TAILS:
+        raise ValueError(f"missing: expected {' or '.join(TAILS)}, got {missing!r}")
+    return TAILS[name]
+
+
+def sparse_kl_div(
+    logits: Tensor,
+    target_ids: Tensor,
+    target_values: Tensor,
+    mask: Tensor | None = None,
+    eps: float = 1e-8,
+    missing: Any = "ZERO",
+    log_target: bool = True,
+    temperature: float = 1.0,
+    target_generation_temperature: float = 1.0,
+    student_generation_temperature: float = 1.0,
+    chunk_length: int | None = None,
+) -> Tensor:
+    """sum of KL(p, q) over the rows, of log-probabilities target_values (B,T,k) at target_ids, in the logits' dtype."""
+    tail = _tail(missing)
+    if not log_target:
+        raise NotImplementedError("log_target: logits of some tokens are no log-probabilities; log_softmax them first")
+    if temperature != target_generation_temperature or student_generation_temperature != 1:
+        raise NotImplementedError(
+            f"temperature {temperature}: only the one that the teacher's values were generated at is offered"
+            f" ({target_generation_temperature}), and 1 for the student's logits"
+        )
+    if eps != 1e-8:
+        raise ValueError(f"eps: a tail below 1e-7 counts as 1e-7 here; leave it out, got {eps}")
+    mask = mask.squeeze(-1) if mask is not None and mask.dim() == 3 else mask
+    teacher = TopK(target_ids, target_values, tail)
+    return mean_divergence(logits, teacher, 1, row_weight=mask, temperature=temperature).to(logits.dtype)
+
+
 class _DenseLoss:
     """Called as DistillKit's trainer calls a loss: outputs with `logits`, a signal with the teacher's `logits`."""
 
@@ -44,11 +84,8 @@ class _DenseLoss:
     def __init__(
         self, temperature: float, missing_probability_handling: Any = None, sparse_chunk_length: int | None = None
     ) -> None:
-        if missing_probability_handling is not None or sparse_chunk_length is not None:
-            raise NotImplementedError(
-                "missing_probability_handling, sparse_chunk_length: sparse teachers are not offered"
-            )
-        self.temperature = temperature
+        self.temperature, self.missing = temperature, missing_probability_handling or "ZERO"
+        _tail(self.missing)
 
     @classmethod
     def name(cls) -> str:
@@ -65,12 +102,24 @@ class _DenseLoss:
         hidden_state_mapping: Any = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        if not hasattr(signal, "logits"):
-            raise NotImplementedError(f"signal: sparse teachers are not offered, got {type(signal).__name__}")
         logits = student_outputs.logits
         if num_items_in_batch is None:
             num_items_in_batch = logits.shape[:-1].numel() if mask is None else mask.float().sum()
-        total = type(self).dense(logits, signal.logits, mask=mask, temperature=self.temperature)
+        if hasattr(signal, "logits"):
+            total = type(self).dense(logits, signal.logits, mask=mask, temperature=self.temperature)
+        elif self.label == "kl":
+            total = sparse_kl_div(
+                logits,
+                signal.sparse_ids,
+                signal.sparse_values,
+                mask,
+                missing=self.missing,
+                log_target=signal.log_values,
+                temperature=self.temperature,
+                target_generation_temperature=signal.generation_temperature,
+            )
+        else:
+            raise NotImplementedError(f"signal: a sparse teacher is offered for kl alone, not for {self.label}")
         return total * self.temperature**2 / num_items_in_batch
 
 

@@ -1,4 +1,5 @@
-"""Liger-Kernel's losses of probabilities over our op: rows (N,C) of a student and of a constant teacher.
+"""Liger-Kernel's losses over our ops: of probabilities, rows (N,C) of a student and of a constant teacher; and from
+hidden states the fused linear JSD and its chunked form with labels, which are exact.
 
 Exact: values, and the gradient of whatever the student's `log_softmax` (`softmax` for TVD) was taken of; ignored rows;
 the reductions batchmean, sum and mean. Rows are normalised once more, within the rounding of their dtype; to check that
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nanonet.compat.rows import mean_divergence
+from nanonet.ops import distill_linear_loss
 
 # what only moves or casts elements: a gradient passes them as it is
 MOVES = ("View", "UnsafeView", "Reshape", "Slice", "Select", "Index", "Squeeze", "Unsqueeze", "Transpose", "Permute")
@@ -89,3 +91,81 @@ class LigerTVDLoss(nn.Module):
         counted = None if shift_labels is None else shift_labels != self.ignore_index
         student, teacher = _log_rows("p", p, False, counted), _log_rows("q", q, False, counted)
         return _reduced("tv", student, teacher, self.reduction, counted)
+
+
+def _linear_jsd(student, teacher, labels: Tensor | None, bias, weights, beta, ignore_index, temperature):
+    """Loss and means of hidden states and heads, over the rows that are not ignored."""
+    dtype = torch.float64 if student[0].dtype == torch.float64 else torch.float32
+    counted = None if labels is None else labels != ignore_index
+    rows = torch.tensor(len(student[0])) if counted is None else counted.sum()
+    hard, soft = weights
+    return distill_linear_loss(
+        *student,
+        *teacher,
+        None if counted is None or labels is None or not hard else torch.where(counted, labels, -100),
+        bias=bias[0],
+        teacher_bias=bias[1],
+        weights=(hard, soft * temperature**-2, 0.0),
+        row_weight=counted,
+        denominators=rows.to(student[0].device, dtype).repeat(2),
+        temperature=temperature,
+        divergence="js",
+        beta=beta,
+    )
+
+
+class LigerFusedLinearJSD(nn.Module):
+    """The generalised JSD from hidden states: student_input (N,D), student_weight (V,D), teacher_input (N,E), ..."""
+
+    def __init__(self, jsd_beta: float = 0.5, ignore_index: int = -100, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.jsd_beta, self.ignore_index, self.temperature = jsd_beta, ignore_index, temperature
+
+    def forward(
+        self,
+        student_input: Tensor,
+        student_weight: Tensor,
+        teacher_input: Tensor,
+        teacher_weight: Tensor,
+        shift_labels: Tensor | None = None,
+    ) -> Tensor:
+        student, teacher = (student_input, student_weight), (teacher_input, teacher_weight)
+        options = (self.jsd_beta, self.ignore_index, self.temperature)
+        return _linear_jsd(student, teacher, shift_labels, (None, None), (0.0, 1.0), *options)[0]
+
+
+class LigerFusedLinearJSDLoss(nn.Module):
+    """weight_hard_loss * cross-entropy + weight_soft_loss * JSD from hidden states, over the rows that are not ignored.
+
+    With return_soft_hard_loss: the loss, and both parts, detached. compiled and chunk_size change nothing here.
+    """
+
+    def __init__(
+        self,
+        weight_hard_loss: float = 0.5,
+        weight_soft_loss: float = 0.5,
+        beta: float = 0.5,
+        ignore_index: int = -100,
+        temperature: float = 1.0,
+        compiled: bool = True,
+        chunk_size: int = 1024,
+        return_soft_hard_loss: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weights, self.options = (weight_hard_loss, weight_soft_loss), (beta, ignore_index, temperature)
+        self.return_soft_hard_loss = return_soft_hard_loss
+
+    def forward(
+        self,
+        student_input: Tensor,
+        student_weight: Tensor,
+        teacher_input: Tensor,
+        teacher_weight: Tensor,
+        true_labels: Tensor,
+        student_bias: Tensor | None = None,
+        teacher_bias: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        student, teacher = (student_input, student_weight), (teacher_input, teacher_weight)
+        bias = student_bias, teacher_bias
+        loss, means = _linear_jsd(student, teacher, true_labels, bias, self.weights, *self.options)
+        return (loss, means[1, 0] / self.options[2] ** 2, means[0, 0]) if self.return_soft_hard_loss else loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanonet.ops import distill_loss, distill_terms
+from nanonet.ops import TopK, distill_loss, distill_terms
 
 
 def row_divergence(logits: Tensor, teacher: Tensor, divergence: str, beta: float | None = None) -> Tensor:
@@ -20,7 +20,7 @@ def row_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 def mean_divergence(
     logits: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | TopK,
     denominator: Tensor | float,
     *,
     row_weight: Tensor | None = None,
@@ -30,7 +30,8 @@ def mean_divergence(
 ) -> Tensor:
     """sum_n r_n D(p_n, q_n) / denominator, without tau^2: loss and gradient in one pass. A denominator of 0 gives 0.
 
-    logits, teacher: (...,C); row_weight r: (...), or as many elements. A row of weight 0 is masked, whatever it holds.
+    logits (...,C), teacher (...,C) or a TopK; row_weight r: (...), or as many elements. A row of weight 0 is masked,
+    whatever it holds.
     """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     loss, _ = distill_loss(

@@ -3,7 +3,12 @@
 Exact: beta from 0 (KL(teacher, student)) to 1 (KL(student, teacher)), temperature (no tau^2, as TRL has it), labels of
 -100, the reductions batchmean, sum and mean, `num_items_in_batch`. The loss is float32, or float64 for float64 logits,
 where TRL's has the logits' dtype; where no row counts it is 0.
-Not offered: reduction="none", an element for each class, and a gradient of the teacher, which raise; top-k teachers.
+Not offered: reduction="none", an element for each class, and a gradient of the teacher, which raise.
+
+`server_forward_kl_loss` is the loss of TRL's ServerDistillationTrainer at beta 0, from what a vLLM server returns; its
+top-1 form at a beta above 0, whose reverse part stands on another token, is not offered.
+`chunked_divergence` takes the arguments of TRL 1.16's `ChunkedDivergenceFunction` and the row weights: it returns the
+weighted sum, where TRL's has a value for each row.
 """
 
 from __future__ import annotations
@@ -13,9 +18,11 @@ from contextlib import contextmanager
 from inspect import getattr_static
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nanonet.compat.rows import mean_divergence
+from nanonet.ops import TopK, distill_linear_loss
 
 IGNORED = -100
 
@@ -55,6 +62,70 @@ def generalized_jsd_loss(
         divergence="js",
         beta=beta,
     )
+
+
+def server_forward_kl_loss(
+    teacher_result: dict[str, Tensor], student_log_probs: Tensor, labels: Tensor, loss_add_tail: bool = True
+) -> Tensor:
+    """KL of the teacher's top k and the student, over the rows whose label is not -100, divided by their number.
+
+    teacher_result: topk_logprobs (B,T,k), -inf where a row has fewer, and topk_token_ids (B,T,k).
+    student_log_probs (B,T,V), or logits; labels (B,T). With loss_add_tail the other tokens are one more class, without
+    it both sides are renormalised over the k.
+    """
+    ids, logprobs = teacher_result["topk_token_ids"], teacher_result["topk_logprobs"]
+    counted = labels != IGNORED
+    ids = torch.where((logprobs > -torch.inf) & counted[..., None], ids, -1)
+    teacher = TopK(ids, logprobs.clamp_max(0), True if loss_add_tail else "renormalise")
+    return mean_divergence(student_log_probs, teacher, counted.sum().clamp_min(1), row_weight=counted)
+
+
+def chunked_divergence(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+    beta: float,
+    temperature: float = 1.0,
+    student_logit_scale: float = 1.0,
+    student_final_logit_softcapping: float | None = None,
+    teacher_logit_scale: float = 1.0,
+    teacher_final_logit_softcapping: float | None = None,
+    *,
+    row_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """sum_n r_n D(p_n, q_n) and the student's mean entropy, weighed by r, from hidden states (N,D) and heads (V,D).
+
+    D is the generalised JSD of beta, without tau^2; logits are scaled, then capped, then divided by the temperature.
+    """
+    dtype = torch.float64 if student_hidden.dtype == torch.float64 else torch.float32
+    rows = student_hidden.new_full((), len(student_hidden), dtype=dtype) if row_weight is None else row_weight.sum()
+    loss, means = distill_linear_loss(
+        student_hidden,
+        student_weight,
+        teacher_hidden,
+        teacher_weight,
+        bias=student_bias,
+        teacher_bias=teacher_bias,
+        transform=_transform(student_logit_scale, student_final_logit_softcapping),
+        teacher_transform=_transform(teacher_logit_scale, teacher_final_logit_softcapping),
+        weights=(0.0, temperature**-2, 0.0),
+        row_weight=row_weight,
+        denominators=torch.ones(2, dtype=dtype, device=student_hidden.device),
+        temperature=temperature,
+        divergence="js",
+        beta=beta,
+        student_entropy=True,
+    )
+    return loss, means[3, 0] / rows.to(dtype)
+
+
+def _transform(scale: float, softcap: float | None) -> Any:
+    if softcap is None:
+        return None if scale == 1 else lambda logits: logits * scale
+    return lambda logits: softcap * torch.tanh(logits * (scale / softcap))
 
 
 def patch(trainer: Any = None) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
+import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +77,11 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
         "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all",
     ),
     (
+        "class_weight",
+        lambda c: c.class_weight != "none" and not c.ce_weight,
+        "it weighs the labelled rows in the term that --ce-weight 0 leaves out; give one of the two",
+    ),
+    (
         "uniform_prior",
         lambda c: c.uniform_prior and c.targets != "propagation",
         "it balances propagated targets; give --targets propagation with it",
@@ -118,6 +126,30 @@ def check_train(config: TrainConfig) -> None:
         raise InputError("--tensorboard: tensorboard is not installed; pip install 'nanonet[tensorboard]'")
     if config.resume and config.overwrite:
         raise InputError("--resume and --overwrite: give one of them, to go on or to start again")
+
+
+def check_types(config: TrainConfig) -> TrainConfig:
+    """The settings as they are read from a file: a number of numpy is Python's, a whole number is one of a float's.
+
+    Raises:
+        InputError: names the setting, what came, and what it takes.
+    """
+    kinds, values = typing.get_type_hints(TrainConfig), {}
+    for name, value in vars(config).items():
+        value = (
+            value.item() if hasattr(value, "item") else os.fspath(value) if isinstance(value, os.PathLike) else value
+        )
+        kind = kinds[name]
+        allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        if float in allowed and type(value) is int:
+            value = float(value)
+        plain = [k for k in allowed if typing.get_origin(k) is not typing.Literal]
+        names = [word for k in allowed if k not in plain for word in typing.get_args(k)]
+        if not (type(value) in plain or isinstance(value, str) and value in names):
+            takes = f"one of {', '.join(names)}" if names else " or ".join(k.__name__ for k in plain)
+            raise InputError(f"--{name.replace('_', '-')} {value!r:.40}: give {takes}")
+        values[name] = value
+    return dataclasses.replace(config, **values)
 
 
 def _refuse(config: TrainConfig, name: str, cure: str) -> None:

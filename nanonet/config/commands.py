@@ -148,6 +148,10 @@ class BenchConfig:
     linear: bool = False
     # time what stands in for other projects' losses against their own forms, on one CPU thread, instead of the loss
     swap: bool = False
+    # time TopK teachers against eager torch and against dense teachers, on one CPU thread, instead of the loss
+    topk: bool = False
+    # time the loss from hidden states against a chunked eager form and its own products, on one CPU thread
+    from_hidden: bool = False
     # shapes `KxNxC` of the loss, separated by commas; empty takes the suite's own
     shapes: str = ""
     # texts of the training steps: a folder, `pydocs` or a dataset id
@@ -195,5 +199,15 @@ class EvidenceConfig:
 
 @dataclass(frozen=True)
 class InfoConfig:
+    # print one JSON object
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    # what is checked: cpu, cuda, or all that this machine has
+    device: Literal["all", "cpu", "cuda"] = "all"
+    # a step that takes longer counts as hung and is stopped [s]
+    limit: int = 120
     # print one JSON object
     json: bool = False

@@ -13,7 +13,17 @@ from nanonet.config.train import Divergence, Targets, TrainConfig, Tuning
 
 MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
 # settings that may differ between a run and its resumption: they do not decide the result
-FREE = {"output", "resume", "overwrite", "save_every", "threads", "tensorboard", "max_test", "teacher_cache"}
+FREE = {
+    "output",
+    "resume",
+    "overwrite",
+    "save_every",
+    "threads",
+    "tensorboard",
+    "max_test",
+    "teacher_cache",
+    "keep_teacher",
+}
 FREE |= {"max_text_bytes", "max_data_bytes"}
 
 
@@ -85,6 +95,7 @@ class LossSettings:
     relation_weight: float
     confidence: bool
     sharpen: float
+    class_weight: Literal["none", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,7 @@ class GeneralSettings:
     tensorboard: bool
     threads: int
     save_every: int
+    keep_teacher: bool
     resume: bool
     digest: str
 
@@ -200,6 +212,7 @@ def loss_settings(config: TrainConfig) -> LossSettings:
         relation_weight=config.relation_weight,
         confidence=config.confidence,
         sharpen=config.sharpen,
+        class_weight=config.class_weight,
     )
 
 
@@ -232,8 +245,22 @@ def general_settings(config: TrainConfig) -> GeneralSettings:
         tensorboard=config.tensorboard,
         threads=config.threads,
         save_every=config.save_every,
+        keep_teacher=config.keep_teacher,
         resume=config.resume,
         digest=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def stage_settings(config: TrainConfig) -> StageSettings:
+    """The settings of every stage of the run that `config` describes."""
+    return StageSettings(
+        data=data_settings(config),
+        teacher=teacher_settings(config),
+        cohort=cohort_settings(config),
+        loss=loss_settings(config),
+        optimizer=optimizer_settings(config),
+        batches=batch_settings(config),
+        general=general_settings(config),
     )
 
 
@@ -245,6 +272,6 @@ def changes(old: Mapping[str, Any], config: TrainConfig) -> str:
     pairs = {
         name: (old.get(name, getattr(TrainConfig, name)), value)
         for name, value in dataclasses.asdict(config).items()
-        if name not in FREE
+        if name not in FREE and (name, value) != ("precision", "auto")  # a run stores what that chose
     }
     return ", ".join(f"{name} {before!r} -> {now!r}" for name, (before, now) in pairs.items() if before != now)

@@ -83,6 +83,8 @@ class TrainConfig:
     # a frozen teacher is tuned on the labels for at most so many steps [steps], or 20 passes over the labels where that
     # is fewer; then for half that number of steps on its most confident pseudo-labels. 0 leaves it as it was pretrained
     teacher_steps: int = 200
+    # write the teacher as a Hugging Face classifier to `output`/teacher-classifier
+    keep_teacher: bool = False
     # cache of frozen teachers and, where only heads are trained, of the backbone features of the texts: a run with the
     # same texts, labels, encoder and settings reads them there
     teacher_cache: str = ""
@@ -105,6 +107,8 @@ class TrainConfig:
     temperature: float = 1.0
     # weight of the cross-entropy on the labels
     ce_weight: float = 1.0
+    # weights of the labelled rows in that term: `balanced` gives every class the same share, whatever its frequency
+    class_weight: Literal["none", "balanced"] = "none"
     # weight of the divergence from the teacher
     teacher_weight: float = 1.0
     # weight of the mutual divergence between the students
@@ -136,8 +140,8 @@ class TrainConfig:
     gradient_accumulation: int = 1
     # recompute a student's activations in the backward instead of storing them: less memory for a second forward
     gradient_checkpointing: bool = False
-    # arithmetic of the matrix products
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    # arithmetic of the matrix products; `auto` times a step in float32 and bfloat16 and takes the faster
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     # seed of the label draw, the initial heads, the batches and the views
     seed: int = 0
     # --- run

@@ -7,6 +7,7 @@ Import from the modules, so that reading a table does not load torch:
     formats   the rows of one file, each with the place it stands at
     folders   the tables of a folder
     labels    names, numbers and blanks
+    memory    texts and labels in memory
     hub       the splits of a Hugging Face dataset
     read      tables of texts and labels, checked
     pydocs    the built-in corpus

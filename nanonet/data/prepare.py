@@ -60,8 +60,8 @@ def name_as_text(name: str, data: str) -> str:
     return name.replace("_", " ")
 
 
-def prepare(config: DataSettings, tokenizer: Any) -> RunData:
-    """Read, draw and tokenise. All faults of a user's data are found here.
+def prepare(config: DataSettings, tokenizer: Any, dataset: Dataset | None = None) -> RunData:
+    """Read (unless `dataset` is given), draw and tokenise. All faults of a user's data are found here.
 
     The draw of labels is `draw_labels` under `seed`; the unlabelled rows are shuffled by [seed, 1] and cut to
     `max_unlabelled`, the test rows are the first `max_test` of a shuffle by [seed, 2].
@@ -71,7 +71,8 @@ def prepare(config: DataSettings, tokenizer: Any) -> RunData:
     """
     limits = Limits(config.max_text_bytes, config.max_data_bytes)
     columns = {"text_column": config.text_column, "label_column": config.label_column}
-    dataset = load_dataset(config.data, **columns, limits=limits, test_fraction=config.test_fraction)
+    if dataset is None:
+        dataset = load_dataset(config.data, **columns, limits=limits, test_fraction=config.test_fraction)
     further = read_texts(config.unlabelled, config.text_column, limits) if config.unlabelled else ()
     dataset, test_in_train = _without_test_texts(dataset, further, config.deduplicate)
     per_class = labels_per_class(config, len(dataset.train.texts))

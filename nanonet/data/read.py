@@ -132,6 +132,26 @@ def labels_beside(path: Path) -> Names | None:
     return Names(read_classes(file), counted=True, given=True) if file.exists() else None
 
 
+def load_rows(
+    train: Iterable[TableRow],
+    unlabelled: Iterable[TableRow] | None,
+    test: Iterable[TableRow] | None,
+    limits: Limits,
+    test_fraction: float,
+) -> Dataset:
+    """Return the dataset of rows in memory: (place, [text, label]), of unlabelled texts (place, [text]); a blank label
+    is None. They are checked and used as those of files. Raises InputError."""
+    columns = Columns(limits=limits)
+    table = _labelled(_collect("texts", train, columns, None, UNLABELLED))
+    if unlabelled is not None:
+        further, _, _ = _collect("unlabelled", unlabelled, replace(columns, label=None), None, UNLABELLED)
+        table = (table[0], (*table[1], further), table[2])
+    if test is None:
+        return _split_off_test(table, test_fraction, "texts")
+    _refuse_fraction(test_fraction, "validation")
+    return _with_test(table, _collect("validation", test, columns, table[2], LEFT_OUT), "texts")
+
+
 def _load_folder(folder: Path, columns: Columns, test_fraction: float) -> Dataset:
     tables = find_tables(folder)
     train = _labelled(_read_files(tables["train"], columns, labels_beside(folder), UNLABELLED))

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students
+import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students, and of kept teachers
+import nanonet.models.pooled  # noqa: F401
 from nanonet.config.train import RUN_CONFIG
 from nanonet.data.batches import Encoded, encode, encode_any
-from nanonet.errors import InputError
+from nanonet.data.memory import text_list
+from nanonet.device import device
+from nanonet.errors import InputError, as_arguments
+from nanonet.inference.forward import BATCH_ROWS, logits_of, run
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
 
@@ -48,6 +53,40 @@ class Classifier:
         rows = [row for row, length in enumerate(encoded.lengths) if length > special]
         return encoded[rows], rows
 
+    def predict(self, texts: Any) -> list[str | None]:
+        """The name of each text's class; None for a text without a word, such as an empty one.
+
+        texts: N strings: a list, an array or a column of a table.
+
+        Raises:
+            InputError: something else.
+        """
+        found = self.predict_proba(texts)
+        return [None if row[0] != row[0] else self.classes[row.argmax()] for row in found]
+
+    def predict_proba(self, texts: Any) -> np.ndarray:
+        """The probabilities (N,C) float32 of the classes, in the order of `classes`; NaN for a text without a word.
+
+        texts: as `predict` takes them.
+        """
+        with as_arguments():
+            given = text_list(texts)
+            found, rows = self.probabilities(given)
+        every = np.full((len(given), len(self.classes)), np.nan, np.float32)
+        every[rows] = found.numpy()
+        return every
+
+    def probabilities(
+        self, texts: list[str], max_tokens: int = 0, batch_rows: int = BATCH_ROWS
+    ) -> tuple[Tensor, list[int]]:
+        """Probabilities (n,C) of the n texts of which the tokenizer leaves something, and their numbers."""
+        encoded, rows = self.encode_any(texts, max_tokens)
+        if not rows:
+            return torch.empty(0, len(self.classes)), rows
+        pad_id = self.tokenizer.pad_token_id
+        logits = run(logits_of(self.model), encoded, pad_id, self.model.device, batch_rows)
+        return torch.softmax(logits, -1), rows
+
     def _length(self, max_tokens: int) -> int:
         room = most_tokens(self.model)
         wanted = max_tokens or min(_run_tokens(self.folder) or MAX_TOKENS, room)
@@ -58,6 +97,19 @@ class Classifier:
         if len(encoded.ids):
             check_vocabulary(int(encoded.ids.max()), self.model, f"--model {self.folder}")
         return encoded
+
+
+def load(folder: str | Path, student: int = -1) -> Classifier:
+    """The classifier in a folder: a run's best (or its student of that number), one of its students, or any other text
+    classifier that transformers loads. It is moved to the accelerator, if torch finds one.
+
+    Raises:
+        InputError: one line that names the fault of the folder.
+    """
+    with as_arguments():
+        classifier = load_classifier(find_classifier(str(folder), student))
+    classifier.model.to(device())  # type: ignore[arg-type]
+    return classifier
 
 
 def most_tokens(model: PreTrainedModel) -> int:

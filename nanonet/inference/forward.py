@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from nanonet.data.batches import Encoded, collate, length_buckets
 from nanonet.errors import InputError
 
+BATCH_ROWS = 64
+
 
 @torch.inference_mode()
 def run(
@@ -19,7 +21,7 @@ def run(
     encoded: Encoded,
     pad_id: int,
     device: torch.device | str = "cpu",
-    rows_per_batch: int = 64,
+    rows_per_batch: int = BATCH_ROWS,
     done: Callable[[int], Any] = lambda rows: None,
 ) -> Tensor:
     """forward(input_ids, attention_mask) of every row, in row order: (..., N, C) float32 on the CPU.

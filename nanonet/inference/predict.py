@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import torch
-
 from nanonet.config.commands import PredictConfig
 from nanonet.data.folders import text_tables
 from nanonet.data.formats import EXTENSIONS, extension, read_rows
@@ -23,7 +21,7 @@ from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.files import atomic_write
 from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
-from nanonet.inference.forward import check_batch_rows, logits_of, run
+from nanonet.inference.forward import check_batch_rows
 from nanonet.progress import note
 
 # DEL, C1, marks of direction, separators of lines
@@ -66,13 +64,9 @@ def predict(config: PredictConfig) -> None:
 
 def _answers(classifier: Classifier, texts: list[str], config: PredictConfig) -> list[dict[str, Any]]:
     """label, probability and probabilities of every text."""
-    encoded, rows = classifier.encode_any(texts, config.max_tokens)
+    probabilities, rows = classifier.probabilities(texts, config.max_tokens, config.batch_rows)
     answers: list[dict[str, Any]] = [dict.fromkeys(("label", "probability", "probabilities")) for _ in texts]
-    if not rows:
-        return answers
-    pad_id = classifier.tokenizer.pad_token_id
-    logits = run(logits_of(classifier.model), encoded, pad_id, device(), config.batch_rows)
-    for row, p in zip(rows, torch.softmax(logits, -1).tolist(), strict=True):
+    for row, p in zip(rows, probabilities.tolist(), strict=True):
         best = max(range(len(p)), key=p.__getitem__)
         answers[row] = {
             "label": classifier.classes[best],

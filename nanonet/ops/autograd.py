@@ -232,19 +232,19 @@ def _loss_into_reference(dstudent, *arguments):
     return loss, means
 
 
-def _register(name: str, kernel, fake) -> None:
+def _register(name: str, kernel, fake, autograd=None) -> None:
     _LIBRARY.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"nanonet::{name}", fake, lib=_LIBRARY)
-    if name in AUTOGRAD:
-        _LIBRARY.impl(name, lambda *arguments: AUTOGRAD[name](*arguments), "Autograd")
+    if autograd is not None:
+        _LIBRARY.impl(name, lambda *arguments: autograd(*arguments), "Autograd")
 
 
-_register("distill_terms", eager.distill_terms, _terms_fake)
-_register("distill_terms_each", eager.distill_terms_each, _terms_each_fake)
+_register("distill_terms", eager.distill_terms, _terms_fake, AUTOGRAD["distill_terms"])
+_register("distill_terms_each", eager.distill_terms_each, _terms_each_fake, AUTOGRAD["distill_terms_each"])
 _register("distill_terms_backward", eager.distill_terms_backward, _terms_backward_fake)
 _register("distill_terms_each_backward", eager.distill_terms_each_backward, _terms_each_backward_fake)
-_register("distill_loss", eager.distill_loss, _loss_fake)
-_register("distill_loss_each", eager.distill_loss_each, _loss_each_fake)
+_register("distill_loss", eager.distill_loss, _loss_fake, AUTOGRAD["distill_loss"])
+_register("distill_loss_each", eager.distill_loss_each, _loss_each_fake, AUTOGRAD["distill_loss_each"])
 _register("distill_loss_into_", _loss_into_reference, _loss_into_fake)
 _register("distill_scale_", eager.distill_scale_, _scale_fake)

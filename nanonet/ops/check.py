@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from nanonet.ops.topk import TAILS, TopK
 from nanonet.reference import DEFAULT_BETA, DIVERGENCES
 
 WIDE = (torch.float32, torch.float64)
@@ -19,7 +20,7 @@ Logits = Tensor | Sequence[Tensor]
 
 
 def check_logits(
-    student: Logits, teacher: Tensor | None, label: Tensor | None, temperature: float
+    student: Logits, teacher: Tensor | TopK | None, label: Tensor | None, temperature: float
 ) -> tuple[int, tuple[int, ...]]:
     """K and the leading shape "..." of student: (K,...,C), (...,C) like the teacher, or a sequence of K of these."""
     if one := isinstance(student, Tensor) and student.dtype in FLOATS:
@@ -28,7 +29,8 @@ def check_logits(
         first = _first(student)
     shape, stacked = tuple(first.shape), False  # slices of a torch.Size cost more
     if one:
-        dims = teacher.dim() - 1 if isinstance(teacher, Tensor) else label.dim() if isinstance(label, Tensor) else None
+        like = teacher.ids if isinstance(teacher, TopK) else teacher
+        dims = like.dim() - 1 if isinstance(like, Tensor) else label.dim() if isinstance(label, Tensor) else None
         stacked = dims is None or len(shape) - 1 != dims
         if dims is None and len(shape) < 3:
             raise ValueError(f"student: expected (K,N,C), or (K,...,C), without a teacher and labels, got {shape}")
@@ -39,15 +41,28 @@ def check_logits(
     if len(shape) < 1 + stacked or K < 1 or shape[-1] < 1:
         raise ValueError(f"student: expected (K,N,C) with K >= 1 and C >= 1, got {shape}")
     row = shape[1:] if stacked else shape
-    if teacher is not None:
-        _expect("teacher", teacher, FLOATS, (row,), first)
+    if isinstance(teacher, TopK):
+        _expect_topk(teacher, row, first)
+    elif teacher is not None:
+        expect("teacher", teacher, FLOATS, (row,), first)
     if label is not None:
-        _expect("label", label, LABELS, (row[:-1],), first)
+        expect("label", label, LABELS, (row[:-1],), first)
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         raise ValueError("temperature: only student is differentiable; pass float(temperature)")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
     return K, row[:-1]
+
+
+def _expect_topk(teacher: TopK, row: tuple[int, ...], student: Tensor) -> None:
+    ids, logprobs, tail = teacher
+    if not isinstance(tail, bool | str) or tail not in TAILS:
+        raise ValueError(f"tail: expected True, False or 'renormalise', got {tail!r}")
+    k = ids.shape[-1] if isinstance(ids, Tensor) and ids.dim() else 0
+    expect("ids", ids, LABELS, ((*row[:-1], k),), student)
+    expect("logprobs", logprobs, FLOATS, ((*row[:-1], k),), student)
+    if not 1 <= k <= row[-1]:
+        raise ValueError(f"ids: expected from 1 to C = {row[-1]} classes in a row, got {k}")
 
 
 def check_weights(
@@ -58,11 +73,11 @@ def check_weights(
     row_weight: Tensor | None,
     denominators: Tensor | None,
 ) -> None:
-    _expect("weights", weights, WIDE, ((3,),), student)
+    expect("weights", weights, WIDE, ((3,),), student)
     if row_weight is not None:
-        _expect("row_weight", row_weight, ROW_WEIGHTS, (leading, (K, *leading)), student)
+        expect("row_weight", row_weight, ROW_WEIGHTS, (leading, (K, *leading)), student)
     if denominators is not None:
-        _expect("denominators", denominators, WIDE, ((2,), (2, K)), student)
+        expect("denominators", denominators, WIDE, ((2,), (2, K)), student)
 
 
 # a mixture that is all p or all q: (divergence, beta) -> the divergence that it is then
@@ -76,8 +91,12 @@ _LIMITS: dict[tuple[str, float], str] = {
 }
 
 
-def check_divergence(divergence: str, beta: float | None, temperature: float) -> tuple[int, float]:
+def check_divergence(
+    divergence: str, beta: float | None, temperature: float, teacher: object = None
+) -> tuple[int, float]:
     """The divergence's number and its beta, 0 where it has none."""
+    if divergence == "mse" and isinstance(teacher, TopK):
+        raise ValueError("divergence: mse compares logits, which a TopK teacher has not")
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence: expected one of {', '.join(DIVERGENCES)}, got {divergence!r}")
     if divergence == "mse" and temperature != 1:
@@ -117,12 +136,12 @@ def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.devi
 def _first(student: Logits) -> Tensor:
     """The first of several students, which must all be alike."""
     if isinstance(student, Tensor):
-        raise TypeError(f"student: expected a floating tensor (K,N,C), got {_kind(student)}")
+        raise TypeError(f"student: expected a floating tensor (K,N,C), got {kind_of(student)}")
     if not isinstance(student, (list, tuple)) or not student:
-        raise TypeError(f"student: expected a tensor, or a list of one tensor or more, got {_kind(student)}")
+        raise TypeError(f"student: expected a tensor, or a list of one tensor or more, got {kind_of(student)}")
     for k, one in enumerate(student):
         if not isinstance(one, Tensor) or one.dtype not in FLOATS:
-            raise TypeError(f"student[{k}]: expected a floating tensor (...,C), got {_kind(one)}")
+            raise TypeError(f"student[{k}]: expected a floating tensor (...,C), got {kind_of(one)}")
         if one.shape != student[0].shape or one.dtype != student[0].dtype or one.device != student[0].device:
             raise ValueError(
                 f"student[{k}]: expected {tuple(student[0].shape)}, {student[0].dtype} on {student[0].device} like"
@@ -131,13 +150,13 @@ def _first(student: Logits) -> Tensor:
     return student[0]
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor) -> None:
+def expect(name: str, value: Tensor, dtypes: tuple, shapes: tuple, student: Tensor) -> None:
     if not isinstance(value, Tensor) or value.dtype not in dtypes:
-        raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {_kind(value)}")
+        raise TypeError(f"{name}: expected a tensor of {', '.join(map(str, dtypes))}, got {kind_of(value)}")
     if value.shape not in shapes:
         wanted = " or ".join(map(str, shapes))
         wider = name == "teacher" and value.dim() == len(shapes[0]) and value.shape[-1] > shapes[0][-1]

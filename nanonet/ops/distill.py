@@ -6,7 +6,7 @@ The public functions; check.py says what they accept, autograd.py has fakes, bac
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from nanonet import eager
 from nanonet.ops.autograd import AUTOGRAD, FUNC
+from nanonet.ops.autograd_topk import topk_loss, topk_terms
 from nanonet.ops.check import Logits, as_tensor, check_divergence, check_logits, check_weights
+from nanonet.ops.topk import TAILS, TopK
 
 
 def distill_terms(
     student: Logits,
-    teacher: Tensor | None = None,
+    teacher: Tensor | TopK | None = None,
     label: Tensor | None = None,
     *,
     temperature: float = 1.0,
@@ -50,7 +52,7 @@ def distill_terms(
         student: (K,...,C) float32, bfloat16, float16 or float64; or (...,C), the teacher's or the labels' shape, of one
             student; or a list of K tensors (...,C), each of which gets its own gradient. Any leading shape "...", of N
             rows in all; on a CPU any strides with a dense last dimension are read in place, logits[:, :-1] too.
-        teacher: (...,C) of any of those dtypes, not requiring grad, or None.
+        teacher: (...,C) of any of those dtypes, not requiring grad; a TopK of what a server or a file keeps; or None.
         label: (...) int64 or int32, -100 where unlabelled, or None.
         temperature: tau > 0.
         beta: weight of the mixture of a divergence that has one; None: its default.
@@ -66,7 +68,11 @@ def distill_terms(
     2024 (arXiv 2306.13649) for js with a beta; Ko et al. 2024 (arXiv 2402.03898) for the skewed divergences.
     """
     K, leading = check_logits(student, teacher, label, temperature)
-    code, beta = check_divergence(divergence, beta, temperature)
+    code, beta = check_divergence(divergence, beta, temperature, teacher)
+    if isinstance(teacher, TopK):
+        return _or_under_func(
+            topk_terms, None, _students(student, leading), *_topk(teacher), label, temperature, code, beta
+        )
     if not isinstance(student, Tensor):
         return _call("distill_terms_each", student, teacher, label, temperature, code, beta)[0]
     flattened = not student.is_cpu  # the CPU's kernels read any shape
@@ -78,7 +84,7 @@ def distill_terms(
 
 def distill_loss(
     student: Logits,
-    teacher: Tensor | None = None,
+    teacher: Tensor | TopK | None = None,
     label: Tensor | None = None,
     *,
     weights: Tensor | Sequence[float] = (1.0, 1.0, 1.0),
@@ -114,39 +120,58 @@ def distill_loss(
     gradient is taken in float32: made before a GradScaler's factor is known, one in float16 would underflow.
     """
     K, leading = check_logits(student, teacher, label, temperature)
-    code, beta = check_divergence(divergence, beta, temperature)
+    code, beta = check_divergence(divergence, beta, temperature, teacher)
     one = student if isinstance(student, Tensor) else None
     first = student[0] if one is None else one
     weights = as_tensor("weights", weights, first)
     denominators = None if denominators is None else as_tensor("denominators", denominators, first)
     check_weights(first, K, leading, weights, row_weight, denominators)
-    need_grad = torch.is_grad_enabled() and (
-        any(s.requires_grad for s in student) if one is None else one.requires_grad
-    )
+    need_grad = torch.is_grad_enabled() and any(s.requires_grad for s in (student if one is None else [one]))
     if need_grad and first.dtype == torch.float16:
         student = [s.float() for s in student] if one is None else one.float()
-    if isinstance(student, Tensor) and not first.is_cpu:
-        row_weight = eager.flat_weight(row_weight, K, leading)
-        student, teacher, label, _, _ = eager.flat(student, teacher, label)
-        leading = (math.prod(leading),)
-    name, soft = "distill_loss_each" if one is None else "distill_loss", (weights, row_weight, denominators)
-    loss, means, _ = _call(name, student, teacher, label, *soft, temperature, code, beta, need_grad)
-    if student_entropy:
-        means = torch.cat([means, _entropies(student, K, leading, row_weight, denominators, temperature)[None]])
-    return loss, means
+    soft = weights, row_weight, denominators
+    if isinstance(teacher, TopK):
+        options = (label, *soft, temperature, code, beta, need_grad)
+        loss, means, _ = _or_under_func(topk_loss, None, _students(student, leading), *_topk(teacher), *options)
+    else:
+        if isinstance(student, Tensor) and not first.is_cpu:
+            soft = weights, eager.flat_weight(row_weight, K, leading), denominators
+            student, teacher, label, _, _ = eager.flat(student, teacher, label)
+            leading = (math.prod(leading),)
+        name = "distill_loss_each" if one is None else "distill_loss"
+        loss, means, _ = _call(name, student, teacher, label, *soft, temperature, code, beta, need_grad)
+    return loss, _with_entropy(means, student_entropy, student, K, leading, *soft[1:], temperature)
+
+
+def _topk(teacher: TopK) -> tuple[Tensor, Tensor, int]:
+    return teacher.ids, teacher.logprobs, TAILS[teacher.tail]
+
+
+def _students(student: Logits, leading: tuple[int, ...]) -> Logits:
+    """One tensor (K,...,C) of all, or a list of K."""
+    return [student] if isinstance(student, Tensor) and student.dim() - 1 == len(leading) else student
 
 
 def _call(name: str, *arguments: Any) -> Any:
     if torch.compiler.is_compiling():
         return getattr(torch.ops.nanonet, name)(*arguments)
+    return _or_under_func(AUTOGRAD[name], FUNC.get(name), *arguments)
+
+
+def _or_under_func(function: Callable[..., Any], under_func: Callable[..., Any] | None, *arguments: Any) -> Any:
+    """The second serves under torch.func's transforms, which the first refuses."""
     try:
-        return AUTOGRAD[name](*arguments)
+        return function(*arguments)
     except RuntimeError as error:
-        if "setup_context" not in str(error):  # what torch.func would have of an autograd.Function
+        if "setup_context" not in str(error):
             raise
-    if name not in FUNC:
-        raise RuntimeError("a list of students does not work under torch.func: stack them")
-    return FUNC[name](*arguments)
+    if under_func is None:
+        raise RuntimeError("a list of students, a TopK and hidden states do not work under torch.func")
+    return under_func(*arguments)
+
+
+def _with_entropy(means: Tensor, wanted: bool, *arguments: Any) -> Tensor:
+    return torch.cat([means, _entropies(*arguments)[None]]) if wanted else means
 
 
 @torch.no_grad()

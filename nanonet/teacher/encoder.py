@@ -20,6 +20,7 @@ from nanonet.cohort.packing import can_pack, packed
 from nanonet.data.batches import BatchPlan, Encoded, collate
 from nanonet.inference.forward import run
 from nanonet.models.parts import find_parts
+from nanonet.models.pooled import pool
 from nanonet.teacher.soft_labels import INVERSE_REGULARISATION, classify, linear_head
 
 PASSES = 20  # over the labelled rows
@@ -48,14 +49,7 @@ class Encoder:
         """Pooled, L2-normalised embeddings (B,D) of ids and mask (B,L)."""
         with self.autocast():
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        visible = mask[..., None].to(hidden.dtype)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        elif self.pooling == "max":
-            pooled = hidden.masked_fill(visible == 0, -torch.inf).amax(1)
-        else:
-            pooled = (hidden * visible).sum(1) / visible.sum(1)
-        return normalize(pooled, dim=-1)
+        return normalize(pool(hidden, mask, self.pooling), dim=-1)
 
     def embed(self, rows: Encoded, done: Callable[[int], Any] = lambda rows: None) -> Tensor:
         """(N,D) float32 on the CPU; `done` is called with the number of rows after each batch."""

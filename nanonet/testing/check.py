@@ -46,7 +46,7 @@ def check_distillation(
     loss = make_loss(fn, divergence, beta, temperature, tau_squared, reduction)
     checks = []
     for dtype in dtypes:
-        for name, student, teacher in _cases(dtype, seed, device):
+        for name, student, teacher in pair_cases(dtype, seed, device):
             checks += judge(loss, name, student, teacher)
         checks += _layouts(loss, dtype, seed, device)
         if mask is not None:
@@ -64,7 +64,7 @@ def _draw(N: int, C: int, dtype: torch.dtype, seed: int, device, spread: float =
     return student, teacher
 
 
-def _cases(dtype: torch.dtype, seed: int, device) -> Iterator[tuple[str, Tensor, Tensor]]:
+def pair_cases(dtype: torch.dtype, seed: int, device) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, student, teacher: plain shapes, then the rows that break naive formulas."""
     for N, C in ((1, 4), (3, 1), (5, 33), (8, 1000)):
         yield f"{N} x {C}", *_draw(N, C, dtype, seed, device)

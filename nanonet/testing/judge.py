@@ -110,7 +110,7 @@ def judge(
         return [ended(name, dtype, error)]
     ties = name == "student is teacher" and loss.code == DIVERGENCES["tv"]  # any slope from -1 to 1 is right there
     scale = torch.where(keep, upstream, 0).abs() / (keep.sum().clamp_min(1) if loss.reduction == "mean" else 1)
-    errors = [(_value_error(v, exact[0]), _gradient_error(d, exact[1], scale)) for v, d in (found, plain)]
+    errors = [(value_error(v, exact[0]), gradient_error(d, exact[1], scale)) for v, d in (found, plain)]
     allowed = ALLOWED[student.dtype]
     checks = [
         Check(name, dtype, what, errors[0][i], 2 * errors[1][i] + allowed[i])
@@ -121,14 +121,14 @@ def judge(
     return checks if same else [*checks, Check(name, dtype, "inputs", math.inf, 0.0, "an input was written over")]
 
 
-def _value_error(value: Tensor, exact: Tensor) -> float:
+def value_error(value: Tensor, exact: Tensor) -> float:
     """The largest |value - exact| over max(1, |exact|); infinities have to be the same."""
     same = (value.double() == exact) | exact.isnan()
     error = (value.double() - exact).abs() / exact.abs().clamp_min(1)
     return torch.where(same, 0, error.nan_to_num(math.inf)).max().item()
 
 
-def _gradient_error(gradient: Tensor, exact: Tensor, scale: Tensor) -> float:
+def gradient_error(gradient: Tensor, exact: Tensor, scale: Tensor) -> float:
     """The largest |gradient - exact| / |exact| of a row in the Euclidean norm, of rows that have a finite one."""
     size = torch.maximum(exact.norm(dim=-1), (LEAST_GRADIENT * scale).double()).clamp_min(1e-30)
     error = (gradient.double() - exact).norm(dim=-1) / size

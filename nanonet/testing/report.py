@@ -52,5 +52,5 @@ class Report:
         return "\n".join([head, *map(str, self.checks), last])
 
 
-def ended(case: str, dtype: str, error: Exception) -> Check:
-    return Check(case, dtype, "call", math.inf, 0.0, f"{type(error).__name__}: {error}".splitlines()[0][:120])
+def ended(case: str, dtype: str, error: Exception, what: str = "call") -> Check:
+    return Check(case, dtype, what, math.inf, 0.0, f"{type(error).__name__}: {error}".splitlines()[0][:120])

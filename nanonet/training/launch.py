@@ -16,7 +16,7 @@ from nanonet.device import device
 from nanonet.errors import InputError
 
 TIMEOUT = timedelta(days=1)  # of the processes that wait for the one that makes the teacher
-PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+PRECISION = {"auto": "no", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def launch(precision: str, tensorboard: bool, folder: Path) -> Accelerator:

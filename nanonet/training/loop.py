@@ -14,7 +14,7 @@ from nanonet.cohort.model import Cohort
 from nanonet.cohort.views import set_views
 from nanonet.config.settings import BatchSettings, LossSettings, OptimizerSettings
 from nanonet.data.batches import BatchPlan
-from nanonet.losses import DistillLoss
+from nanonet.losses import DistillLoss, balanced_weight
 from nanonet.training.checkpoint import Checkpoints, restore, save
 from nanonet.training.metrics import Metrics
 from nanonet.training.optimizer import LEARNING_RATE, TEACHER_LEARNING_RATE, learning_rate, make_optimizer
@@ -77,6 +77,7 @@ def _trainer(
         trained["teacher"] = (online.model, teacher_optimizer)
         peaks["teacher"] = TEACHER_LEARNING_RATE[online.model.tuning]
     count = rows.labelled
+    weight = balanced_weight(rows.label, cohort.model.config.num_labels) if loss.class_weight == "balanced" else None  # type: ignore[arg-type]
     plan = BatchPlan(
         rows.label[:count].tolist(),
         rows.encoded.lengths[count:],
@@ -97,12 +98,12 @@ def _trainer(
         teacher=teacher,
         trained=trained,
         peaks=peaks,
-        criterion=_criterion(loss, WARM_TEACHER if online else 0.0),
+        criterion=_criterion(loss, WARM_TEACHER if online else 0.0, weight),
         plan=plan,
     )
 
 
-def _criterion(loss: LossSettings, start: float) -> DistillLoss:
+def _criterion(loss: LossSettings, start: float, class_weight: Tensor | None) -> DistillLoss:
     """The loss of the students. start: fraction of the steps after which they learn from their teacher."""
     return DistillLoss(
         loss.ce_weight,
@@ -114,6 +115,7 @@ def _criterion(loss: LossSettings, start: float) -> DistillLoss:
         teacher_ramp=(start, 3 * start),
         peers_ramp=(2 * start, 2 * start + 0.1),
         weight_rows=loss.confidence,
+        class_weight=class_weight,
     )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from nanonet.cohort.extract import save_adapter, save_student
+from nanonet.cohort.extract import save_adapter, save_classifier, save_student
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
 from nanonet.files import remove
+from nanonet.models.pooled import pooled_classifier
 from nanonet.ops import distill_terms
 from nanonet.report import summary
 from nanonet.teacher.frozen import TUNED_ENCODER
@@ -20,6 +21,8 @@ from nanonet.training import checkpoint
 from nanonet.training.frozen_teacher import Teacher
 from nanonet.training.run import Run
 
+KEPT_TEACHER = "teacher-classifier"  # folder of the teacher, where the user keeps it
+
 
 def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     """Choose, test, export and report; returns the report. `config` is what the report says the user gave."""
@@ -28,6 +31,8 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     logits = test_logits(run, teacher)
     run.ensure_ours()
     export_students(run, best)
+    if run.settings.general.keep_teacher:
+        export_teacher(run, teacher)
     run.ensure_ours()
     facts = summary.Facts(
         dataclasses.replace(config, steps=run.settings.optimizer.steps),
@@ -97,3 +102,17 @@ def export_students(run: Run, best: int) -> None:
         if run.cohort.tuning == "lora":
             save_adapter(run.cohort, k, run.folder / f"student-{k}-adapter", run.tokenizer)
     save_student(run.cohort, best, run.folder / "best", run.tokenizer)
+
+
+def export_teacher(run: Run, teacher: Teacher) -> None:
+    """Write the teacher as a classifier: the online one as a student is, a frozen one as its encoder and its head.
+
+    The head scores every text but the training rows, whose soft labels may come from a rule over their neighbours.
+    """
+    folder = run.folder / KEPT_TEACHER
+    if run.online is not None:
+        save_student(run.online, 0, folder, run.tokenizer)
+        return
+    encoder, frozen = teacher.encoder, teacher.frozen
+    model = pooled_classifier(encoder.model, encoder.pooling, frozen.weight, frozen.bias, run.data.classes)
+    save_classifier(model, folder, run.tokenizer)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,10 +22,11 @@ from nanonet.teacher import frozen
 from nanonet.training import checkpoint
 
 REPORT = "report.json"  # written last: a run that has it is finished
+LABEL_TYPE = "label_type.json"  # of a run on labels in memory: what type they had
 REPLACED = ".replaced"  # folder of the run that --overwrite replaces, until the new one is finished
 UNFINISHED = (checkpoint.NAME, frozen.TUNED_ENCODER, REPLACED)  # what a finished run no longer needs
 OURS = re.compile(
-    r"(config\.yaml|metrics\.jsonl|report\.json|report\.html|tensorboard|best|student-\d+(-adapter)?"
+    r"(config\.yaml|label_type\.json|metrics\.jsonl|report\.json|report\.html|tensorboard|best|teacher-classifier|student-\d+(-adapter)?"
     rf"|{re.escape(checkpoint.NAME)}|{re.escape(frozen.NAME)}|{frozen.TUNED_ENCODER})"
 )
 # what `atomic_write` and `save_student` leave behind when they are killed
@@ -64,6 +66,10 @@ class OutputFolder:
     def lacks_last_files(self) -> bool:
         """Whether the run that is resumed has its report, but was killed before its folder was complete."""
         return self.config.resume and _is_incomplete(self.path)
+
+    def stored_precision(self) -> Any:
+        """The precision of the run that is resumed, which `auto` chose when it began."""
+        return _settings(self.path).get("precision", TrainConfig.precision)
 
     @contextmanager
     def open(self) -> Iterator[Callable[[], None]]:

@@ -12,25 +12,30 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from nanonet.config import settings as parts
 from nanonet.config.check import check_train
-from nanonet.config.settings import StageSettings
+from nanonet.config.settings import stage_settings
 from nanonet.config.train import TrainConfig
+from nanonet.data.dataset import Dataset
 from nanonet.device import threads
 from nanonet.errors import InputError
 from nanonet.files import write
+from nanonet.installation.parts import ensure_checked
+from nanonet.progress import note
 from nanonet.report.html import render_html
 from nanonet.report.summary import read_metrics
 from nanonet.training.frozen_teacher import check_cached_teacher, ensure_teacher, load
 from nanonet.training.launch import launch
 from nanonet.training.outcome import finish
 from nanonet.training.output_folder import REPORT, OutputFolder
+from nanonet.training.precision import choose_precision, with_precision
 from nanonet.training.run import prepare_run
 from nanonet.training.students import check_cached_features, train_students
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, dataset: Dataset | None = None) -> dict[str, Any]:
     """Run the job that `config` describes; returns the content of `output`/report.json, {} in all processes but one.
+
+    dataset: texts that are in memory already; `data` and the columns are not looked at then
 
     Raises:
         InputError: any bad input, before `output` is touched.
@@ -38,25 +43,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_train(config)
     folder = OutputFolder(config)
     folder.check()
-    settings = StageSettings(
-        data=parts.data_settings(config),
-        teacher=parts.teacher_settings(config),
-        cohort=parts.cohort_settings(config),
-        loss=parts.loss_settings(config),
-        optimizer=parts.optimizer_settings(config),
-        batches=parts.batch_settings(config),
-        general=parts.general_settings(config),
-    )
+    if config.precision == "auto" and config.resume:
+        config = replace(config, precision=folder.stored_precision())
+    settings = stage_settings(config)
     incomplete = folder.lacks_last_files()
     accelerator = launch(settings.general.precision, settings.general.tensorboard, folder.path)
     if incomplete:
         return _complete(folder) if accelerator.is_main_process else {}
-    run = prepare_run(settings, folder.path, accelerator)
+    run = prepare_run(settings, folder.path, accelerator, dataset)
+    if config.precision == "auto":
+        config = replace(config, precision=choose_precision(run))
+        settings = stage_settings(config)
+        accelerator = launch(settings.general.precision, settings.general.tensorboard, folder.path)
+        run = with_precision(run, settings, accelerator)
+    folder = OutputFolder(config)
     with run.progress, threads(settings.general.threads), ExitStack() as stack:
         if accelerator.is_main_process:
             check_cached_teacher(run)
             check_cached_features(run)
             run = replace(run, ensure_ours=stack.enter_context(folder.open()))
+        if accelerator.is_local_main_process and accelerator.device.type == "cuda":
+            ensure_checked(note)
+        if accelerator.is_main_process:
             ensure_teacher(run)
         accelerator.wait_for_everyone()
         frozen_teacher = load(run)

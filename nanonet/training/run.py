@@ -21,6 +21,7 @@ from nanonet.cohort.stack import build_cohort
 from nanonet.cohort.views import parse_views
 from nanonet.config.settings import StageSettings
 from nanonet.data.batches import Encoded
+from nanonet.data.dataset import Dataset
 from nanonet.data.prepare import RunData, prepare
 from nanonet.inference.classifier import check_tokens, most_tokens
 from nanonet.inference.forward import run
@@ -83,8 +84,8 @@ class Run:
             return run(lambda ids, mask: model(ids, mask).logits, rows, self.pad_id, self.device, done=tick)
 
 
-def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator) -> Run:
-    """Read the data and the encoder, and build the cohort.
+def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator, dataset: Dataset | None = None) -> Run:
+    """Read the data, unless `dataset` holds it, and the encoder, and build the cohort.
 
     Raises:
         InputError: any bad input.
@@ -92,7 +93,7 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator)
     tokenizer, encoder = load_tokenizer(settings.general.encoder), load_encoder(settings.general.encoder)
     views = parse_views(settings.cohort.views, settings.cohort.students)
     mapping = _mapping(settings, encoder)
-    data = _read_data(settings, tokenizer, encoder)
+    data = _read_data(settings, tokenizer, encoder, dataset)
     settings = settings.with_steps(len(data.classes))
     labelled = int((data.label >= 0).sum())
     check_encoder(encoder, layers=settings.teacher.tuned or settings.cohort.student != "cnn")
@@ -130,10 +131,10 @@ def _mapping(settings: StageSettings, encoder: PreTrainedModel) -> list[list[int
     return choose_layers(wanted.layer_mapping, wanted.students, wanted.student_layers, encoder)
 
 
-def _read_data(settings: StageSettings, tokenizer: Any, encoder: PreTrainedModel) -> RunData:
+def _read_data(settings: StageSettings, tokenizer: Any, encoder: PreTrainedModel, dataset: Dataset | None) -> RunData:
     """The run's data, whose token ids the encoder has embeddings for."""
     check_tokens(settings.data.max_tokens, most_tokens(encoder))
-    data = prepare(settings.data, tokenizer)
+    data = prepare(settings.data, tokenizer, dataset)
     largest = max(int(part.ids.max()) for part in (data.rows, data.validation, data.test) if len(part.ids))
     check_vocabulary(max(largest, tokenizer.pad_token_id), encoder, f"--teacher {settings.general.encoder}")
     return data

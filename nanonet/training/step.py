@@ -21,7 +21,7 @@ from nanonet.cohort.model import Cohort
 from nanonet.cohort.views import view_batch
 from nanonet.config.settings import BatchSettings, LossSettings, OptimizerSettings
 from nanonet.data.batches import BatchPlan, collate
-from nanonet.losses import DistillLoss, relation_loss
+from nanonet.losses import DistillLoss, class_weighted, relation_loss
 from nanonet.ops import distill_loss
 from nanonet.teacher.soft_labels import calibrate_confidence
 from nanonet.training.backbone import BackboneFeatures
@@ -180,7 +180,11 @@ def _teacher_backward(trainer: Trainer, online: OnlineTeacher, batch: MicroBatch
         labelled = max(1, int((batch.label >= 0).sum()))
         head_input = _head_input(online.backbone, batch.rows[:labelled], batch.ids.device)
         logits = trainer.teacher.train()(batch.ids[:labelled], batch.mask[:labelled], head_input=head_input).logits
-        loss, _ = distill_loss(logits, None, batch.label[:labelled], denominators=denominators)
+        label, weight = batch.label[:labelled], trainer.criterion.class_weight
+        if weight is None:
+            loss, _ = distill_loss(logits, None, label, denominators=denominators)
+        else:
+            loss, _ = class_weighted(logits, label, weight, denominators)
     trainer.accelerator.backward(loss * trainer.accelerator.num_processes)
     return loss.detach()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.grids import slow
 
 from nanonet import distill_loss, distill_terms
 from nanonet.benchmarks import bench_distill, bench_linear, bench_step, gpu_table, measure
@@ -92,7 +93,7 @@ def test_every_linear_layer_computes_the_same(stacked: bool):
         torch.testing.assert_close(torch.stack(others[i::3]), gradient)
 
 
-@pytest.mark.parametrize("tuning", ["full", "bias", "head"])
+@pytest.mark.parametrize("tuning", [slow("full"), "bias", slow("head")])
 def test_the_cohort_and_the_loop_take_the_same_step(tuning: Tuning, monkeypatch: pytest.MonkeyPatch):
     """What is timed beside each other is one training step: the same loss before and after an update."""
     monkeypatch.setattr(bench_step, "BATCHES", 1)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from support.grids import slow
 from torch import nn
 
 from nanonet.cohort.build import plain_student
@@ -30,7 +31,7 @@ def test_a_run_of_some_students_is_detached_and_leaves_the_cohort_unchanged(make
     assert torch.equal(cohort(ids, mask).logits, wanted)
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("chunk", [slow(1), 3])
 def test_compiles_into_one_graph(chunk, make_teacher, batch, models_of, gradients_of) -> None:
     ids, mask = batch
     cohort = stack(models_of(make_teacher("bert"), "lora"), "lora").train()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanonet.compat.liger import LigerJSD, LigerKLDIVLoss, LigerTVDLoss
+from nanonet.compat.liger import LigerFusedLinearJSD, LigerFusedLinearJSDLoss, LigerJSD, LigerKLDIVLoss, LigerTVDLoss
 
 REDUCTIONS = {
     "batchmean": lambda rows, V: rows.mean(),
@@ -128,3 +128,34 @@ def test_what_is_not_offered_raises(message, call, draw):
     student, teacher, _ = draw(6, 6)
     with pytest.raises(ValueError, match=message):
         call(student, teacher)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_fused_linear_losses_are_the_formula(beta):
+    g = torch.Generator().manual_seed(0)
+    x, w, b, t, tw = (
+        torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((7, 5), (13, 5), (13,), (7, 4), (13, 4))
+    )
+    labels = torch.randint(0, 13, (7,), generator=g)
+    labels[::3] = -1
+    counted = labels != -1
+
+    def formula(x, w, b, weights):
+        logits, tau = x @ w.T + b, 2.0
+        p, q = (t @ tw.T / tau).softmax(-1), (logits / tau).softmax(-1)
+        m = beta * p + (1 - beta) * q
+        kl = [(one * (one / other).log()).sum(-1) for one, other in ((p, m), (q, m), (p, q), (q, p))]
+        jsd = kl[2] if beta == 0 else kl[3] if beta == 1 else beta * kl[0] + (1 - beta) * kl[1]
+        hard = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1)
+        soft = jsd[counted].mean()
+        return weights[0] * hard + weights[1] * soft, soft, hard
+
+    leaves = [y.clone().requires_grad_() for y in (x, w, b)]
+    fused = LigerFusedLinearJSDLoss(0.25, 0.75, beta, -1, 2.0, return_soft_hard_loss=True)
+    got = fused(leaves[0], leaves[1], t, tw, labels, leaves[2])
+    wide = [y.clone().requires_grad_() for y in (x, w, b)]
+    expected = formula(*wide, (0.25, 0.75))
+    torch.testing.assert_close(got, tuple(e.detach() if i else e for i, e in enumerate(expected)))
+    torch.testing.assert_close(torch.autograd.grad(got[0], leaves), torch.autograd.grad(expected[0], wide))
+    alone = LigerFusedLinearJSD(beta, -1, 2.0)(x, w, t, tw, labels)
+    torch.testing.assert_close(alone, formula(x, w, 0 * b, (0.0, 1.0))[0])

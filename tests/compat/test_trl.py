@@ -122,3 +122,50 @@ def test_patch_stays_until_it_is_put_back(draw):
     assert Trainer().compute_loss(student, teacher) == "theirs"
     Derived.generalized_jsd_loss = before
     assert Derived().compute_loss(student, teacher) == "theirs"
+
+
+@pytest.mark.parametrize("add_tail", [True, False])
+def test_the_loss_of_the_server_is_the_formula(add_tail, draw, same):
+    student, teacher, labels = draw(2, 6, 11)
+    top = teacher.double().log_softmax(-1).topk(3)
+    values, ids = top.values.clone(), top.indices.clone()
+    values[0, 1, 2:], ids[0, 1, 2:] = -torch.inf, 0  # two only
+    values[labels == -100], ids[labels == -100] = -torch.inf, 0  # what the server does not return
+
+    counted = labels != -100
+
+    def formula(s, t):
+        known = values[counted]
+        log_q = s[counted].log_softmax(-1).gather(-1, ids[counted])
+        p, q = known.exp(), torch.where(known > -torch.inf, log_q.exp(), 0)
+        if add_tail:
+            p, q = (torch.cat([x, 1 - x.sum(-1, keepdim=True)], -1) for x in (p, q))
+        else:
+            p, q = (x / x.sum(-1, keepdim=True) for x in (p, q))
+        some = p > 0
+        return (p[some] * (p[some] / q[some]).log()).sum() / counted.sum()
+
+    result = {"topk_logprobs": values.float(), "topk_token_ids": ids}
+    same(
+        lambda s, t: trl.server_forward_kl_loss(result, s.log_softmax(-1), labels, add_tail), formula, student, teacher
+    )
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_chunked_divergence_is_the_formula(beta):
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias, t, tw = (
+        torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((7, 5), (13, 5), (13,), (7, 4), (13, 4))
+    )
+    mask = torch.arange(7) % 3 > 0
+    given = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    options = (beta, 2.0, 0.5, 3.0, 2.0, None)
+    loss, entropy = trl.chunked_divergence(*given, t, tw, None, *options, row_weight=mask)
+    wide = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    student = 3 * torch.tanh((wide[0] @ wide[1].T + wide[2]) * 0.5 / 3)
+    labels = torch.where(mask, 0, -100)
+    expected = jsd(student, 2 * (t @ tw.T), labels, beta, 2.0, 1)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, given), torch.autograd.grad(expected, wide))
+    q = (student / 2).softmax(-1)
+    torch.testing.assert_close(entropy, -(q * q.log()).sum(-1)[mask].mean())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.grids import slow
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from nanonet.cli.main import main
@@ -56,7 +57,7 @@ def logits(folder: Path, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @NEEDS_ONNX
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", [slow(False), True])
 def test_onnx_takes_any_batch_and_length(
     run: Path, tmp_path: Path, int8: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from nanonet.backends import triton
 from nanonet.reference import DEFAULT_BETA, DIVERGENCES
-from nanonet.testing import check_distillation
+from nanonet.testing import check_distillation, check_loss_ops, loss_ops
 
 
 class Terms(torch.autograd.Function):
@@ -33,3 +33,15 @@ def test_conforms(divergence, device):
         return Terms.apply(torch.stack([teacher, student]), teacher, options)[1, 1]
 
     check_distillation(rows, divergence=divergence, temperature=temperature, device=device).raise_failures()
+
+
+# as `nanonet check` judges them on a GPU; a few cases, since the interpreter is slow
+@pytest.mark.slow
+def test_the_ops_of_the_check_pass(device, monkeypatch):
+    names = ("1 x 4", "same classes at -inf", "row weights of each", "no teacher")
+    few = [case for case in loss_ops._cases(torch.float32, (), 0, device) if case[0] in names]
+    monkeypatch.setattr(loss_ops, "_cases", lambda *_: few)
+    ops = {name: op for name, op in triton.implementations().items() if name.startswith("distill")}
+    report = check_loss_ops(ops, divergence="js", dtypes=(torch.float32,), device=device)
+    report.raise_failures()
+    assert {check.what for check in report.checks} == ops.keys()

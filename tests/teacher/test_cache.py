@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.grids import slow
 
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
@@ -104,7 +105,7 @@ def test_a_damaged_entry_is_found_before_a_run_is_overwritten(config: TrainConfi
     assert report.read_bytes() == before and (Path(config.output) / "best").is_dir()
 
 
-@pytest.mark.parametrize("mode", ["frozen", "online"])
+@pytest.mark.parametrize("mode", ["frozen", slow("online")])
 def test_cached_backbone_features_change_nothing(config: TrainConfig, mode: str) -> None:
     teacher_steps = TrainConfig.teacher_steps if mode == "online" else 3
     config = dataclasses.replace(config, teacher_mode=mode, teacher_steps=teacher_steps, tuning="head", steps=8)

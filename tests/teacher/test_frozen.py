@@ -95,7 +95,7 @@ def test_a_damaged_tuned_encoder_is_refused(
         stored = bytearray(path.read_bytes())
         stored[-3] ^= 1
         path.write_bytes(stored)
-        assert load_file(path).keys() == encoder.model.state_dict().keys()  # it would load
+        assert len(load_file(path)) == len(encoder.model.state_dict())  # it would load
     elif change == "file":
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from support.grids import sample
 from torch import nn
 
 from nanonet.cohort.stack import stack
@@ -29,9 +32,9 @@ def texts(batch) -> Encoded:
     return Encoded(ids[mask == 1].int(), offsets)
 
 
-@pytest.mark.parametrize("kind", FIRST)
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize(
+    "kind,checkpointing,chunk", sample(itertools.product(FIRST, [False, True], [1, 2, 3]), one_in=5)
+)
 def test_no_logits_and_no_gradients_change(
     kind, checkpointing, chunk, make_teacher, texts, models_of, gradients_of
 ) -> None:

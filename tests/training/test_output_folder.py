@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.grids import slow
 
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
@@ -56,11 +57,11 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, place: str) ->
 @pytest.mark.parametrize(
     "place",
     [
-        "nanonet.training.frozen_teacher.save_teacher",
+        slow("nanonet.training.frozen_teacher.save_teacher"),
         "nanonet.training.loop.restore",
-        "nanonet.training.outcome.export_students",
+        slow("nanonet.training.outcome.export_students"),
         "nanonet.report.summary.render_html",
-        "nanonet.report.summary._finite",
+        slow("nanonet.report.summary._finite"),
         "nanonet.training.outcome.remove",
     ],
 )
@@ -198,7 +199,7 @@ def test_a_run_killed_before_it_had_settings_leaves_a_folder_that_is_free(config
         assert names(folder) == {"config.yaml"}
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", "src", "notes.txt", ".git"])
+@pytest.mark.parametrize("name", ["thesis.tex", ".git", slow("src"), slow("notes.txt")])
 def test_a_folder_with_anything_else_is_not_emptied(config: TrainConfig, name: str) -> None:
     train(config)
     other = Path(config.output) / name

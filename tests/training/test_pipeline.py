@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.grids import slow
 from torch.utils.checkpoint import checkpoint
 
 from nanonet.cohort import model
@@ -100,7 +101,7 @@ def test_checkpointing_makes_the_same_step(config: TrainConfig, monkeypatch: pyt
     assert calls and distance(plain, again) < 1e-5
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["frozen", slow("online"), slow("head")])
 def test_cached_backbone_features_make_the_same_weights(config: TrainConfig, mode: str, monkeypatch) -> None:
     config, computed = dataclasses.replace(config, **MODES[mode] | {"tuning": "head"}), []
 
@@ -121,7 +122,7 @@ def test_cached_backbone_features_make_the_same_weights(config: TrainConfig, mod
     assert len(computed) == (config.teacher_mode == "online")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [slow("frozen"), "online", slow("head")])
 def test_a_compiled_step_makes_the_same_weights(config: TrainConfig, mode: str, monkeypatch) -> None:
     config, calls, compile_ = dataclasses.replace(config, **MODES[mode]), [], torch.compile
 
@@ -136,14 +137,14 @@ def test_a_compiled_step_makes_the_same_weights(config: TrainConfig, mode: str, 
     assert calls and distance(plain, again) < 1e-5
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [slow("frozen"), "online", slow("head")])
 def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: str) -> None:
     config = dataclasses.replace(config, **MODES[mode])
     config = dataclasses.replace(config, **({} if mode == "head" else {"steps": 6, "views": "cutoff"}))
     _, one = run(config, "one")
     folder = Path(config.output).with_name("two")
     # once with a tracker, whose end is not that of the processes
-    flags = flags_of(dataclasses.replace(config, output=str(folder), tensorboard=mode == "frozen"))
+    flags = flags_of(dataclasses.replace(config, output=str(folder), tensorboard=mode == "online"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanonet"]
     env = environment() | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

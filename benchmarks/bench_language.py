@@ -1,0 +1,152 @@
+"""TopK teachers and hidden states against the eager forms that other projects have, forward and backward, one thread.
+
+`--topk`: gather and logsumexp in float32; our own loss of dense teacher logits. `--from-hidden`: Liger's chunked
+form (logits of 1,024 rows in the dtype of the inputs, the loss in float32, autograd for each chunk), and the products
+of our own pass alone. `must` is the least ratio of times, or with "at most" of nanonet's time over that row's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanonet import TopK, distill_linear_loss, distill_loss
+from nanonet.benchmarks import bench_distill
+from nanonet.benchmarks.measure import peak_mb, record, times_ms
+from nanonet.device import threads
+from nanonet.errors import InputError
+from nanonet.ops.linear_chunks import Heads, _add_dweight, _dhidden_into, chunk_rows
+
+DTYPES = bench_distill.DTYPES
+TOPK = 512, 128256, 64  # N, C, k
+HIDDEN = 1024, 512, 32000  # N, D, V
+STUDENTS = 4
+EAGER_ROWS = 1024  # of a chunk
+SECONDS = 6.0
+ONLY_TEACHER = (0.0, 1.0, 0.0)
+Runs = dict[str, Callable[[], Any]]
+
+
+def eager_topk(student: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
+    """Mean KL over the k classes and the tail, its mass at least 1e-7."""
+    x = student.float()
+    log_q = x.gather(-1, ids) - x.logsumexp(-1, keepdim=True)
+    tails = [torch.log(-torch.expm1(y.logsumexp(-1, keepdim=True).clamp(max=-1e-7))) for y in (logprobs, log_q)]
+    p, q = torch.cat([logprobs, tails[0]], -1), torch.cat([log_q, tails[1]], -1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(-1).mean()
+
+
+def eager_hidden(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Mean KL and the gradients of x and weight, chunk by chunk."""
+    total, dx, dweight = torch.zeros(()), [], torch.zeros_like(weight)
+    for begin in range(0, len(x), EAGER_ROWS):
+        part, w = (y.detach().requires_grad_() for y in (x[begin : begin + EAGER_ROWS], weight))
+        q = (part @ w.T).float().log_softmax(-1)
+        p = (t[begin : begin + EAGER_ROWS] @ teacher_weight.T).float().log_softmax(-1)
+        loss = F.kl_div(q, p, reduction="sum", log_target=True) / len(x)
+        one, two = torch.autograd.grad(loss, (part, w))
+        total += loss.detach()
+        dx.append(one)
+        dweight += two
+    return total, [torch.cat(dx), dweight]
+
+
+def ours_hidden(x: Tensor, weight: Tensor, *teacher: Tensor) -> tuple[Tensor, list[Tensor]]:
+    leaves = [y.detach().requires_grad_() for y in (x, weight)]
+    loss, _ = distill_linear_loss(*leaves, *teacher, weights=ONLY_TEACHER)
+    return loss.detach(), list(torch.autograd.grad(loss, leaves))
+
+
+def products(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor) -> None:
+    """The products of our pass, in its chunks, without a loss."""
+    rows = chunk_rows(Heads([x], [weight], []), True, False)
+    logits = torch.empty(min(rows, len(x)), len(weight))
+    low = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
+    dlogits, dweight, dx = torch.zeros_like(logits, dtype=low), torch.zeros(weight.shape), torch.empty_like(x)
+    for begin in range(0, len(x), rows):
+        part = x[begin : begin + rows]
+        for one, w in ((part, weight), (t[begin : begin + rows], teacher_weight)):
+            torch.ops.nanonet.project_into_(logits[: len(part)], one, w, None)
+        _add_dweight(dweight, dlogits[: len(part)], part)
+        _dhidden_into(dx[begin : begin + rows], dlogits[: len(part)], weight)
+
+
+def error_of(found: list[Tensor], exact: list[Tensor]) -> float:
+    """The largest |gradient - exact| / |exact|."""
+    pairs = zip(found, exact, strict=True)
+    return max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs)
+
+
+def draw(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 0) -> Tensor:
+    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def topk(name: str) -> Iterator[dict[str, Any]]:
+    N, C, k = TOPK
+    student, teacher = (draw(N, C, dtype=DTYPES[name], seed=seed, scale=2.0) for seed in (0, 1))
+    logprobs, ids = teacher.float().log_softmax(-1).topk(k)
+    known = TopK(ids, logprobs)
+
+    def ours(s: Tensor, given: Tensor | TopK) -> Tensor:
+        return distill_loss(s, given, weights=ONLY_TEACHER)[0]
+
+    def gradient(loss: Callable[..., Tensor], *given: Any) -> Any:
+        leaf = student.detach().requires_grad_()
+        return torch.autograd.grad(loss(leaf, *given), leaf)[0]
+
+    runs: Runs = {"nanonet": partial(gradient, ours, known), "dense teacher": partial(gradient, ours, teacher)}
+    runs["gather + logsumexp"] = partial(gradient, eager_topk, ids, logprobs)
+    rows = student[:8].double().requires_grad_()
+    (exact,) = torch.autograd.grad(ours(rows, TopK(ids[:8], logprobs[:8].double())) * 8 / N, rows)
+    errors = {run: error_of([runs[run]()[:8]], [exact]) for run in ("nanonet", "gather + logsumexp")}
+    must = {"gather + logsumexp": "5x", "dense teacher": "1.33x"}
+    yield from _lines("TopK kl", {"N": N, "C": C, "k": k}, name, runs, errors, must)
+
+
+def from_hidden(name: str) -> Iterator[dict[str, Any]]:
+    N, D, V = HIDDEN
+    dtype = DTYPES[name]
+    scales = ((N, D), 1.0), ((V, D), 2 * D**-0.5), ((N, D), 1.0), ((V, D), 2 * D**-0.5)
+    given = [draw(*shape, dtype=dtype, scale=scale, seed=i) for i, (shape, scale) in enumerate(scales)]
+    runs: Runs = {"nanonet": partial(ours_hidden, *given), "chunked eager": partial(eager_hidden, *given)}
+    errors = {}
+    few = [y[: min(N, 128)] if i % 2 == 0 else y for i, y in enumerate(given)]
+    _, exact = eager_hidden(*(y.double() for y in few)) if N * V < 1 << 20 else ours_hidden(*(y.float() for y in few))
+    for run, form in (("nanonet", ours_hidden), ("chunked eager", eager_hidden)):
+        errors[run] = error_of(form(*few)[1], exact)
+    runs["products alone"] = partial(products, *given)
+    must = {"chunked eager": "5x", "products alone": "at most 1.3x"}
+    yield from _lines("distill_linear_loss kl", {"N": N, "D": D, "V": V}, name, runs, errors, must)
+    x, weight, t, teacher_weight = given
+    stack = torch.stack([draw(N // 4, D, dtype=dtype, seed=10 + k) for k in range(STUDENTS)])
+    heads = torch.stack([weight] * STUDENTS)
+    runs = {"nanonet": partial(ours_hidden, stack, heads, t[: N // 4], teacher_weight)}
+    runs["four calls"] = lambda: [ours_hidden(one, weight, t[: N // 4], teacher_weight) for one in stack]
+    shape = {"K": STUDENTS, "N": N // 4, "D": D, "V": V}
+    yield from _lines("distill_linear_loss kl", shape, name, runs, {}, {"four calls": "1.3x"})
+
+
+def _lines(op: str, shape: dict[str, int], name: str, runs: Runs, errors: dict[str, float], must: dict[str, str]):
+    own, peer = errors.get("nanonet"), next((e for run, e in errors.items() if run != "nanonet"), None)
+    if own is not None and peer is not None and not own <= 2 * peer + 1e-5:
+        raise InputError(f"{op} is wrong by {own:.3g} (the eager form: {peer:.3g}): not timed")
+    memory = {run: peak_mb(call) for run, call in runs.items()}
+    for run, values in times_ms(runs, seconds=SECONDS).items():
+        line = record(op, shape, name, "cpu", run, values, error=errors.get(run), reference_error=peer)
+        yield {**line, "peak_mem_mb": memory[run], "must": must.get(run)}
+
+
+def records(suite: str, dtypes: tuple[str, ...] = tuple(DTYPES)) -> Iterator[dict[str, Any]]:
+    """One record for each table and implementation; suite: topk or from_hidden.
+
+    Raises:
+        InputError: ours is wrong: it is not timed.
+    """
+    with threads(1):
+        for name in dtypes:
+            yield from topk(name) if suite == "topk" else from_hidden(name)

@@ -1,0 +1,208 @@
+"""The trainer for texts in memory, in scikit-learn's manners."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from nanonet.config.check import check_types
+from nanonet.config.train import RUN_CONFIG, TrainConfig
+from nanonet.data.lines import Limits
+from nanonet.data.memory import dataset_of, from_names, label_indices, label_list, label_type
+from nanonet.errors import InputError, as_arguments
+from nanonet.files import write
+from nanonet.inference.classifier import Classifier, load
+from nanonet.training.output_folder import LABEL_TYPE, REPORT
+from nanonet.training.pipeline import train
+
+# the fields of the config that say which files a run reads and writes: what `fit` takes instead
+OF_FILES = {"output", "data", "unlabelled", "text_column", "label_column", "max_data_bytes"}
+FIELDS = tuple(field for field in dataclasses.fields(TrainConfig) if field.name not in OF_FILES)
+
+
+class Distiller(ClassifierMixin, BaseEstimator):
+    """`nanonet train` as an estimator: from a few labelled and many unlabelled texts to small classifiers.
+
+    The parameters are the settings of `nanonet train` (fields of `TrainConfig`), those of files and columns apart; they
+    are checked by `fit`.
+
+    After `fit`:
+        classes_: (C,) the labels, in the order of the columns of `predict_proba`
+        students_: a `nanonet.inference.classifier.Classifier` for each student
+        best_: that of them which is nearest to the teacher on rows that none was trained on
+        report_: the content of report.json
+        folder_: the folder of the run
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        known = inspect.signature(type(self)).bind(**parameters)  # raises TypeError for a name that is no parameter
+        known.apply_defaults()
+        self.__dict__.update(known.arguments)
+
+    def fit(
+        self,
+        texts: Any,
+        labels: Any = None,
+        *,
+        unlabelled: Any = None,
+        soft_labels: Any = None,
+        validation: Any = None,
+        output: str | Path | None = None,
+    ) -> Distiller:
+        """Train a teacher and its students, as `nanonet train` does with files of the same rows.
+
+        texts: N strings: a list, an array of numpy, a column of pandas, polars, pyarrow or datasets.
+        labels: N names, numbers or booleans; None, NaN or -1 where a text has none.
+        unlabelled: further texts.
+        validation: texts and labels on which the finished models are scored, as on a test table: nothing is trained on
+            them, and nothing is chosen by them. The scores are in `report_`.
+        output: the folder of the run; without one it is a temporary folder, which goes when this object does.
+
+        Raises:
+            InputError: a parameter, a text or a label; one line that names it. It is a ValueError.
+        """
+        with as_arguments():
+            if soft_labels is not None:
+                raise InputError("soft_labels: not taken yet; give labels, of which a teacher makes soft labels")
+            config = self._config()
+            limits = Limits(config.max_text_bytes, config.max_data_bytes)
+            dataset = dataset_of(texts, labels, unlabelled, validation, limits, config.test_fraction)
+            temporary, folder = None, Path(output or "").expanduser()
+            if output is None:
+                temporary = _temporary()
+                folder = Path(temporary.name) / "run"
+            train(dataclasses.replace(config, output=str(folder)), dataset)
+        write(folder / LABEL_TYPE, json.dumps({"labels": label_type(label_list(labels))}))
+        return self._read(folder, temporary)
+
+    def predict(self, texts: Any) -> np.ndarray:
+        """The labels (N,) of N texts by the best student; None for a text without a word.
+
+        Raises:
+            InputError: they are no texts.
+        """
+        p = self.predict_proba(texts)
+        known = ~np.isnan(p[:, 0])
+        if known.all():
+            return self.classes_[p.argmax(1)] if len(p) else self.classes_[:0]
+        found = np.full(len(p), None, object)
+        found[known] = self.classes_[p[known].argmax(1)]
+        return found
+
+    def predict_proba(self, texts: Any) -> np.ndarray:
+        """The probabilities (N,C) float32 by the best student; NaN for a text without a word.
+
+        Raises:
+            InputError: they are no texts.
+        """
+        check_is_fitted(self)
+        return self.best_.predict_proba(texts)
+
+    def score(self, texts: Any, labels: Any, sample_weight: Any = None) -> float:
+        """The accuracy of `predict`, a fraction, on the texts that have a label.
+
+        Raises:
+            InputError: a label that no text of `fit` had, not as many labels as texts, or none at all.
+        """
+        p = self.predict_proba(texts)
+        with as_arguments():
+            label = np.array(label_indices(labels, self.best_.classes), np.int64)
+        if len(label) != len(p) or not (label >= 0).any():
+            raise InputError(f"labels: {(label >= 0).sum()} for {len(p)} texts; give one a text")
+        right = np.where(np.isnan(p[:, 0]), -1, p.argmax(1)) == label
+        weight = np.ones(len(label)) if sample_weight is None else np.asarray(sample_weight, float)
+        return float(np.average(right[label >= 0], weights=weight[label >= 0]))
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the run to a new folder, from which `Distiller.load` reads it; its `best` is a Hugging Face folder.
+
+        Raises:
+            InputError: there is something in the folder.
+        """
+        check_is_fitted(self)
+        target = Path(folder).expanduser()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InputError(f"folder {folder} is not empty: give another one")
+        temporary = target.with_name(f".{target.name}.new")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(self.folder_, temporary)
+        temporary.rename(target)  # an empty folder is replaced
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Distiller:
+        """The fitted estimator of a finished run, whether `save`, `fit` or `nanonet train` wrote it.
+
+        Raises:
+            InputError: it is none.
+        """
+        path = Path(folder).expanduser()
+        if not (path / REPORT).is_file():
+            raise InputError(f"folder {folder} holds no finished run: give one that Distiller.save wrote")
+        settings = yaml.safe_load((path / RUN_CONFIG).read_text(encoding="utf-8"))
+        known = {field.name for field in FIELDS}
+        return cls(**{name: value for name, value in settings.items() if name in known})._read(path, None)
+
+    def _config(self) -> TrainConfig:
+        """The settings of the run, of checked types."""
+        values = self.get_params(deep=False)
+        return check_types(TrainConfig(data="", **values))
+
+    def _read(self, folder: Path, temporary: tempfile.TemporaryDirectory | None) -> Distiller:
+        """Take what is learnt from the folder of a finished run."""
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        file = folder / LABEL_TYPE
+        kind = json.loads(file.read_text(encoding="utf-8"))["labels"] if file.exists() else "str"
+        self.students_ = [load(folder, student) for student in range(len(report["students"]))]
+        self.best_: Classifier = self.students_[report["best"]]
+        self.classes_ = np.array(from_names(self.best_.classes, kind))
+        self.report_, self.folder_, self._temporary = report, folder, temporary
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle holds the files of the run, and no model."""
+        state = dict(super().__getstate__())
+        if "folder_" in state:
+            folder = state.pop("folder_")
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            state = {name: value for name, value in state.items() if not name.endswith("_") and name != "_temporary"}
+            state["_files"] = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        files = state.pop("_files", None)
+        super().__setstate__(state)
+        if files is not None:
+            temporary = _temporary()
+            folder = Path(temporary.name) / "run"
+            for name, content in files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            self._read(folder, temporary)
+
+
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="nanonet-", ignore_cleanup_errors=True)
+
+
+# scikit-learn reads the parameters of an estimator from the signature of its __init__
+Distiller.__init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    + [inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default) for field in FIELDS]
+)

@@ -1,0 +1,102 @@
+"""One part of the check, which may hang or die: `python -m nanonet.installation.suite KERNELS DEVICE`.
+
+Prints JSON lines: {"step": what begins} and {"op", "dtype", "checks", "worst", "failures"} for what has ended; worst is
+the largest error as a share of its bar, null where it is infinite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from nanonet import cohort_linear, distill_loss, distill_terms
+from nanonet.backends import gate, triton
+from nanonet.reference import DIVERGENCES
+from nanonet.schemas import SCHEMAS
+from nanonet.testing import Check, Report, check_cohort_linear, check_distillation, check_loss_ops
+
+CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+GPU_DTYPES = CPU_DTYPES[:3]  # the reference serves float64 there
+Step = tuple[str, Callable[[], Report]]
+
+
+def steps(kernels: str, device: torch.device, public: bool) -> Iterator[Step]:
+    """What is judged, by name. `public`: the public functions and the linear layer too, which kernels of one
+    instruction set do not differ in."""
+    ops = {name: getattr(torch.ops.nanonet, name).default for name in SCHEMAS if name.startswith("distill")}
+    for i, divergence in enumerate(DIVERGENCES):
+        # Triton compiles a kernel for every dtype and divergence: all dtypes with kl, else they take turns
+        some = GPU_DTYPES if divergence == "kl" else (GPU_DTYPES[i % 3],)
+        students = (1, 2, 4, 8) if divergence == "kl" else ()
+        options: dict[str, Any] = {"divergence": divergence, "device": device}
+        options |= {"dtypes": some, "students": students} if device.type == "cuda" else {"dtypes": CPU_DTYPES}
+        yield f"the loss, {divergence}", partial(check_loss_ops, ops, **options)
+    if not public:
+        return
+    dtypes = GPU_DTYPES if device.type == "cuda" else CPU_DTYPES
+    for divergence in DIVERGENCES if device.type == "cpu" else ("kl", "js"):
+        yield f"distill_terms, {divergence}", partial(_terms, divergence, device)
+        yield f"distill_loss, {divergence}", partial(_loss, divergence, device)
+    if kernels != gate.CUDA:  # it has none for this op
+        yield "cohort_linear", partial(check_cohort_linear, cohort_linear, dtypes=dtypes, device=device)
+
+
+def _terms(divergence: str, device: torch.device) -> Report:
+    def rows(student, teacher):
+        return distill_terms([teacher, student], teacher, divergence=divergence)[1, 1]
+
+    return _named("distill_terms", check_distillation(rows, divergence=divergence, device=device))
+
+
+def _loss(divergence: str, device: torch.device) -> Report:
+    def loss(student, teacher, keep=None):
+        options: dict[str, Any] = {"row_weight": keep, "divergence": divergence}
+        return distill_loss(student, teacher, weights=(0.0, 1.0, 0.0), **options)[0]
+
+    report = check_distillation(
+        loss, divergence=divergence, reduction="mean", mask=lambda keep: {"keep": keep}, device=device
+    )
+    return _named("distill_loss", report)
+
+
+def _named(op: str, report: Report) -> Report:
+    """The public function's own lines under its name."""
+    return Report(tuple(Check(c.case, c.dtype, f"{op}()", c.error, c.bar, c.note) for c in report.checks), ())
+
+
+def rows_of(step: str, report: Report) -> Iterator[dict[str, Any]]:
+    """The lines of a report: one for each op and dtype."""
+    groups: dict[tuple[str, str], list[Check]] = defaultdict(list)
+    for check in report.checks:
+        linear = step == "cohort_linear"
+        groups["cohort_linear" if linear else check.what, check.dtype].append(check)
+    for (op, dtype), checks in groups.items():
+        worst = max(math.inf if math.isnan(c.error) else c.error / c.bar if c.bar else c.error for c in checks)
+        failures = [f"{step}: {' '.join(str(check).split())}" for check in checks if not check.passed]
+        finite = worst if math.isfinite(worst) else None
+        yield {"op": op, "dtype": dtype, "checks": len(checks), "worst": finite, "failures": failures}
+
+
+def main(kernels: str, device: str, public: bool) -> None:
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    if where.type == "cuda":
+        gate.only(kernels)
+        triton.HOST_BOUND = 0  # small layers by the kernels too
+        torch.zeros(1, device=where).item()  # a GPU that is busy or broken ends the part before it has begun
+    for step, judge in steps(kernels, where, public):
+        print(json.dumps({"step": step}), flush=True)
+        for row in rows_of(step, judge()):
+            print(json.dumps(row), flush=True)
+    print(json.dumps({"step": ""}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3] == "public")
