@@ -50,6 +50,8 @@ def _values(kind: Any) -> str:
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"{KINDS[typing.get_args(kind)[0]]}, one or more"
     return KINDS[kind]
 
 

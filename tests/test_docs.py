@@ -18,7 +18,7 @@ COMMENT = re.compile(r"(?:#|//)\s.*|\"\"\"[\s\S]*?\"\"\"|/\*[\s\S]*?\*/")
 NAME = re.compile(r"(?<![\w./~{<*-])(?:[\w.-]+/)*[\w-]+\.(?:py|h|cuh|cu|cpp|sh|md|toml|yaml)\b(?![\w/(*-])")
 PARTS = ("nanonet", "kernels", "benchmarks", "csrc", "tests", "docs")
 # names of what a user has or a run writes, of headers of torch and CUDA, and of other projects' files
-NOT_OURS = {"config.yaml", "conf.py", "setup.cfg", "stable.h"}
+NOT_OURS = {"config.yaml", "names.yaml", "conf.py", "setup.cfg", "stable.h"}
 HISTORY = ("docs/lab/", "CHANGELOG.md")  # may name what is gone
 
 

@@ -26,6 +26,7 @@ RANKS = {
     "device": 1,
     "versions": 1,
     "progress": 1,
+    "tokenizer_faults": 1,
     "kernels": 2,
     "backends": 3,
     "ops": 4,

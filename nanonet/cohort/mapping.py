@@ -22,10 +22,13 @@ CURE = "give `bottom-top`, `interleaved`, or one list per student such as `0,5;1
 def choose_layers(text: str, students: int, depth: int, teacher: PreTrainedModel) -> list[list[int]]:
     """The mapping that `text` describes; one that is given by name is moved to layers that fit this teacher.
 
+    depth: layers per student; 0 takes all.
+
     Raises:
         InputError: names the flag and the cure.
     """
-    mapping = layer_mapping(text, students, depth, teacher.config.num_hidden_layers)
+    layers = teacher.config.num_hidden_layers
+    mapping = layer_mapping(text, students, depth or layers, layers)
     return fit_mapping(teacher, mapping) if text in NAMES else mapping
 
 
@@ -42,7 +45,9 @@ def layer_mapping(text: str, students: int, depth: int, teacher_layers: int) -> 
     if students < 1:
         raise InputError(f"--students {students}: a cohort needs at least one student; give 1 or more")
     if not 1 <= depth <= teacher_layers:
-        raise InputError(f"--student-layers {depth}: the teacher has {teacher_layers}; give 1 to {teacher_layers}")
+        raise InputError(
+            f"--student-layers {depth}: the encoder has {teacher_layers}; give 1 to {teacher_layers}, or 0 for all"
+        )
     if text == "bottom-top":
         return [_bottom_top(k, students, depth, teacher_layers) for k in range(students)]
     if text == "interleaved":
@@ -82,7 +87,7 @@ def _explicit(text: str, students: int, depth: int, teacher_layers: int) -> list
         for layer in layers:
             if not 0 <= layer < teacher_layers:
                 raise InputError(
-                    f"{FLAG} {text!r}: there is no layer {layer}; the teacher's layers are 0 to {teacher_layers - 1}"
+                    f"{FLAG} {text!r}: there is no layer {layer}; the encoder's layers are 0 to {teacher_layers - 1}"
                 )
     return mapping
 

@@ -100,8 +100,10 @@ def _linear_jsd(student, teacher, labels: Tensor | None, bias, weights, beta, ig
     rows = torch.tensor(len(student[0])) if counted is None else counted.sum()
     hard, soft = weights
     return distill_linear_loss(
-        *student,
-        *teacher,
+        student[0],
+        student[1],
+        teacher[0],
+        teacher[1],
         None if counted is None or labels is None or not hard else torch.where(counted, labels, -100),
         bias=bias[0],
         teacher_bias=bias[1],

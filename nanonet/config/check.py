@@ -21,12 +21,12 @@ CORES = os.cpu_count() or 1
 # names of fields, whether a value is allowed, what else to give
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
-        "students student_layers lora_rank labelled_batch unlabelled_batch gradient_accumulation embedding_width",
+        "students lora_rank labelled_batch unlabelled_batch gradient_accumulation embedding_width",
         lambda value: value >= 1,
         "give 1 or more",
     ),
     (
-        "teacher_steps steps max_unlabelled max_test save_every threads seed",
+        "teacher_steps student_layers steps max_unlabelled max_test save_every threads seed",
         lambda value: value >= 0,
         "give 0 or more",
     ),
@@ -59,7 +59,7 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     (
         "targets",
         lambda c: c.teacher_mode == "online" and c.targets != "auto",
-        "an online teacher gives its own soft targets; leave it at auto, or --teacher-mode frozen",
+        "an online teacher gives its own soft labels; leave it at auto, or --teacher-mode frozen",
     ),
     (
         "relation_weight",
@@ -73,8 +73,33 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     ),
     (
         "labels_per_class",
-        lambda c: c.labels_per_class == 1,
-        "soft targets are cross-validated inside the labels; give 2 or more, or 0 for all",
+        lambda c: c.labels_per_class == 1 and c.targets != "head" and not c.soft_labels,
+        "soft labels are cross-validated inside the labels; give 2 or more, or 0 for all",
+    ),
+    (
+        "student_model",
+        lambda c: c.teacher_mode == "online" and bool(c.student_model),
+        "an online teacher reads the students' tokens; leave it out, or give --teacher-mode frozen",
+    ),
+    (
+        "relation_weight",
+        lambda c: bool(c.relation_weight) and (bool(c.soft_labels) or c.targets == "head"),
+        "it compares with embeddings, which soft labels from files or a head lack; give 0",
+    ),
+    (
+        "soft_labels_are",
+        lambda c: c.soft_labels_are != TrainConfig.soft_labels_are and not c.soft_labels,
+        "there are no soft labels from files; give --soft-labels with it",
+    ),
+    (
+        "soft_label_weights",
+        lambda c: bool(c.soft_label_weights) and len(c.soft_label_weights) != len(c.soft_labels),
+        "give one weight for every file of --soft-labels",
+    ),
+    (
+        "soft_label_weights",
+        lambda c: any(not 0 < weight < float("inf") for weight in c.soft_label_weights),
+        "give numbers above 0",
     ),
     (
         "class_weight",
@@ -98,7 +123,12 @@ IDLE: tuple[tuple[Callable[[TrainConfig], bool], str, str], ...] = (
     (lambda c: c.student == "cnn", "--student cnn", "student_layers layer_mapping"),
     (lambda c: c.student == "encoder", "--student encoder", "embedding_width"),
     (lambda c: c.teacher_mode == "online", "--teacher-mode online", "teacher_steps"),
-    (lambda c: c.data == "pydocs" and not c.unlabelled, "--data pydocs", "text_column label_column test_fraction"),
+    (lambda c: bool(c.soft_labels), "--soft-labels", "teacher_mode teacher_steps targets"),
+    (
+        lambda c: c.data == "pydocs" and not c.unlabelled and not c.soft_labels,
+        "--data pydocs",
+        "text_column label_column test_fraction",
+    ),
     (lambda c: c.tuning != "lora", "--tuning {tuning}", "lora_rank lora_alpha lora_dropout"),
 )
 
@@ -153,4 +183,6 @@ def check_types(config: TrainConfig) -> TrainConfig:
 
 
 def _refuse(config: TrainConfig, name: str, cure: str) -> None:
-    raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: {cure}")
+    value = getattr(config, name)
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    raise InputError(f"--{name.replace('_', '-')} {shown}: {cure}")

@@ -27,6 +27,7 @@ Config = TypeVar("Config")
 MAX_BYTES = 1_000_000  # of a YAML file
 METAVAR = {int: "N", float: "X", str: "TEXT"}
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
+NULL = "tag:yaml.org,2002:null"
 NONE = ("none", "null")  # an optional number that is left out; a text may be `none`
 
 
@@ -69,8 +70,11 @@ def parse(config: type[Config], argv: Sequence[str], prog: str, summary: str, po
     path = values.pop("config", None)
     settings = read_yaml(config, path) if path is not None else {}
     for name, value in values.items():
-        source = f"{name.upper() if name == positional else _flag(name)} {value}"
-        settings[name] = value if isinstance(value, bool) else _convert(kinds[name], value, source)
+        flag = name.upper() if name == positional else _flag(name)
+        if isinstance(value, list):
+            settings[name] = tuple(_convert(_item(kinds[name]), item, f"{flag} {item}") for item in value)
+        else:
+            settings[name] = value if isinstance(value, bool) else _convert(kinds[name], value, f"{flag} {value}")
     return config(**settings)
 
 
@@ -117,11 +121,16 @@ def read_yaml(config: type, path: str) -> dict[str, Any]:
             raise InputError(f"{where}: no such key {shown!r}{_nearest(name, kinds)}; delete it or spell it right")
         if name in settings:
             raise InputError(f"{where}: {name} stands there twice; keep one")
-        if not isinstance(value, yaml.ScalarNode):
-            raise InputError(f"{where}: {name} is a list or mapping; give {_takes(kinds[name])}, in quotes if need be")
-        empty = value.tag == "tag:yaml.org,2002:null"
-        source = f"{where}: {name} {value.value}".rstrip()
-        settings[name] = _convert(kinds[name], None if empty else value.value, source)
+        item = _item(kinds[name])
+        nodes = value.value if item and isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(node, yaml.ScalarNode) for node in nodes):
+            takes = _takes(item or kinds[name])
+            raise InputError(f"{where}: {name} is a list or mapping; give {takes}, in quotes if need be")
+        given = [None if node.tag == NULL else node.value for node in nodes]
+        if item:
+            settings[name] = tuple(_convert(item, one, f"{where}: {name} {one}") for one in given if one is not None)
+        else:
+            settings[name] = _convert(kinds[name], given[0], f"{where}: {name} {value.value}".rstrip())
     return settings
 
 
@@ -147,6 +156,11 @@ def _convert(kind: Any, value: str | None, source: str) -> Any:
     raise InputError(f"{source}: give {_takes(plain)}")
 
 
+def _item(kind: Any) -> Any:
+    """The type of the values of a field that takes several; None of any other field."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+
+
 def _plain(kind: Any) -> Any:
     """The type of an optional field's value; another field's type as it is."""
     if isinstance(kind, types.UnionType):
@@ -164,7 +178,7 @@ def shown(default: Any) -> str:
     """A default as `--help` shows it."""
     if isinstance(default, bool):
         return "yes" if default else "no"
-    return "none" if default in (None, "") else str(default)
+    return "none" if default in (None, "", ()) else str(default)
 
 
 def _kinds(config: type) -> dict[str, Any]:
@@ -213,8 +227,8 @@ def _flags(config: type, prog: str, summary: str, positional: str) -> argparse.A
         elif kind is bool:
             group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, help=text)
         else:
-            plain = _plain(kind)
+            plain, several = _item(kind) or _plain(kind), "+" if _item(kind) else None
             choice = typing.get_origin(plain) is Literal
             metavar = "{" + ",".join(typing.get_args(plain)) + "}" if choice else METAVAR[plain]
-            group.add_argument(_flag(field.name), metavar=metavar, help=text)
+            group.add_argument(_flag(field.name), metavar=metavar, nargs=several, help=text)
     return parser

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nanonet.config.train import Divergence, Targets, TrainConfig, Tuning
+from nanonet.config.train import Divergence, Scores, Targets, TrainConfig, Tuning
 
 MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
 # settings that may differ between a run and its resumption: they do not decide the result
@@ -48,6 +48,16 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class SoftLabelSettings:
+    """Soft labels that come from files; class_map renames their classes, or those of a trained classifier."""
+
+    soft_labels: tuple[str, ...]
+    soft_labels_are: Scores
+    soft_label_weights: tuple[float, ...]
+    class_map: str
+
+
+@dataclass(frozen=True)
 class TeacherSettings:
     """Everything but the data and the encoder that decides a frozen teacher."""
 
@@ -68,8 +78,9 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class CohortSettings:
-    """What the students are made of."""
+    """What the students are made of. student_model: name of their encoder; the teacher's if it is empty"""
 
+    student_model: str
     students: int
     student: Literal["encoder", "cnn"]
     embedding_width: int
@@ -138,6 +149,7 @@ class GeneralSettings:
 @dataclass(frozen=True)
 class StageSettings:
     data: DataSettings
+    soft_labels: SoftLabelSettings
     teacher: TeacherSettings
     cohort: CohortSettings
     loss: LossSettings
@@ -171,6 +183,15 @@ def data_settings(config: TrainConfig) -> DataSettings:
     )
 
 
+def soft_label_settings(config: TrainConfig) -> SoftLabelSettings:
+    return SoftLabelSettings(
+        soft_labels=config.soft_labels,
+        soft_labels_are=config.soft_labels_are,
+        soft_label_weights=config.soft_label_weights,
+        class_map=config.class_map,
+    )
+
+
 def teacher_settings(config: TrainConfig) -> TeacherSettings:
     return TeacherSettings(
         online=config.teacher_mode == "online",
@@ -186,6 +207,7 @@ def teacher_settings(config: TrainConfig) -> TeacherSettings:
 
 def cohort_settings(config: TrainConfig) -> CohortSettings:
     return CohortSettings(
+        student_model=config.student_model,
         students=config.students,
         student=config.student,
         embedding_width=config.embedding_width,
@@ -255,6 +277,7 @@ def stage_settings(config: TrainConfig) -> StageSettings:
     """The settings of every stage of the run that `config` describes."""
     return StageSettings(
         data=data_settings(config),
+        soft_labels=soft_label_settings(config),
         teacher=teacher_settings(config),
         cohort=cohort_settings(config),
         loss=loss_settings(config),
@@ -270,8 +293,13 @@ def changes(old: Mapping[str, Any], config: TrainConfig) -> str:
     A run of an older version, which did not have a setting yet, ran with its default.
     """
     pairs = {
-        name: (old.get(name, getattr(TrainConfig, name)), value)
+        name: (_as_yaml(old.get(name, getattr(TrainConfig, name))), _as_yaml(value))
         for name, value in dataclasses.asdict(config).items()
         if name not in FREE and (name, value) != ("precision", "auto")  # a run stores what that chose
     }
     return ", ".join(f"{name} {before!r} -> {now!r}" for name, (before, now) in pairs.items() if before != now)
+
+
+def _as_yaml(value: Any) -> Any:
+    """`value` as YAML reads it again."""
+    return list(value) if isinstance(value, tuple) else value

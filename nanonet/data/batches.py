@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nanonet.errors import InputError
+from nanonet.tokenizer_faults import tokenizer_faults
 
 _TEXTS_AT_ONCE = 1000  # bounds the Python lists of ids that exist at any one time
 _CHARACTERS_AT_ONCE = 2_000_000
@@ -83,14 +84,15 @@ def encode_any(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded
 
 def _ids(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
     # verbose=False: no warning about sequences longer than the model, they are cut
-    ids: list[list[int]] = tokenizer(
-        texts,
-        truncation=True,
-        max_length=max_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
+    with tokenizer_faults(tokenizer.name_or_path or "the model"):
+        ids: list[list[int]] = tokenizer(
+            texts,
+            truncation=True,
+            max_length=max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
     return ids
 
 

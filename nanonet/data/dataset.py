@@ -30,6 +30,11 @@ class Split:
         return Split([self.texts[row] for row in rows], labels, self.source, places)
 
 
+def one_line(text: str) -> str:
+    """The text with single spaces: how texts are compared."""
+    return " ".join(text.split())
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What a run learns from. classes: the names in label order; unlabelled: the rows of the train table without a

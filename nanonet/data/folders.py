@@ -20,17 +20,18 @@ _SHARD = re.compile(r"(\w+)-(\d{5})-of-(\d{5})")
 KINDS = "(or .tsv, .jsonl, .parquet)"
 
 
-def find_tables(folder: Path) -> dict[str, list[Path]]:
+def find_tables(folder: Path, unlabelled_alone: bool = False) -> dict[str, list[Path]]:
     """Return {train, test, unlabelled: the files of each}; a part is one file, or all shards of one table.
 
     They lie in the folder, or in one folder in it, as the Hugging Face hub has them (data/train-00000-of-00001.parquet,
     plain_text/train-00000-of-00001.parquet).
-    Raises InputError where a part is not one table, or there is no train table.
+    Raises InputError where a part is not one table, or there is no train table; a table of unlabelled texts will do
+    where `unlabelled_alone`.
     """
     entries = sorted(folder.iterdir())
     if not entries:
         raise problem(folder, f"is an empty folder: put train.csv {KINDS} into it")
-    tables = _tables(folder, "train")
+    tables = _tables(folder, "train") or (_tables(folder, "unlabelled") if unlabelled_alone else {})
     if tables:
         return tables
     names = listing(f.name for f in entries)

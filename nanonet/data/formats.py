@@ -45,6 +45,38 @@ def read_rows(path: Path, columns: Mapping[str, str], limits: Limits = DEFAULT_L
     where it begins), and rows counted from 1 in Parquet and in a JSON array. Blank lines are skipped.
     Raises InputError.
     """
+    kind = _check_file(path, limits)
+    if kind == ".parquet":
+        return _parquet(path, columns, limits)
+    if kind in (".csv", ".tsv"):
+        return _separated(path, columns, limits)
+    return _json(path, columns, limits)
+
+
+def read_column_names(path: Path, columns: Mapping[str, str], limits: Limits = DEFAULT_LIMITS) -> list[str]:
+    """Return the names of all columns of a file; of JSON, those of its first object.
+
+    columns: some that it has, by which its separator is found.
+    Raises InputError.
+    """
+    kind = _check_file(path, limits)
+    if kind == ".parquet":
+        _import_pyarrow(path)
+        from pyarrow import ArrowException, parquet
+
+        try:
+            return list(parquet.read_schema(path).names)
+        except (ArrowException, OSError) as error:
+            raise problem(path, f"not sound Parquet ({shorten(str(error))}): write it again") from error
+    if kind in (".csv", ".tsv"):
+        line = next((line for line in text_lines(path, limits) if line.strip("\r\n")), "")
+        return next(csv.reader([line], delimiter=_separator(path, columns, limits)), [])
+    _, first = next(_objects(path, limits), ("", {}))
+    return list(first) if isinstance(first, dict) else []
+
+
+def _check_file(path: Path, limits: Limits) -> str:
+    """The extension of a file that can be read. Raises InputError."""
     if not path.exists():
         raise problem(path, "does not exist: check the path")
     check_regular(path)
@@ -54,11 +86,7 @@ def read_rows(path: Path, columns: Mapping[str, str], limits: Limits = DEFAULT_L
     if path.stat().st_size == 0:
         raise problem(path, "is empty: give a file with rows")
     check_size(path, limits)
-    if kind == ".parquet":
-        return _parquet(path, columns, limits)
-    if kind in (".csv", ".tsv"):
-        return _separated(path, columns, limits)
-    return _json(path, columns, limits)
+    return kind
 
 
 def check_columns(source: Path | str, place: str, there: Iterable[str], columns: Mapping[str, str]) -> None:
@@ -169,22 +197,22 @@ def _records_begin_with_quotes(path: Path, delimiter: str, limits: Limits) -> bo
 
 
 def _json(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator[TableRow]:
+    for place, item in _objects(path, limits):
+        yield place, _members(path, place, item, columns)
+
+
+def _objects(path: Path, limits: Limits) -> Iterator[tuple[str, object]]:
+    """(place, value) of every line, or of every item of an array."""
     if extension(path) == ".json" and head_of(path).startswith(b"["):
         if path.stat().st_size > ARRAY_BYTES:
             raise problem(path, f"a JSON array of more than {ARRAY_BYTES} bytes: write one object a line (.jsonl)")
         whole = Limits(ARRAY_BYTES, min(limits.data, ARRAY_BYTES))  # an array may be one line
-        yield from _json_array(path, columns, "".join(text_lines(path, whole)))
+        items = _parse(path, "".join(text_lines(path, whole)), 1, "an array of JSON objects")
+        yield from ((f"row {n}", item) for n, item in enumerate(items if isinstance(items, list) else [items], 1))
         return
     for number, line in enumerate(text_lines(path, limits), 1):
         if line.strip():
-            place = f"line {number}"
-            yield place, _members(path, place, _parse(path, line, number, "one JSON object a line"), columns)
-
-
-def _json_array(path: Path, columns: Mapping[str, str], text: str) -> Iterator[TableRow]:
-    items = _parse(path, text, 1, "an array of JSON objects")
-    for number, item in enumerate(items if isinstance(items, list) else [items], 1):
-        yield f"row {number}", _members(path, f"row {number}", item, columns)
+            yield f"line {number}", _parse(path, line, number, "one JSON object a line")
 
 
 def _parse(path: Path, text: str, first_line: int, wanted: str) -> object:
@@ -226,12 +254,19 @@ def class_label_names(path: Path, column: str) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _parquet(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator[TableRow]:
+def _import_pyarrow(path: Path) -> None:
+    """Raise InputError where there is no pyarrow."""
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise problem(path, "reading Parquet needs pyarrow: pip install nanonet[data]") from error
+
+
+def _parquet(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator[TableRow]:
+    _import_pyarrow(path)
+    import pyarrow
+    from pyarrow import parquet
+
     number = total = 0
     long: dict[str, str] = {}
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -11,21 +13,26 @@ from torch import Tensor
 
 from nanonet.config.settings import DataSettings
 from nanonet.data.batches import Encoded, encode
-from nanonet.data.dataset import Dataset, Split
+from nanonet.data.dataset import Dataset, Split, one_line
 from nanonet.data.lines import Limits
 from nanonet.data.read import load_dataset, read_texts
-from nanonet.data.split import draw_labels
+from nanonet.data.soft_label_files import SoftLabelFiles
+from nanonet.data.split import Scarce, draw_labels
 from nanonet.errors import InputError
 from nanonet.progress import note
 
+PYDOCS = "pydocs"
 PYDOCS_LABELS = 10  # drawn per class of pydocs unless the user says
 MANY_LABELS = 20_000  # rows above which the user is told that all are used
 VALIDATION_ROWS = 500  # at most: unlabelled rows that are not trained on; the best student is chosen on them
 
 
+Rows = TypeVar("Rows", Split, Encoded)
+
+
 @dataclass(frozen=True, eq=False)
-class RunData:
-    """The checked input of a run as token ids.
+class RunRows(Generic[Rows]):
+    """The checked input of a run, as texts or as token ids.
 
     rows: the training rows, labelled first (the names of the classes last of these), then unlabelled
     label: (N,) int64, -100 where unlabelled
@@ -37,13 +44,17 @@ class RunData:
 
     name: str
     classes: list[str]
-    rows: Encoded
+    rows: Rows
     label: Tensor
-    validation: Encoded
-    test: Encoded
+    validation: Rows
+    test: Rows
     test_label: list[int]
     test_in_train: int = 0
     labels_per_class: int = 0
+
+
+RunTexts = RunRows[Split]
+RunData = RunRows[Encoded]
 
 
 def name_as_text(name: str, data: str) -> str:
@@ -60,25 +71,44 @@ def name_as_text(name: str, data: str) -> str:
     return name.replace("_", " ")
 
 
-def prepare(config: DataSettings, tokenizer: Any, dataset: Dataset | None = None) -> RunData:
-    """Read (unless `dataset` is given), draw and tokenise. All faults of a user's data are found here.
+def prepare(config: DataSettings, tokenizer: Any) -> RunData:
+    """Read, draw and tokenise; raises InputError."""
+    return tokenise(draw(config), tokenizer, config.max_tokens)
+
+
+def draw(
+    config: DataSettings,
+    classes: Sequence[str] = (),
+    given: SoftLabelFiles | None = None,
+    dataset: Dataset | None = None,
+) -> RunTexts:
+    """Read (unless `dataset` is given) and draw. All faults of a user's data are found here.
 
     The draw of labels is `draw_labels` under `seed`; the unlabelled rows are shuffled by [seed, 1] and cut to
     `max_unlabelled`, the test rows are the first `max_test` of a shuffle by [seed, 2].
 
+    classes: those that the teacher knows without labels; no row needs one then. given: soft labels from files, of which
+    every unlabelled row has one; where the data is the default, their texts are the data.
+
     Raises:
         InputError: says what is wrong.
     """
-    limits = Limits(config.max_text_bytes, config.max_data_bytes)
-    columns = {"text_column": config.text_column, "label_column": config.label_column}
-    if dataset is None:
-        dataset = load_dataset(config.data, **columns, limits=limits, test_fraction=config.test_fraction)
-    further = read_texts(config.unlabelled, config.text_column, limits) if config.unlabelled else ()
-    dataset, test_in_train = _without_test_texts(dataset, further, config.deduplicate)
-    per_class = labels_per_class(config, len(dataset.train.texts))
-    draw = draw_labels(dataset.train.labels or [], per_class, config.seed, len(dataset.classes), dataset.classes)
-    few, free = dataset.train.select(draw.labelled), [dataset.train.select(draw.unlabelled), *dataset.unlabelled]
+    dataset, test_in_train = _read(config, classes, given, dataset)
+    train, per_class = dataset.train, labels_per_class(config, len(dataset.train.texts))
+    if classes and not per_class:
+        labelled = Scarce(list(range(len(train.texts))), [])
+    else:
+        labelled = draw_labels(train.labels or [], per_class, config.seed, len(dataset.classes), dataset.classes)
+    few, free = train.select(labelled.labelled), [train.select(labelled.unlabelled), *dataset.unlabelled]
     places = [(split, row) for split in free for row in range(len(split.texts))]
+    if given:
+        places = _with_soft_labels(places, given)
+        if 0 < config.max_unlabelled < len(places):
+            note(
+                f"{config.max_unlabelled} of {len(places)} texts with soft labels are used; --max-unlabelled 0 uses all"
+            )
+    if not few.texts and not places:
+        raise InputError(f"--data {config.data}: there is no text to train on; give texts by --unlabelled")
     order = np.random.default_rng([config.seed, 1]).permutation(len(places))
     chosen = [places[i] for i in (order[: config.max_unlabelled] if config.max_unlabelled else order)]
     validation = min(VALIDATION_ROWS, len(chosen) // 10)
@@ -91,32 +121,66 @@ def prepare(config: DataSettings, tokenizer: Any, dataset: Dataset | None = None
         named = Split([name_as_text(name, config.data) for name in dataset.classes], None, "--class-names")
         known += range(len(dataset.classes))
         rows += [(named, c) for c in range(len(dataset.classes))]
-
-    def ids(some: list[tuple[Split, int]]) -> Encoded:
-        def where(i: int) -> str:
-            return some[i][0].where(some[i][1])
-
-        return encode(tokenizer, [split.texts[row] for split, row in some], config.max_tokens, where)
-
-    return RunData(
+    return RunTexts(
         name=dataset.name,
         classes=dataset.classes,
-        rows=ids(rows + chosen[validation:]),
-        label=torch.tensor(known + [-100] * (len(chosen) - validation)),
-        validation=ids(chosen[:validation]),
-        test=ids([(test, row) for row in range(len(test.texts))]),
+        rows=_joined(rows + chosen[validation:]),
+        label=torch.tensor(known + [-100] * (len(chosen) - validation), dtype=torch.int64),
+        validation=_joined(chosen[:validation]),
+        test=test,
         test_label=test.labels or [],
         test_in_train=test_in_train,
         labels_per_class=per_class,
     )
 
 
+def tokenise(texts: RunTexts, tokenizer: Any, max_tokens: int) -> RunData:
+    """The token ids of one model. Raises InputError for a text that has none."""
+    rows, validation, test = (
+        encode(tokenizer, part.texts, max_tokens, part.where) for part in (texts.rows, texts.validation, texts.test)
+    )
+    return RunData(**vars(texts) | {"rows": rows, "validation": validation, "test": test})
+
+
+def _read(
+    config: DataSettings, classes: Sequence[str], given: SoftLabelFiles | None, dataset: Dataset | None
+) -> tuple[Dataset, int]:
+    """The dataset with all unlabelled texts, and how many of its test texts are also training texts."""
+    limits = Limits(config.max_text_bytes, config.max_data_bytes)
+    columns = {"text_column": config.text_column, "label_column": config.label_column}
+    further = read_texts(config.unlabelled, config.text_column, limits) if config.unlabelled else ()
+    if given and config.data == PYDOCS:
+        alone = Dataset(Split([], []), None, list(classes), Path(given.settings.soft_labels[0]).stem, (given.texts,))
+        return _without_test_texts(alone, further, config.deduplicate)
+    if dataset is None:
+        fraction = config.test_fraction
+        dataset = load_dataset(config.data, **columns, limits=limits, test_fraction=fraction, classes=classes)
+    if given:
+        splits = [dataset.train, *dataset.unlabelled, *further, *([dataset.test] if dataset.test else [])]
+        given.check_texts({one_line(text) for split in splits for text in split.texts}, config.data)
+    return _without_test_texts(dataset, further, config.deduplicate)
+
+
+def _with_soft_labels(places: list[tuple[Split, int]], given: SoftLabelFiles) -> list[tuple[Split, int]]:
+    """The unlabelled rows whose texts have soft labels."""
+    known = {one_line(text) for text in given.texts.texts}
+    found = [(split, row) for split, row in places if one_line(split.texts[row]) in known]
+    if len(found) < len(places):
+        note(f"{len(places) - len(found)} of {len(places)} unlabelled texts have no soft label and are left out")
+    return found
+
+
+def _joined(some: list[tuple[Split, int]]) -> Split:
+    """Rows of several splits as one, each with its place in them."""
+    return Split([split.texts[row] for split, row in some], None, "", [split.where(row) for split, row in some])
+
+
 def labels_per_class(config: DataSettings, rows: int) -> int:
     """The labels that are drawn per class of `rows` labelled rows; 0 for every label."""
     if config.labels_per_class is not None:
         return config.labels_per_class
-    if config.data == "pydocs":
-        return PYDOCS_LABELS
+    if config.data == PYDOCS:
+        return 0 if rows == 0 else PYDOCS_LABELS
     if rows > MANY_LABELS:
         note(f"{config.data}: all {rows} labelled rows are used; --labels-per-class draws some of them")
     return 0
@@ -142,8 +206,3 @@ def _without_test_texts(dataset: Dataset, further: tuple[Split, ...], deduplicat
     removed = sum(len(split.texts) for split in splits) - sum(len(split.texts) for split in rest)
     note(f"{message}: {removed} rows are left out there")
     return replace(dataset, train=rest[0], unlabelled=tuple(rest[1:])), 0
-
-
-def one_line(text: str) -> str:
-    """The text with single spaces: how texts are compared."""
-    return " ".join(text.split())

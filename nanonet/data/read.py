@@ -5,22 +5,21 @@ Every fault of a user's data is an `InputError` of one line that names the file,
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nanonet.data.classes import labels_beside
 from nanonet.data.dataset import Dataset, Split
 from nanonet.data.folders import find_tables, text_tables
-from nanonet.data.formats import TableRow, class_label_names, read_rows
-from nanonet.data.labels import Names, check_unicode, index_labels, note_blanks, note_forms, one_form, read_label
-from nanonet.data.lines import DEFAULT_LIMITS, Limits, check_regular
+from nanonet.data.formats import TableRow, class_label_names, read_column_names, read_rows
+from nanonet.data.labels import Names, blanks, check_unicode, index_labels, note_blanks, note_forms, read_label
+from nanonet.data.lines import DEFAULT_LIMITS, Limits
 from nanonet.data.problems import listing, located, problem, shorten
 from nanonet.data.split import choose_test_rows
 from nanonet.progress import note
 
-LABELS_BYTES = 10_000_000  # the largest labels.json
 UNLABELLED, LEFT_OUT = "used as unlabelled texts", "left out"  # what becomes of rows with a blank label
 
 
@@ -30,11 +29,15 @@ Table = tuple[Split, tuple[Split, ...], Names]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are read, and how much of a file. label: None leaves the labels out."""
+    """Which columns are read, and how much of a file.
+
+    label: None leaves the labels out. classes: what a teacher knows; with them no label is needed, nor its column
+    """
 
     text: str = "text"
     label: str | None = "label"
     limits: Limits = DEFAULT_LIMITS
+    classes: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, str]:
@@ -49,6 +52,7 @@ def load_dataset(
     label_column: str = "label",
     limits: Limits = DEFAULT_LIMITS,
     test_fraction: float = 0.0,
+    classes: Sequence[str] = (),
 ) -> Dataset:
     """Return the dataset that `data` names.
 
@@ -61,6 +65,7 @@ def load_dataset(
     blank label (labels.py) is an unlabelled row; one of the test table is left out.
     test_fraction: the part of the labelled rows that becomes the test split where there is no test table; without it
     test is None then, and no labelled row is taken away.
+    classes: those that a teacher knows. With them no row needs a label, and they are the classes where none has one.
 
     Raises InputError.
     """
@@ -68,12 +73,12 @@ def load_dataset(
         from nanonet.data.pydocs import pydocs
 
         return pydocs()
-    columns = Columns(text_column, label_column, limits)
+    columns = Columns(text_column, label_column, limits, tuple(classes))
     path = Path(os.path.expanduser(data))
     if data and os.path.isdir(path):
         return _load_folder(path, columns, test_fraction)
     if data and os.path.exists(path):
-        train = _labelled(_read_files([path], columns, None, UNLABELLED))
+        train = _labelled(_read_files([path], columns, None, UNLABELLED), columns)
         return _split_off_test(train, test_fraction, path.name.split(".")[0])
     return _load_hub(data, columns, test_fraction)
 
@@ -103,33 +108,7 @@ def read_texts(path: str | Path, text_column: str = "text", limits: Limits = DEF
     """
     path = Path(os.path.expanduser(path))
     files = text_tables(path) if path.is_dir() else [path]
-    return tuple(_read_files([file], Columns(text_column, None, limits), None)[0] for file in files)
-
-
-def read_classes(path: Path) -> list[str]:
-    """Return the class names of a `labels.json`. Raises InputError unless they are two or more different names."""
-    cure = 'write a list of two or more different names, such as ["negative", "positive"]'
-    check_regular(path)
-    if path.stat().st_size > LABELS_BYTES:
-        raise problem(path, f"more than {LABELS_BYTES} bytes: {cure}")
-    try:
-        names = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise problem(path, f"not JSON ({shorten(str(error))}): {cure}") from error
-    except OSError as error:
-        raise problem(path, f"cannot be read ({error.strerror}): check its permissions") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise problem(path, f"{shorten(names, 30)} is no list of names: {cure}")
-    names = [one_form(check_unicode(name, "name", path, "", "")) for name in names]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise problem(path, f"{len(names)} names, {len(set(names))} different: {cure}")
-    return names
-
-
-def labels_beside(path: Path) -> Names | None:
-    """Return the class names of the `labels.json` in a folder or beside a file; None without one. Raises InputError."""
-    file = (path if path.is_dir() else path.parent) / "labels.json"
-    return Names(read_classes(file), counted=True, given=True) if file.exists() else None
+    return tuple(_read_files([file], Columns(text_column, None, limits), None, UNLABELLED)[0] for file in files)
 
 
 def load_rows(
@@ -142,7 +121,7 @@ def load_rows(
     """Return the dataset of rows in memory: (place, [text, label]), of unlabelled texts (place, [text]); a blank label
     is None. They are checked and used as those of files. Raises InputError."""
     columns = Columns(limits=limits)
-    table = _labelled(_collect("texts", train, columns, None, UNLABELLED))
+    table = _labelled(_collect("texts", train, columns, None, UNLABELLED), columns)
     if unlabelled is not None:
         further, _, _ = _collect("unlabelled", unlabelled, replace(columns, label=None), None, UNLABELLED)
         table = (table[0], (*table[1], further), table[2])
@@ -153,10 +132,12 @@ def load_rows(
 
 
 def _load_folder(folder: Path, columns: Columns, test_fraction: float) -> Dataset:
-    tables = find_tables(folder)
-    train = _labelled(_read_files(tables["train"], columns, labels_beside(folder), UNLABELLED))
+    tables, names = find_tables(folder, bool(columns.classes)), labels_beside(folder)
+    train: Table = Split([], [], str(folder)), (), names or Names(list(columns.classes))
+    if "train" in tables:
+        train = _labelled(_read_files(tables["train"], columns, names, UNLABELLED), columns)
     if "unlabelled" in tables:
-        further, _, _ = _read_files(tables["unlabelled"], replace(columns, label=None), None)
+        further, _, _ = _read_files(tables["unlabelled"], replace(columns, label=None), None, UNLABELLED)
         note(f"{further.source}: {len(further.texts)} texts are used as unlabelled texts")
         train = (train[0], (*train[1], further), train[2])
     name = folder.resolve().name
@@ -182,7 +163,7 @@ def _load_hub(data: str, columns: Columns, test_fraction: float) -> Dataset:
         return _collect(source, hub_rows(source, splits[part], columns.text, label_column), columns, names, blank_use)
 
     known = class_names(splits["train"], label_column)
-    train = _labelled(table("train", None if known is None else Names(known, counted=True), UNLABELLED))
+    train = _labelled(table("train", None if known is None else Names(known, counted=True), UNLABELLED), columns)
     if "test" not in splits:
         return _split_off_test(train, test_fraction, data)
     _refuse_fraction(test_fraction, data)
@@ -192,7 +173,7 @@ def _load_hub(data: str, columns: Columns, test_fraction: float) -> Dataset:
 def _with_test(train: Table, test: Table, name: str) -> Dataset:
     """The dataset of a train and a test table; test is None where no row of its has a label."""
     labelled, _, names = test
-    return Dataset(train[0], labelled if labelled.texts else None, names.names, name, train[1])
+    return Dataset(train[0], labelled if labelled.labels else None, names.names, name, train[1])
 
 
 def _split_off_test(train: Table, fraction: float, name: str) -> Dataset:
@@ -213,15 +194,20 @@ def _refuse_fraction(fraction: float, source: Path | str) -> None:
         raise problem(source, f"--test-fraction {fraction}: there is a test table; leave the flag out")
 
 
-def _labelled(train: Table) -> Table:
-    """`train`. Raises InputError where none of its rows has a label."""
-    if not train[0].texts:
-        raise problem(train[0].source, "no row has a label: fill in some, of two classes or more")
+def _labelled(train: Table, columns: Columns) -> Table:
+    """`train`. Raises InputError where none of its rows has a label, and no teacher knows the classes."""
+    split, unlabelled, names = train
+    if split.labels is None:  # there is no column of labels
+        return Split([], [], split.source), (split,), names if names.names else Names(list(columns.classes))
+    if not split.texts and not columns.classes:
+        raise problem(split.source, "no row has a label: fill in some, of two classes or more")
     return train
 
 
 def _read_files(files: Sequence[Path], columns: Columns, names: Names | None, blank_use: str = LEFT_OUT) -> Table:
     """Read the shards of one table. blank_use: what becomes of rows with a blank label, for the note."""
+    if columns.classes and columns.label not in read_column_names(files[0], {"": columns.text}, columns.limits):
+        columns = replace(columns, label=None)
     known = class_label_names(files[0], columns.label) if columns.label is not None else None
     if names is None and known is not None:
         names = Names(known, counted=True)
@@ -256,20 +242,29 @@ def _collect(
     labels: list[str] = []
     places: list[str] = []
     forms: dict[str, set[str]] = {}
+    empty: list[str] = []
     for place, values in rows:
-        texts.append(_check_text(values[0], source, place, columns))
+        text = _check_text(values[0], source, place, columns)
+        if blank_use == UNLABELLED and not text.strip():
+            empty.append(place)
+            continue
+        texts.append(text)
         places.append(place)
         if columns.label is not None:
             label = read_label(values[1], source, place, columns.label)
             labels.append(label)
             if isinstance(values[1], str) and label and " ".join(values[1].split()) != label:
                 forms.setdefault(label, set()).add(values[1])
+    if empty and texts:
+        note(f"{located(source, '', columns.text)}: {len(empty)} rows have no text and are left out, {empty[0]} first")
     if not texts:
         raise problem(source, "no rows: give a table with texts")
     split = Split(texts, None, located(source), places)
     if columns.label is None:
         return split, (), names or Names([])
     note_forms(forms, source, columns.label)
+    if names is None and columns.classes and blanks(labels, None) >= set(labels):
+        names = Names(list(columns.classes))
     index, names = index_labels(labels, names, source, places, columns.label)
     labelled = [row for row, c in enumerate(index) if c >= 0]
     blank = [row for row, c in enumerate(index) if c < 0]
@@ -284,8 +279,6 @@ def _check_text(value: object, source: Path | str, place: str, columns: Columns)
     if not isinstance(value, str):
         what = f"the text is {shorten(value, 30)}, not a string: write it in quotes"
         raise problem(source, what, place, columns.text)
-    if not value.strip():
-        raise problem(source, "the text is empty: fill it in or delete the row", place, columns.text)
     if len(value) > columns.limits.text:
         what = f"the text has more than {columns.limits.text} characters: cut it, or raise --max-text-bytes"
         raise problem(source, what, place, columns.text)

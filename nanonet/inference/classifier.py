@@ -163,17 +163,19 @@ def find_classifier(name: str, student: int = -1) -> Path:
     return folder
 
 
-def load_classifier(folder: Path) -> Classifier:
+def load_classifier(folder: Path, what: str = "") -> Classifier:
     """Load the folder of a classifier: safetensors only, no remote code, every weight present, float32.
+
+    what: the flag that named it and its value, with which errors begin; --model without it.
 
     Raises:
         InputError: one line that names the fault of the folder.
     """
+    what = what or f"--model {folder}"
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         there = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
-        raise InputError(f"--model {folder} has {there}; give model.safetensors, as save_pretrained writes it")
-    what = f"--model {folder}"
+        raise InputError(f"{what} has {there}; give model.safetensors, as save_pretrained writes it")
     with quiet():
         model, info = read_pretrained(
             AutoModelForSequenceClassification,
@@ -189,7 +191,7 @@ def load_classifier(folder: Path) -> Classifier:
     if info["missing_keys"]:
         first = sorted(info["missing_keys"])[0]
         raise InputError(
-            f"--model {folder}: not a trained text classifier ({len(info['missing_keys'])} weights are missing,"
+            f"{what}: not a trained text classifier ({len(info['missing_keys'])} weights are missing,"
             f" first {first}); {CURE}"
         )
     check_layers(info["unexpected_keys"], what)
@@ -198,9 +200,9 @@ def load_classifier(folder: Path) -> Classifier:
     names, kind = model.config.id2label, model.config.problem_type
     one_of_many = kind in (None, "single_label_classification") and len(names) > 1
     if not one_of_many or set(names) != set(range(len(names))):
-        raise InputError(f"--model {folder}: not a classifier into one of two or more classes; {CURE}")
+        raise InputError(f"{what}: not a classifier into one of two or more classes; {CURE}")
     if len(set(names.values())) < len(names):
-        raise InputError(f"--model {folder}: two classes have one name; give each its own in config.json's id2label")
+        raise InputError(f"{what}: two classes have one name; give each its own in config.json's id2label")
     _check_padding(model.eval(), tokenizer.pad_token_id, what)
     return Classifier(model, tokenizer, [str(names[i]) for i in range(len(names))], folder)
 

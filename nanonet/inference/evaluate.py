@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from nanonet.config.commands import EvaluateConfig
+from nanonet.data.classes import labels_beside
 from nanonet.data.dataset import Split
 from nanonet.data.folders import find_test
 from nanonet.data.labels import Names, index_labels
 from nanonet.data.lines import Limits
 from nanonet.data.problems import problem
-from nanonet.data.read import labels_beside, load_dataset, read_table
+from nanonet.data.read import load_dataset, read_table
 from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.inference.classifier import find_classifier, load_classifier

@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,36 +155,3 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def _as_tuple(value: Any) -> tuple:
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-@contextlib.contextmanager
-def tokenizer_faults(what: str, cure: str = "get the model again") -> Iterator[None]:
-    """Within, whatever a tokenizer raises becomes one line; a Rust panic, which is no Exception, as well.
-
-    Raises:
-        InputError: the reason in short.
-    """
-    with _no_panic_reports():
-        try:
-            yield
-        except InputError:
-            raise
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{what}: its tokenizer fails ({reason:.120}); {cure}") from error
-
-
-@contextlib.contextmanager
-def _no_panic_reports() -> Iterator[None]:
-    """Close file descriptor 2: Rust writes a panic and its stack there, before Python hears of it."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from nanonet.errors import InputError
-from nanonet.models.checks import check_files, check_finite, check_kind, tokenizer_faults
+from nanonet.models.checks import check_files, check_finite, check_kind
 from nanonet.models.pooling import transformer_folder
+from nanonet.tokenizer_faults import tokenizer_faults
 
 # letters, digits, marks, nothing, and characters that few tokenizers have a token for
 TRIAL_TEXTS = ["A few words, 12 of them!", "", " \t", "caf\u00e9 \u4e2d\u6587 \U0001f600 \u0e01"]
@@ -109,14 +110,14 @@ def _hub_is_cached(name: str, flag: str) -> bool:
     return False
 
 
-def load_encoder(name: str) -> PreTrainedModel:
+def load_encoder(name: str, flag: str = "--teacher") -> PreTrainedModel:
     """The pretrained encoder without a head, float32, in eval mode; safetensors only, no remote code.
 
     Raises:
         InputError: one line that names the model and the cure.
     """
-    source, local = find_model(name)
-    what = f"--teacher {name}"
+    source, local = find_model(name, flag)
+    what = f"{flag} {name}"
     with quiet():
         check_kind(read_pretrained(AutoConfig, source, what, CURE, local_files_only=local), what)
         model, info = read_pretrained(
@@ -138,16 +139,17 @@ def load_encoder(name: str) -> PreTrainedModel:
     return model.eval()
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, flag: str = "--teacher") -> Any:
     """The tokenizer that lies beside the encoder.
 
     Raises:
         InputError: one line that names the model and the cure.
     """
-    source, local = find_model(name)
+    source, local = find_model(name, flag)
+    what = f"{flag} {name}"
     with quiet():
-        tokenizer = read_pretrained(AutoTokenizer, source, f"--teacher {name}", CURE, local_files_only=local)
-    return check_tokenizer(tokenizer, f"--teacher {name}")
+        tokenizer = read_pretrained(AutoTokenizer, source, what, CURE, local_files_only=local)
+    return check_tokenizer(tokenizer, what)
 
 
 def read_pretrained(loader: Any, source: str, what: str, cure: str, **options: Any) -> Any:

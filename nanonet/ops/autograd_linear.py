@@ -23,10 +23,10 @@ class Call(NamedTuple):
 
 
 def run(heads: Heads, call: Call, needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    teacher, loss, chunk, *others = call
     # the products accumulate in float32: nothing is left to cast
     with torch.autocast(heads.hidden[0].device.type, enabled=False):
-        return chunked_loss(heads, teacher, loss, chunk, needs, *others)
+        transforms = call.transform, call.teacher_transform
+        return chunked_loss(heads, call.teacher, call.loss, call.chunk, needs, call.entropy, *transforms)
 
 
 def _by_schema(hidden, weight, bias, *others):

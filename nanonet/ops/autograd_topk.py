@@ -34,12 +34,12 @@ def _terms_backward(dterms, student, ids, logprobs, tail, label, *options):
 
 
 def _loss(student, ids, logprobs, tail, label, weights, row_weight, denominators, *options):
-    *options, need_grad = options
+    *numbers, need_grad = options
     rows, ids, logprobs, label, leading = _flat(student, ids, logprobs, label)
     row_weight = eager.flat_weight(row_weight, len(student), leading)
     with torch.no_grad():
         loss, means, dstudent = reference_topk.distill_topk_loss(
-            rows, ids, logprobs, tail, label, weights, row_weight, denominators, *options
+            rows, ids, logprobs, tail, label, weights, row_weight, denominators, *numbers
         )
     shape = len(student), *student[0].shape
     return loss, means, dstudent.reshape(shape) if need_grad else dstudent.new_empty(0)

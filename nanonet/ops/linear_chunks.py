@@ -48,10 +48,8 @@ class Heads(NamedTuple):
         return len(self.weight) == 1 and self.weight[0].dim() == 2 and (not self.bias or self.bias[0].dim() == 1)
 
 
-def of_student(tensors: list[Tensor], k: int, dims: int) -> Tensor | None:
+def of_student(tensors: list[Tensor], k: int, dims: int) -> Tensor:
     """Student k's part of tensors that are stacked, one each or shared; dims: of one student's."""
-    if not tensors:
-        return None
     if len(tensors) > 1:
         return tensors[k]
     return tensors[0][k] if tensors[0].dim() > dims else tensors[0]
@@ -119,8 +117,8 @@ class Gradients:
     def add(self, dlogits: Tensor, x: list[Tensor], begin: int, spare: Tensor) -> None:
         """dlogits (K,R,V) of rows [begin, begin + R), x K of (R,D); spare: memory of as many elements."""
         for k in range(len(dlogits)):
-            if (dbias := of_student(self.bias, k, 1)) is not None:
-                dbias += dlogits[k].sum(0)
+            if self.bias:
+                of_student(self.bias, k, 1).add_(dlogits[k].sum(0))
         if self.low is not None and (self.hidden or self.weight):
             dlogits = spare.view(self.low)[: dlogits.numel()].view(dlogits.shape).copy_(dlogits)
         K, R, V = dlogits.shape
@@ -135,8 +133,8 @@ class Gradients:
                     of_student(self.hidden, k, 2)[begin : begin + R] = dx[k * R : (k + 1) * R]
             return
         for k in range(K):
-            if (dweight := of_student(self.weight, k, 2)) is not None:
-                _add_dweight(dweight, dlogits[k], x[k])
+            if self.weight:
+                _add_dweight(of_student(self.weight, k, 2), dlogits[k], x[k])
             if self.hidden:
                 dx = of_student(self.hidden, k, 2)[begin : begin + R]
                 _dhidden_into(dx, dlogits[k], of_student(self.heads.weight, k, 2))
@@ -235,7 +233,7 @@ def chunked_loss(
     for begin in range(0, N, R):
         rows = slice(begin, min(begin + R, N))
         shape = K, rows.stop - begin, V
-        x = [one[rows] for k in range(K) if (one := of_student(heads.hidden, k, 2)) is not None]
+        x = [of_student(heads.hidden, k, 2)[rows] for k in range(K)]
         logits = _part(logits_memory, *shape)
         _project_students(logits, x, heads)
         given = teacher.of_rows(rows, teacher_memory, teacher_transform)
@@ -271,5 +269,5 @@ def _project_students(logits: Tensor, x: list[Tensor], heads: Heads) -> None:
         torch.ops.nanonet.project_into_(logits.flatten(0, 1), torch.cat(x), heads.weight[0], bias)
         return
     for k, one in enumerate(x):
-        weight, bias = of_student(heads.weight, k, 2), of_student(heads.bias, k, 1)
+        weight, bias = of_student(heads.weight, k, 2), of_student(heads.bias, k, 1) if heads.bias else None
         torch.ops.nanonet.project_into_(logits[k], one, weight, bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,11 +69,13 @@ def distill_linear_loss(
     _check_options(temperature, chunk, teacher, teacher_transform)
     if plain:
         _check_vocabulary(heads.V, teacher)
-    weighing = _weighing(label, as_tensor("weights", weights, first), row_weight, denominators, heads, leading)
-    loss = Loss(*weighing, float(temperature), code, beta)
+    soft = as_tensor("weights", weights, first), row_weight, denominators
+    label, given, masks, totals = _weighing(label, *soft, heads, leading)
+    loss = Loss(label, given, masks, totals, temperature, code, beta)
     rows = chunk or linear_chunks.chunk_rows(heads, teacher.weight is not None, transform is not None)
     call = autograd_linear.Call(teacher, loss, rows, student_entropy, transform, teacher_transform)
-    needs = (*(torch.is_grad_enabled() and any(t.requires_grad for t in group) for group in heads),)
+    enabled = torch.is_grad_enabled()
+    needs: Any = tuple(enabled and any(t.requires_grad for t in group) for group in heads)
     if not torch.compiler.is_compiling():
         return autograd_linear.apply(heads, call, needs)[:2]
     return (autograd_linear.as_op if plain else _uncompiled)(heads, call, needs)[:2]
@@ -87,7 +90,9 @@ def _check_options(temperature: float, chunk: int | None, teacher: Teacher, teac
         raise ValueError(f"chunk: expected a number of rows from 1 on, or None, got {chunk!r}")
 
 
-def _weighing(label, weights: Tensor, row_weight: Tensor | None, denominators, heads: Heads, leading):
+def _weighing(
+    label, weights: Tensor, row_weight: Tensor | None, denominators, heads: Heads, leading
+) -> tuple[Any, ...]:
     """label (N,), weights, row_weight (N,) or (K,N), denominators."""
     first, K, N = heads.hidden[0], heads.K, heads.N
     given = None if denominators is None else as_tensor("denominators", denominators, first)
@@ -165,8 +170,9 @@ def _shapes(each: list[Tensor]) -> str:
 def _check_heads(heads: Heads, first: Tensor) -> None:
     V = heads.V
     for k in range(heads.K):
-        x, w, b = (of_student(group, k, dims) for group, dims in zip(heads, (2, 2, 1), strict=True))
-        if x is None or w is None or w.shape != (V, x.shape[-1]) or V < 1:
+        x, w = of_student(heads.hidden, k, 2), of_student(heads.weight, k, 2)
+        b = of_student(heads.bias, k, 1) if heads.bias else None
+        if w.shape != (V, x.shape[-1]) or V < 1:
             raise ValueError(f"weight: expected (V,D) with the D of hidden, got {_shapes(heads.weight)}")
         if b is not None and b.shape != (V,):
             raise ValueError(f"bias: expected ({V},) like weight, got {_shapes(heads.bias)}")

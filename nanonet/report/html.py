@@ -31,37 +31,37 @@ code { font-size: .92em } svg { display: block }
 
 
 class ReportRow(NamedTuple):
-    """A row of the headline table. trained: trainable parameters; smaller: the teacher's parameters over its own."""
+    """A row of the headline table. trained: trainable parameters; smaller: the teacher's parameters over its own.
+    None is what does not apply."""
 
     name: str
     accuracy: float | None
     macro_f1: float | None
-    parameters: int
+    parameters: int | None
     trained: int | None
-    smaller: float
+    smaller: float | None
     best: bool = False
 
 
 def report_rows(report: dict[str, Any]) -> list[ReportRow]:
     """The headline table of a report: linear probe, teacher, students, ensemble."""
     teacher, probe, ensemble, students = (report[key] for key in ("teacher", "linear_probe", "ensemble", "students"))
-    size = teacher["parameters"]
-    table = []
+    size, table = teacher["parameters"], []
     if probe:
         name = "frozen embeddings + logistic regression"
         table.append(ReportRow(name, probe["accuracy"], probe["macro_f1"], size, None, 1.0))
     name = f"teacher ({teacher['targets'].replace('_', ' ')})"
-    table.append(ReportRow(name, teacher["accuracy"], teacher["macro_f1"], size, None, 1.0))
+    table.append(ReportRow(name, teacher["accuracy"], teacher["macro_f1"], size, None, size and 1.0))
     for k, student in enumerate(students):
         layers = ", ".join(map(str, student["layers"]))
         name = f"student {k} (layers {layers})" if layers else f"student {k} (CNN)"
         count, trained = student["parameters"]["total"], student["parameters"]["trainable"]
         scores = student["accuracy"], student["macro_f1"]
-        table.append(ReportRow(name, *scores, count, trained, size / count, k == report["best"]))
+        table.append(ReportRow(name, *scores, count, trained, size and size / count, k == report["best"]))
     if len(students) > 1:
         count, trained = (sum(student["parameters"][part] for student in students) for part in ("total", "trainable"))
         name = f"ensemble of {len(students)} students"
-        table.append(ReportRow(name, ensemble["accuracy"], ensemble["macro_f1"], count, trained, size / count))
+        table.append(ReportRow(name, ensemble["accuracy"], ensemble["macro_f1"], count, trained, size and size / count))
     return table
 
 
@@ -74,7 +74,7 @@ def headline(report: dict[str, Any]) -> str:
     for row, accuracy in zip(table, shown, strict=True):
         name = ("* " if row.best else "  ") + row.name
         numbers = f"{accuracy:>{wide}}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
-        lines.append(f"{name:<{width}}  {numbers}  {_millions(row.trained):>7}  {row.smaller:>6.2f}x")
+        lines.append(f"{name:<{width}}  {numbers}  {_millions(row.trained):>7}  {_times(row.smaller, 'x'):>7}")
     return "\n".join([*lines, *(f"\n{escape_controls(remark)}" for remark in remarks(report))])
 
 
@@ -85,8 +85,9 @@ def remarks(report: dict[str, Any]) -> list[str]:
     if not data["test"]:
         accuracy, count = teacher["cross_validation"].get(teacher["targets"]), teacher.get("cross_validated_labels", 0)
         if accuracy is not None and count:
+            how = "" if teacher["targets"] in ("head", "files") else "cross-validated "
             found.append(
-                f"No test rows. The teacher's cross-validated accuracy is {_with_interval(accuracy, count)}%"
+                f"No test rows. The teacher's {how}accuracy is {_with_interval(accuracy, count)}%"
                 f" on {count} labels; tested on rows of their own, it may be higher or lower."
             )
         if best.get("validation_agreement") is not None:
@@ -105,12 +106,13 @@ def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> st
     """The page. report: what report.json holds; metrics: the lines of metrics.jsonl."""
     data, best = report["data"], report["students"][report["best"]]
     test = f"{data['test']} test rows" if data["test"] else "no test rows, so no accuracies"
-    drawn = data.get("labels_per_class")
+    drawn, config = data.get("labels_per_class"), report["config"]
+    origin = config.get("student_model") or config["teacher"]
     labels = f"{data['labelled']} labels ({f'{drawn} of each class, drawn' if drawn else 'every one'})"
     title = f"nanonet: {data['name']}"
     validation = f"{data['validation']} validation rows, unlabelled rows that were not trained on"
     chosen_on = validation if data["validation"] else "the training rows, which were too few for validation rows"
-    sizes = [(row.name, row.accuracy, row.parameters) for row in report_rows(report)]
+    sizes = [(row.name, row.accuracy, row.parameters) for row in report_rows(report) if row.parameters]
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=soft>{len(data['classes'])} classes, {labels}, {data['unlabelled']} rows without,"
@@ -119,7 +121,7 @@ def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> st
         *(f"<p>{escape(remark)}</p>" for remark in remarks(report)),
         f"<p class=soft>The best student, in bold, has the smallest divergence from the soft labels of {chosen_on}:"
         f" no test label was used. Sizes are relative to the teacher; the students' embeddings are"
-        f" {'its own, frozen' if best['layers'] else 'cut down from its own and trained'}.</p>",
+        f" those of {escape(origin)}, {'frozen' if best['layers'] else 'cut down and trained'}.</p>",
         _section("Training loss of each student", figures.draw_losses(metrics)),
         _section("Accuracy against size", figures.draw_sizes(sizes)),
     ]
@@ -156,7 +158,8 @@ def _headline_table(report: dict[str, Any]) -> str:
         lines.append(
             f"<tr{' class=best' if row.best else ''}><td>{escape(row.name)}</td>"
             f'<td class=bar style="--part:{part}">{accuracy}</td><td>{_percent(row.macro_f1)}</td>'
-            f"<td>{_millions(row.parameters)}</td><td>{_millions(row.trained)}</td><td>{row.smaller:.2f}×</td></tr>"
+            f"<td>{_millions(row.parameters)}</td><td>{_millions(row.trained)}</td>"
+            f"<td>{_times(row.smaller, '×')}</td></tr>"
         )
     columns = ("", "accuracy [%]", "macro-F1 [%]", "parameters", "trained", "smaller")
     head = f"<tr>{''.join(f'<th>{column}</th>' for column in columns)}</tr>"
@@ -176,12 +179,15 @@ def _confused(counts: Sequence[Sequence[int]], classes: Sequence[str], most: int
 
 
 def _rules(teacher: dict[str, Any]) -> str:
+    if not teacher["cross_validation"]:
+        return f"<p>{escape(teacher['targets'])}: no label to measure them on</p>"
+    how = "" if teacher["targets"] in ("head", "files") else "cross-validated "
     lines = "".join(
         f"<tr{' class=best' if rule == teacher['targets'] else ''}><td>{escape(rule.replace('_', ' '))}</td>"
         f"<td>{_percent(accuracy)}</td></tr>"
         for rule, accuracy in sorted(teacher["cross_validation"].items(), key=lambda item: -(item[1] or 0))
     )
-    return f"<table><tr><th>rule</th><th>cross-validated accuracy on the labels [%]</th></tr>{lines}</table>"
+    return f"<table><tr><th>rule</th><th>{how}accuracy on the labels [%]</th></tr>{lines}</table>"
 
 
 def _seconds(seconds: dict[str, float]) -> str:
@@ -216,6 +222,10 @@ def _with_interval(accuracy: float | None, rows: int) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _times(value: float | None, sign: str) -> str:
+    return "–" if value is None else f"{value:.2f}{sign}"
 
 
 def _millions(count: int | None) -> str:

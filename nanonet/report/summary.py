@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from nanonet.cohort.model import Cohort, count_parameters
 from nanonet.config.train import TrainConfig
@@ -37,6 +36,7 @@ class Facts:
     agreement: fraction of the validation rows to which each student gives the teacher's label
     test_in_train: number of test texts that are also training texts
     labels_per_class: labels drawn per class; 0 where every label is used
+    teacher, parameters: name and size of the teacher; None where it is not a model but files of soft labels
     """
 
     config: TrainConfig
@@ -51,13 +51,14 @@ class Facts:
     agreement: list[float]
     test_in_train: int = 0
     labels_per_class: int = 0
+    teacher: str = ""
+    parameters: int | None = None
 
 
 def write_report(
     folder: Path,
     facts: Facts,
     cohort: Cohort,
-    encoder: PreTrainedModel,
     choice: Choice,
     outcome: Mapping[str, Tensor],
     test_label: list[int],
@@ -65,15 +66,16 @@ def write_report(
 ) -> dict[str, Any]:
     """Write report.json and report.html into `folder`; returns what report.json holds.
 
-    outcome: test logits: `students` (K,N,C), `teacher` (N,C) and `linear_probe` (N,C); empty without a test set
+    outcome: test logits: `students` (K,N,C), `teacher` (N,C) and `linear_probe` (N,C), if there are such;
+        empty without a test set
     seconds: time of each stage [s]
     """
     students = outcome.get("students") if test_label else None
-    probe = outcome.get("linear_probe") if test_label else None
+    probe, teacher = (outcome.get(name) if test_label else None for name in ("linear_probe", "teacher"))
     report = _finite(
         {
             "data": _data(facts, len(test_label)),
-            "teacher": _teacher(facts.config, encoder, choice) | _scores(outcome.get("teacher"), test_label),
+            "teacher": _teacher(facts, choice) | _scores(teacher, test_label),
             "linear_probe": None if probe is None else _scores(probe, test_label),
             "students": _students(facts, cohort, students, test_label),
             "best": facts.best,
@@ -111,14 +113,15 @@ def _data(facts: Facts, test_rows: int) -> dict[str, Any]:
     }
 
 
-def _teacher(config: TrainConfig, encoder: PreTrainedModel, choice: Choice) -> dict[str, Any]:
+def _teacher(facts: Facts, choice: Choice) -> dict[str, Any]:
+    mode = facts.config.teacher_mode
     return {
-        "name": config.teacher,
-        "mode": config.teacher_mode,
-        "targets": choice.rule if config.teacher_mode == "frozen" else "online",
+        "name": facts.teacher,
+        "mode": mode,
+        "targets": choice.rule if mode == "frozen" else "online",
         "cross_validation": choice.accuracy,
         "cross_validated_labels": choice.tested,
-        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "parameters": facts.parameters,
     }
 
 

@@ -33,8 +33,18 @@ LEFTOVER_AGE_S = 24 * 3600
 
 
 def fingerprint(settings: TeacherSettings, rows: Encoded, label: Tensor, encoder: PreTrainedModel, pooling: str) -> str:
-    """The name of a teacher's entry, 32 hexadecimal digits."""
+    """The name of a teacher's entry, 32 hexadecimal digits. pooling: how the encoder's output is used."""
     return _hash([pooling, dataclasses.asdict(settings)], encoder, rows, {"label": label, **encoder.state_dict()})
+
+
+def fingerprint_of_logits(settings: TeacherSettings, tensors: dict[str, Tensor]) -> str:
+    """The name of the entry of a teacher without a model, which is all in these tensors."""
+    return _digest([dataclasses.asdict(settings)], tensors)
+
+
+def fingerprint_of_encoder(encoder: PreTrainedModel, rows: Encoded) -> str:
+    """What students of this encoder start from: its weights and the rows in its tokens."""
+    return _hash([], encoder, rows, encoder.state_dict())
 
 
 def backbone_features_name(cohort: Cohort, rows: Encoded, precision: str) -> str:
@@ -46,8 +56,12 @@ def backbone_features_name(cohort: Cohort, rows: Encoded, precision: str) -> str
 def _hash(facts: list, model: PreTrainedModel, rows: Encoded, tensors: dict[str, Tensor]) -> str:
     # without the model's place, and the version that saved it
     config = model.config.to_dict() | {"_name_or_path": "", "transformers_version": ""}
-    digest = hashlib.sha256(json.dumps([VERSION, config, *facts], sort_keys=True, default=str).encode())
-    for name, tensor in {"ids": rows.ids, "offsets": rows.offsets, **tensors}.items():
+    return _digest([config, *facts], {"ids": rows.ids, "offsets": rows.offsets, **tensors})
+
+
+def _digest(facts: list, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps([VERSION, *facts], sort_keys=True, default=str).encode())
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:32]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nanonet.config.settings import TeacherSettings
 from nanonet.errors import InputError
+from nanonet.files import apply_umask
 from nanonet.models.load import load_encoder, quiet
 from nanonet.teacher.encoder import Encoder
 from nanonet.teacher.selection import Choice
@@ -47,7 +48,9 @@ class FrozenTeacher:
     weight (C,D), bias (C,): the head that scores embeddings of other rows.
     probe_weight, probe_bias: the linear probe, a logistic regression on the labelled rows' pretrained embeddings, which
     a student should beat.
-    encoder_digest: of the tuned encoder's folder, "" if the encoder is not tuned"""
+    encoder_digest: of the tuned encoder's folder, "" if the encoder is not tuned
+
+    Where the soft labels are not made from embeddings (`teacher_of_logits`), all tensors but the first are empty."""
 
     soft_labels: Tensor
     embedding: Tensor
@@ -112,6 +115,23 @@ def teacher_of_embeddings(
     return FrozenTeacher(soft_labels, stored, *linear_head(head), *linear_head(probe), choice)
 
 
+def teacher_of_logits(
+    settings: TeacherSettings, rule: str, logits: Tensor, label: Tensor, own: Tensor
+) -> FrozenTeacher:
+    """The teacher whose soft labels are there already.
+
+    Where rows of its `own` have labels, its accuracy on them is measured, and its confidence set to it.
+    logits: (N,C) float32; label: (N,) int64, -100 where unlabelled; own: (N,) bool, the rows that it has not got from
+    the labels.
+    """
+    tested = own & (label >= 0)
+    correct = (logits.argmax(-1) == label)[tested].double()
+    choice = Choice(rule, 0.0, {rule: float(correct.mean())} if len(correct) else {}, len(correct))
+    soft_labels = calibrate_confidence(logits, choice.cv_accuracy) * settings.sharpen
+    none = torch.empty(0, 0)
+    return FrozenTeacher(soft_labels, none, none, none, none, none, choice)
+
+
 def save_teacher(folder: Path, teacher: FrozenTeacher, key: str) -> None:
     """Write `folder`/targets.safetensors, after the tuned encoder if there is one.
 
@@ -151,6 +171,7 @@ def save_tuned_encoder(folder: Path, encoder: Encoder) -> None:
     """Write a tuned encoder, before `save_teacher` writes its digest."""
     with quiet():
         encoder.model.save_pretrained(folder / TUNED_ENCODER)
+    apply_umask(folder / TUNED_ENCODER)
 
 
 def load_tuned_encoder(folder: Path, teacher: FrozenTeacher, pretrained: Encoder) -> Encoder:

@@ -48,8 +48,9 @@ class Choice:
     tested: int = 0
 
     @property
-    def cv_accuracy(self) -> float:
-        return self.accuracy[self.rule]
+    def cv_accuracy(self) -> float | None:
+        """None where there was no label to measure it on."""
+        return self.accuracy.get(self.rule)
 
 
 def trial_rows(classes: int, tuned: bool) -> int:
@@ -65,7 +66,7 @@ def check_labels(label: Tensor) -> None:
     """
     if not (label[label >= 0].bincount() > 1).any():
         raise InputError(
-            "soft targets are cross-validated inside the labels, and no class has two; raise --labels-per-class, or"
+            "soft labels are cross-validated inside the labels, and no class has two; raise --labels-per-class, or"
             " add labelled rows"
         )
 

@@ -33,13 +33,16 @@ INVERSE_REGULARISATIONS = (1.0, 10.0, 100.0)  # C of the logistic regression, to
 INVERSE_REGULARISATION = 10.0  # C of the self-training classifier
 
 
-def calibrate_confidence(logits: Tensor, cv_accuracy: float) -> Tensor:
+def calibrate_confidence(logits: Tensor, cv_accuracy: float | None) -> Tensor:
     """Divide logits (N,C) by the temperature at which their mean largest probability is `cv_accuracy`.
 
     So the mean confidence equals the cross-validated accuracy; no label of these rows is used. It is at least halfway
     between chance and certainty: an accuracy measured on twenty labels may be at chance by accident, and soft labels as
     flat as that teach nothing. By bisection on the device, without synchronising with the host.
+    cv_accuracy: None, where there is no label to measure it on, leaves the logits as they are.
     """
+    if cv_accuracy is None:
+        return logits.float()
     C = logits.shape[-1]
     goal = min(max(cv_accuracy, (1 + 1 / C) / 2), 1 - 1e-3)
     logits = logits.float() - logits.float().amax(-1, keepdim=True)

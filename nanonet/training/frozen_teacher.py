@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nanonet.data.batches import Encoded
 from nanonet.teacher import cache as teacher_cache
 from nanonet.teacher.encoder import Encoder
 from nanonet.teacher.frozen import (
@@ -17,21 +16,40 @@ from nanonet.teacher.frozen import (
     load_tuned_encoder,
     save_teacher,
     save_tuned_encoder,
+    teacher_of_logits,
 )
 from nanonet.teacher.make import embed, make_frozen_teacher
+from nanonet.teacher.source import EncoderSource, LogitSource, Part, Source
 from nanonet.training.run import Run
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A frozen teacher and its encoder: the pretrained one, or the tuned one."""
+    """A frozen teacher, and what gives other rows their logits: `encoder` is the pretrained one or the tuned one, None
+    where the logits need no embeddings."""
 
     frozen: FrozenTeacher
-    encoder: Encoder
+    source: Source
+    encoder: Encoder | None
 
-    def logits(self, run: Run, rows: Encoded, stage: str) -> Tensor:
-        """(N,C)"""
-        return self.frozen.logits(embed(run.progress, self.encoder, rows, stage))
+    def logits(self, run: Run, part: Part, stage: str) -> Tensor:
+        """(N,C) of a part of the rows, NaN where a file has none."""
+        if isinstance(self.source, LogitSource):
+            return self.source.logits(part, stage)
+        assert self.encoder is not None
+        return self.frozen.logits(embed(run.progress, self.encoder, getattr(self.source.data, part), stage))
+
+    def test_logits(self, run: Run) -> dict[str, Tensor]:
+        """`teacher` and `linear_probe` (N,C) of the test rows, where each can be had of all."""
+        if isinstance(self.source, LogitSource):
+            logits = self.logits(run, "test", "testing the teacher")
+            return {} if logits.isnan().any() else {"teacher": logits}
+        embedding = embed(run.progress, self.source.encoder, self.source.data.test, "testing the linear probe")
+        if self.encoder is self.source.encoder:
+            logits = self.frozen.logits(embedding)
+        else:
+            logits = self.logits(run, "test", "testing the teacher")
+        return {"teacher": logits, "linear_probe": self.frozen.linear_probe(embedding)}
 
 
 def check_cached_teacher(run: Run) -> None:
@@ -40,25 +58,31 @@ def check_cached_teacher(run: Run) -> None:
     Raises:
         InputError: it is damaged.
     """
-    if run.cache and (run.cache / run.teacher_key).exists():
-        entry = run.cache / run.teacher_key
-        teacher = load_teacher(entry, run.teacher_key)
-        if run.settings.teacher.tuned:
-            load_tuned_encoder(entry, teacher, run.pretrained)
+    if run.cache and (run.cache / run.source.key).exists():
+        entry = run.cache / run.source.key
+        teacher = load_teacher(entry, run.source.key)
+        if isinstance(run.source, EncoderSource) and run.settings.teacher.tuned:
+            load_tuned_encoder(entry, teacher, run.source.encoder)
 
 
 def ensure_teacher(run: Run) -> None:
     """Put the frozen teacher into the run's folder, unless the resumed run has it there."""
-    if (run.folder / NAME).exists() or (run.cache and teacher_cache.restore(run.cache, run.teacher_key, run.folder)):
+    source = run.source
+    if (run.folder / NAME).exists() or (run.cache and teacher_cache.restore(run.cache, source.key, run.folder)):
         return
-    teacher, encoder = make_frozen_teacher(run.settings.teacher, run.pretrained, run.data, run.progress)
-    run.ensure_ours()
-    if run.settings.teacher.tuned:
-        save_tuned_encoder(run.folder, encoder)
-    save_teacher(run.folder, teacher, run.teacher_key)
+    if isinstance(source, LogitSource):
+        logits = source.logits("rows", "the teacher's logits")
+        teacher = teacher_of_logits(run.settings.teacher, source.rule, logits, run.data.label, source.own)
+        run.ensure_ours()
+    else:
+        teacher, encoder = make_frozen_teacher(run.settings.teacher, source.encoder, source.data, run.progress)
+        run.ensure_ours()
+        if run.settings.teacher.tuned:
+            save_tuned_encoder(run.folder, encoder)
+    save_teacher(run.folder, teacher, source.key)
     if run.cache:
         paths = [path for path in (run.folder / NAME, run.folder / TUNED_ENCODER) if path.exists()]
-        teacher_cache.store(run.cache, run.teacher_key, paths)
+        teacher_cache.store(run.cache, source.key, paths)
 
 
 def load(run: Run) -> Teacher:
@@ -67,6 +91,8 @@ def load(run: Run) -> Teacher:
     Raises:
         InputError: it is damaged, or was made of other texts, labels or weights.
     """
-    frozen = load_teacher(run.folder, run.teacher_key)
+    source, frozen = run.source, load_teacher(run.folder, run.source.key)
+    if isinstance(source, LogitSource):
+        return Teacher(frozen, source, None)
     tuned = run.settings.teacher.tuned
-    return Teacher(frozen, load_tuned_encoder(run.folder, frozen, run.pretrained) if tuned else run.pretrained)
+    return Teacher(frozen, source, load_tuned_encoder(run.folder, frozen, source.encoder) if tuned else source.encoder)

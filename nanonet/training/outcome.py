@@ -15,8 +15,8 @@ from nanonet.models.pooled import pooled_classifier
 from nanonet.ops import distill_terms
 from nanonet.report import summary
 from nanonet.teacher.frozen import TUNED_ENCODER
-from nanonet.teacher.make import embed
 from nanonet.teacher.soft_labels import calibrate_confidence
+from nanonet.teacher.source import EncoderSource
 from nanonet.training import checkpoint
 from nanonet.training.frozen_teacher import Teacher
 from nanonet.training.run import Run
@@ -47,10 +47,11 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
         agreement.tolist(),
         run.data.test_in_train,
         run.data.labels_per_class,
+        run.source.name,
+        run.source.parameters,
     )
-    encoder, choice = run.pretrained.model, teacher.frozen.choice
     report = summary.write_report(
-        run.folder, facts, run.cohort, encoder, choice, logits, run.data.test_label, run.progress.seconds
+        run.folder, facts, run.cohort, teacher.frozen.choice, logits, run.data.test_label, run.progress.seconds
     )
     remove(run.folder / checkpoint.NAME)
     remove(run.folder / TUNED_ENCODER)
@@ -69,7 +70,7 @@ def compare_on_validation(run: Run, teacher: Teacher) -> tuple[Tensor, Tensor]:
     if run.online is not None:
         logits = run.logits(run.online, rows, "validation rows")[0]
     else:
-        logits = teacher.logits(run, rows, "validation rows")
+        logits = teacher.logits(run, "validation" if len(run.data.validation) else "rows", "validation rows")
     soft_labels = calibrate_confidence(logits, teacher.frozen.choice.cv_accuracy) * run.settings.loss.sharpen
     students = run.logits(run.cohort, rows, "choosing the best")
     divergence = distill_terms(students, soft_labels)[1].mean(-1)
@@ -80,19 +81,16 @@ def compare_on_validation(run: Run, teacher: Teacher) -> tuple[Tensor, Tensor]:
 
 
 def test_logits(run: Run, teacher: Teacher) -> dict[str, Tensor]:
-    """Test logits: `students` (K,N,C), `teacher` (N,C) and `linear_probe` (N,C); empty without a test set."""
+    """Test logits: `students` (K,N,C), `teacher` (N,C) and `linear_probe` (N,C), if there are such; empty without a
+    test set."""
     rows = run.data.test
     if not len(rows):
         return {}
     students = run.logits(run.cohort, rows, "testing the students")
-    embedding = embed(run.progress, run.pretrained, rows, "testing the linear probe")
+    found = {"students": students} | teacher.test_logits(run)
     if run.online is not None:
-        logits = run.logits(run.online, rows, "testing the teacher")[0]
-    elif run.settings.teacher.tuned:
-        logits = teacher.logits(run, rows, "testing the teacher")
-    else:
-        logits = teacher.frozen.logits(embedding)
-    return {"students": students, "linear_probe": teacher.frozen.linear_probe(embedding), "teacher": logits}
+        found["teacher"] = run.logits(run.online, rows, "testing the teacher")[0]
+    return found
 
 
 def export_students(run: Run, best: int) -> None:
@@ -113,6 +111,7 @@ def export_teacher(run: Run, teacher: Teacher) -> None:
     if run.online is not None:
         save_student(run.online, 0, folder, run.tokenizer)
         return
-    encoder, frozen = teacher.encoder, teacher.frozen
+    encoder, frozen, source = teacher.encoder, teacher.frozen, teacher.source
+    assert encoder is not None and isinstance(source, EncoderSource), "prepare_run refuses the flag otherwise"
     model = pooled_classifier(encoder.model, encoder.pooling, frozen.weight, frozen.bias, run.data.classes)
-    save_classifier(model, folder, run.tokenizer)
+    save_classifier(model, folder, source.tokenizer)

@@ -128,9 +128,11 @@ def _check_overwrite(config: TrainConfig, folder: Path) -> None:
         raise InputError(
             f"--overwrite: {folder} was not made by nanonet train (it has no {RUN_CONFIG} of one); empty it yourself"
         )
-    for name in ("data", "unlabelled", "teacher", "teacher_cache"):
-        if lies_in(getattr(config, name) or "", folder):
-            flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
+    for name in ("data", "unlabelled", "teacher", "student_model", "teacher_cache", "class_map", "soft_labels"):
+        value = getattr(config, name) or ""
+        found = [path for path in (value if isinstance(value, tuple) else (value,)) if lies_in(path, folder)]
+        if found:
+            flag = f"--{name.replace('_', '-')} {found[0]}"
             raise InputError(f"--overwrite: {flag} lies in {folder}, which would be emptied; give another --output")
     for path in sorted(folder.iterdir()):
         if not (OURS.fullmatch(path.name) or TEMPORARY.fullmatch(path.name) or path.name == REPLACED):

@@ -13,7 +13,6 @@ from accelerate.utils import broadcast_object_list
 from nanonet.config.settings import StageSettings
 from nanonet.data.batches import collate
 from nanonet.progress import note
-from nanonet.teacher import cache as teacher_cache
 from nanonet.training.run import Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,14 +62,9 @@ def step_times(run: Run) -> dict[str, float]:
 
 def with_precision(run: Run, settings: StageSettings, accelerator: Accelerator) -> Run:
     """The run under the settings and the accelerator of another precision."""
-    old, data = run.pretrained, run.data
-    return replace(
-        run,
-        settings=settings.with_steps(len(data.classes)),
-        accelerator=accelerator,
-        pretrained=replace(old, device=accelerator.device, autocast=accelerator.autocast),
-        teacher_key=teacher_cache.fingerprint(settings.teacher, data.rows, data.label, old.model, old.pooling),
-    )
+    settings = replace(settings, teacher=replace(settings.teacher, max_steps=run.settings.teacher.max_steps))
+    settings = settings.with_steps(len(run.data.classes))
+    return replace(run, settings=settings, accelerator=accelerator, source=run.make_source(settings, accelerator))
 
 
 def _has_bfloat16(device: torch.device) -> bool:

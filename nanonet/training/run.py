@@ -1,11 +1,11 @@
-"""A run's inputs, read and checked before the output folder is touched: data, encoder, students."""
+"""A run's inputs, read and checked before the output folder is touched: data, source of soft labels, students."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,15 @@ from nanonet.cohort.views import parse_views
 from nanonet.config.settings import StageSettings
 from nanonet.data.batches import Encoded
 from nanonet.data.dataset import Dataset
-from nanonet.data.prepare import RunData, prepare
-from nanonet.inference.classifier import check_tokens, most_tokens
+from nanonet.data.prepare import RunData, draw
+from nanonet.errors import InputError
 from nanonet.inference.forward import run
 from nanonet.models.checks import check_encoder
-from nanonet.models.load import check_vocabulary, find_model, load_encoder, load_tokenizer
-from nanonet.models.pooling import pooling_of
 from nanonet.progress import Progress
 from nanonet.teacher import cache as teacher_cache
-from nanonet.teacher.encoder import Encoder
-from nanonet.teacher.selection import check_labels
+from nanonet.teacher.source import Source
+from nanonet.training.pretrained import STUDENT, TEACHER, load_pretrained
+from nanonet.training.teacher_source import find_known_classes, make_source
 from nanonet.training.training_set import check_parts
 
 
@@ -39,8 +38,11 @@ from nanonet.training.training_set import check_parts
 class Run:
     """What the stages of a run share.
 
-    pretrained: the teacher's encoder, which makes embeddings; teacher_key: fingerprint of the frozen teacher's input
-    views, mapping: view and teacher layers of each student
+    source: where the soft labels come from; it may have other tokens than the students. make_source: makes it anew, for
+        another precision
+    tokenizer, data: the students' tokenizer, and all rows in its tokens; student_key: fingerprint of their encoder,
+        "" where it is the source's
+    views, mapping: view of each student, and the layers that it starts from
     online: the teacher that trains beside its students, in the online mode
     ensure_ours: raises if another run has replaced the output folder
     """
@@ -51,8 +53,9 @@ class Run:
     progress: Progress
     tokenizer: Any
     data: RunData
-    pretrained: Encoder
-    teacher_key: str
+    student_key: str
+    source: Source
+    make_source: Callable[[StageSettings, Accelerator], Source]
     views: list[str]
     mapping: list[list[int]]
     cohort: Cohort
@@ -65,7 +68,8 @@ class Run:
 
     @property
     def pad_id(self) -> int:
-        return self.pretrained.pad_id
+        pad_id: int = self.tokenizer.pad_token_id
+        return pad_id
 
     @property
     def cache(self) -> Path | None:
@@ -74,8 +78,9 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Hash of everything that decides the result: settings, texts, labels and the encoder's weights."""
-        return hashlib.sha256(f"{self.settings.general.digest} {self.teacher_key}".encode()).hexdigest()
+        """Hash of everything that decides the result: settings, texts, labels and the encoders' weights."""
+        facts = f"{self.settings.general.digest} {self.source.key} {self.student_key}"
+        return hashlib.sha256(facts.encode()).hexdigest()
 
     def logits(self, model: Cohort, rows: Encoded, stage: str) -> Tensor:
         """Logits (K,N,C) of a cohort in eval mode, on the CPU."""
@@ -90,32 +95,39 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator,
     Raises:
         InputError: any bad input.
     """
-    tokenizer, encoder = load_tokenizer(settings.general.encoder), load_encoder(settings.general.encoder)
-    views = parse_views(settings.cohort.views, settings.cohort.students)
-    mapping = _mapping(settings, encoder)
-    data = _read_data(settings, tokenizer, encoder, dataset)
+    known, settings = find_known_classes(settings)
+    wanted, progress = settings.cohort, Progress(accelerator.is_main_process)
+    flag = STUDENT if wanted.student_model else TEACHER
+    students = load_pretrained(wanted.student_model or settings.general.encoder, flag)
+    views = parse_views(wanted.views, wanted.students)
+    with students.named():
+        mapping = _mapping(settings, students.model)
+    texts = draw(settings.data, known.names, known.files, dataset)
+    data = students.tokenise(texts, settings.data.max_tokens)
     settings = settings.with_steps(len(data.classes))
-    labelled = int((data.label >= 0).sum())
-    check_encoder(encoder, layers=settings.teacher.tuned or settings.cohort.student != "cnn")
-    check_labels(data.label)
+    if settings.general.keep_teacher and known.names:
+        raise InputError("--keep-teacher: nothing is trained there that could be kept; leave it out")
+    remake = partial(make_source, known=known, texts=texts, students=students, data=data, progress=progress)
+    source = remake(settings, accelerator)
     if settings.general.teacher_cache:
         teacher_cache.ensure_writable(Path(settings.general.teacher_cache).expanduser())
+    labelled = int((data.label >= 0).sum())
     unlabelled = len(data.rows) - labelled
     check_parts(settings.batches, settings.loss.relation_weight, labelled, unlabelled, accelerator.num_processes)
-    cohort, online = _build_models(settings, encoder, mapping, data.classes)
-    # the tuning of the teacher has no gradient scaler, which float16 would need
-    autocast = nullcontext if settings.general.precision == "float16" else accelerator.autocast
-    pooling = pooling_of(*find_model(settings.general.encoder))
-    pretrained = Encoder(encoder, pooling, tokenizer.pad_token_id, accelerator.device, autocast)
+    with students.named():
+        check_encoder(students.model, layers=wanted.student != "cnn")
+        cohort, online = _build_models(settings, students.model, mapping, data.classes)
+    teacher_is_base = flag == TEACHER and not known.files  # and in the fingerprint of the source
     return Run(
         settings=settings,
         folder=folder,
         accelerator=accelerator,
-        progress=Progress(accelerator.is_main_process),
-        tokenizer=tokenizer,
+        progress=progress,
+        tokenizer=students.tokenizer,
         data=data,
-        pretrained=pretrained,
-        teacher_key=teacher_cache.fingerprint(settings.teacher, data.rows, data.label, encoder, pooling),
+        student_key=teacher_cache.fingerprint_of_encoder(students.model, data.rows) if not teacher_is_base else "",
+        source=source,
+        make_source=remake,
         views=views,
         mapping=mapping,
         cohort=cohort,
@@ -124,20 +136,11 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator,
 
 
 def _mapping(settings: StageSettings, encoder: PreTrainedModel) -> list[list[int]]:
-    """The teacher layers of each student; none for students that are built from scratch."""
+    """The layers of the encoder that each student starts from; none for students that are built from scratch."""
     wanted = settings.cohort
     if wanted.student == "cnn":
         return [[] for _ in range(wanted.students)]
     return choose_layers(wanted.layer_mapping, wanted.students, wanted.student_layers, encoder)
-
-
-def _read_data(settings: StageSettings, tokenizer: Any, encoder: PreTrainedModel, dataset: Dataset | None) -> RunData:
-    """The run's data, whose token ids the encoder has embeddings for."""
-    check_tokens(settings.data.max_tokens, most_tokens(encoder))
-    data = prepare(settings.data, tokenizer, dataset)
-    largest = max(int(part.ids.max()) for part in (data.rows, data.validation, data.test) if len(part.ids))
-    check_vocabulary(max(largest, tokenizer.pad_token_id), encoder, f"--teacher {settings.general.encoder}")
-    return data
 
 
 def _build_models(

@@ -44,7 +44,7 @@ class OnlineTeacher:
     """
 
     model: Cohort
-    cv_accuracy: float
+    cv_accuracy: float | None
     backbone: BackboneFeatures | None = None
 
 

@@ -37,7 +37,11 @@ DATA: dict[str, Case] = {
         "train --data {here}/d --output {out}",
         ["line 2", "'b'", "'a', 'c'"],
     ),
-    "empty text": ({"a.csv": "text,label\n,x\nb,y\n"}, "train --data {here}/a.csv --output {out}", ["line 2", "empty"]),
+    "empty texts": (
+        {"a.csv": "text,label\n,x\n ,y\n"},
+        "train --data {here}/a.csv --output {out}",
+        ["a.csv", "no rows"],
+    ),
     "latin-1": ({"a.csv": b"text,label\ncaf\xe9,x\n"}, "train --data {here}/a.csv --output {out}", ["line 2", "utf-8"]),
     "broken gzip": (
         {"a.jsonl.gz": GZIP[: len(GZIP) // 2]},

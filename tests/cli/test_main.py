@@ -53,11 +53,15 @@ def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> 
         ("auto", "diffusion"),
         ("linear", "cosine"),
         ("encoder", "cnn"),
+        ("probabilities", "logits"),
     ):
         value = choices[1] if field.default in choices or (field.name == "tuning") and "lora" in choices else value
     value = {"precision": "bfloat16", "beta": 0.5}.get(field.name, value)
+    if typing.get_origin(kind) is tuple:
+        value = (other[typing.get_args(kind)[0]],) * 2
     for name in (field.name, field.name.replace("_", "-")):
-        words = [f"--{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+        given = value if isinstance(value, tuple) else (value,)
+        words = [f"--{name}"] if isinstance(value, bool) else [f"--{name}", *map(str, given)]
         assert getattr(parse(TrainConfig, words, "nanonet train", ""), field.name) == value
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({field.name: value}))
     from_file = parse(TrainConfig, ["--config", str(tmp_path / "c.yaml")], "nanonet train", "")

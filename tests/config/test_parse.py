@@ -1,4 +1,4 @@
-"""Optional numbers, as a flag and in YAML."""
+"""Optional numbers and lists, as flags and in YAML."""
 
 from __future__ import annotations
 
@@ -36,3 +36,23 @@ def test_a_text_may_be_none() -> None:
 def test_what_an_optional_number_is_not() -> None:
     with pytest.raises(InputError, match="--beta half: give a number$"):
         parsed("--beta", "half")
+
+
+@pytest.mark.parametrize("written", ["[a.csv, b.csv]", "\n- a.csv\n- b.csv"])
+def test_several_values_as_a_flag_and_in_yaml(written: str, tmp_path: Path) -> None:
+    flags = "--soft-labels a.csv b.csv --soft-label-weights 2 0.5 --seed 3".split()
+    assert parsed(*flags).soft_labels == ("a.csv", "b.csv") and parsed(*flags).soft_label_weights == (2.0, 0.5)
+    assert parsed().soft_labels == () and parsed(*flags).seed == 3
+    (tmp_path / "r.yaml").write_text(f"soft_labels: {written}\nsoft_label_weights: 2\n")
+    found = read_yaml(TrainConfig, str(tmp_path / "r.yaml"))
+    assert found == {"soft_labels": ("a.csv", "b.csv"), "soft_label_weights": (2.0,)}
+    (tmp_path / "r.yaml").write_text("soft_labels: []\nclass_map: ''\n")
+    assert read_yaml(TrainConfig, str(tmp_path / "r.yaml")) == {"soft_labels": (), "class_map": ""}
+
+
+def test_what_several_values_are_not(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--soft-label-weights half: give a number$"):
+        parsed("--soft-label-weights", "1", "half")
+    (tmp_path / "r.yaml").write_text("soft_label_weights: [1, [2]]\n")
+    with pytest.raises(InputError, match=r"line 1: soft_label_weights is a list or mapping; give a number"):
+        read_yaml(TrainConfig, str(tmp_path / "r.yaml"))

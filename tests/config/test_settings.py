@@ -17,7 +17,7 @@ from nanonet.reference import DEFAULT_BETA, DIVERGENCES
 
 PARTS = {
     name: getattr(settings, f"{name}_settings")
-    for name in ("data", "teacher", "cohort", "loss", "optimizer", "batch", "general")
+    for name in ("data", "soft_label", "teacher", "cohort", "loss", "optimizer", "batch", "general")
 }
 # how a stage sees these, and what no stage but the output folder sees
 RENAMED = {"teacher_mode", "teacher_steps", "teacher"}
@@ -30,6 +30,8 @@ def other_value(field: dataclasses.Field) -> object:
     kind = typing.get_type_hints(TrainConfig)[field.name]
     if typing.get_origin(kind) is typing.Literal:
         return next(value for value in typing.get_args(kind) if value != field.default)
+    if typing.get_origin(kind) is tuple:
+        return (OTHER[typing.get_args(kind)[0]],)
     plain = next(iter({*typing.get_args(kind)} - {type(None)}), kind)
     return not field.default if plain is bool else OTHER[plain]
 
@@ -58,8 +60,9 @@ def test_a_part_has_the_values_of_the_config() -> None:
 def test_the_number_of_steps_follows_the_classes_unless_it_is_given() -> None:
     def steps(classes: int, **given: int) -> int:
         config = TrainConfig(**given)
-        parts = {name: part(config) for name, part in PARTS.items() if name != "batch"}
-        stages = settings.StageSettings(**parts, batches=settings.batch_settings(config))
+        parts = {name: part(config) for name, part in PARTS.items() if name not in ("batch", "soft_label")}
+        parts |= {"soft_labels": settings.soft_label_settings(config), "batches": settings.batch_settings(config)}
+        stages = settings.StageSettings(**parts)
         return stages.with_steps(classes).optimizer.steps
 
     assert [steps(2), steps(50), steps(50, steps=7)] == [200, 500, 7]
@@ -70,6 +73,9 @@ def test_changes_between_a_run_and_its_resumption() -> None:
     stored = dataclasses.asdict(config)
     assert changes(stored, config) == "" == changes(stored, dataclasses.replace(config, threads=2, save_every=5))
     assert changes(stored, dataclasses.replace(config, tuning="bias")) == "tuning 'full' -> 'bias'"
+    assert changes(stored | {"soft_labels": []}, config) == ""  # as YAML reads a tuple
+    other = dataclasses.replace(config, soft_labels=("a.csv",))
+    assert changes(stored, other) == "soft_labels [] -> ['a.csv']" and changes(dataclasses.asdict(other), other) == ""
     del stored["beta"]  # a run of a version without this setting
     assert changes(stored, config) == ""
     assert changes(stored, dataclasses.replace(config, beta=0.3)) == "beta None -> 0.3"

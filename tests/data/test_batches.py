@@ -19,6 +19,8 @@ PAD = 99
 class WordTokenizer:
     """What encode uses of a transformers tokenizer: [CLS] words [SEP], a word's id is its length."""
 
+    name_or_path = "words"
+
     def __init__(self, special: int = 2) -> None:
         self.special = special
 
@@ -43,6 +45,15 @@ def test_encode_keeps_every_text_whole_and_in_order() -> None:
     assert len(encoded) == 3000 and encoded.lengths == [5, 3] * 1500
     assert (encoded.ids.dtype, encoded.offsets.dtype) == (torch.int32, torch.int64)
     assert encoded.ids.tolist() == [101, 1, 2, 3, 102, 101, 4, 102] * 1500
+
+
+def test_what_a_tokenizer_makes_of_a_text_is_one_line() -> None:
+    class Panics(WordTokenizer):
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+            raise OverflowError("no such byte\nand more")
+
+    with pytest.raises(InputError, match=r"^words: its tokenizer fails \(no such byte\); get the model again$"):
+        encode(Panics(), ["a"], 8)
 
 
 def test_encode_cuts_and_refuses() -> None:

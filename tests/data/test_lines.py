@@ -15,8 +15,9 @@ from support.text import jsonl, write_files
 
 from nanonet.data import formats
 from nanonet.data.batches import encode
+from nanonet.data.classes import read_classes
 from nanonet.data.lines import Limits, raw_lines
-from nanonet.data.read import load_dataset, read_classes, read_table, read_texts
+from nanonet.data.read import load_dataset, read_table, read_texts
 from nanonet.errors import InputError
 
 SMALL = Limits(text=100, data=2000)
@@ -139,6 +140,8 @@ def test_what_is_no_file_is_refused(kind: str, name: str, read: Callable[[Path],
 
 class Spy:
     """A tokenizer of a token a word, which remembers what it was given."""
+
+    name_or_path = "spy"
 
     def __init__(self) -> None:
         self.given: list[int] = []

@@ -101,6 +101,8 @@ def test_test_texts_among_the_training_texts_are_counted_and_left_out_on_demand(
 
 def test_a_text_without_a_token_is_named_by_file_and_line(tmp_path: Path) -> None:
     class Nothing:
+        name_or_path = "nothing"
+
         def num_special_tokens_to_add(self) -> int:
             return 0
 
@@ -120,3 +122,17 @@ def test_the_limits_of_the_flags_are_obeyed(tiny_data: Path, tokenizer: Any) -> 
     for changes, flag in (({"max_text_bytes": 20}, "--max-text-bytes"), ({"max_data_bytes": 2000}, "--max-data-bytes")):
         with pytest.raises(InputError, match=flag):
             prepare(settings(tiny_data, **changes), tokenizer)
+
+
+def test_rows_without_a_text_are_left_out_of_training_and_stay_in_the_test(
+    tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = "text,label\na cat,x\n,x\n  ,y\nrain,y\n"
+    files = {"d/train.csv": train, "d/test.csv": "text,label\n,x\na dog,y\n", "u.csv": "text\nsnow\n \n"}
+    write_files(tmp_path, files)
+    data = prepare(settings(tmp_path / "d", unlabelled=str(tmp_path / "u.csv")), tokenizer)
+    assert data.label.tolist() == [0, 1, -100]
+    assert data.test_label == [0, 1] and data.test.lengths == [2, 4]  # [CLS] and [SEP] are left of nothing
+    said = capsys.readouterr().err
+    assert "train.csv, column 'text': 2 rows have no text and are left out, line 3 first" in said
+    assert "u.csv, column 'text': 1 rows have no text and are left out, line 3 first" in said

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from support.text import jsonl, write_files
 
+from nanonet.data.classes import read_classes
 from nanonet.data.dataset import Dataset
 from nanonet.data.labels import Names
-from nanonet.data.read import load_dataset, read_classes, read_table, read_texts
+from nanonet.data.read import load_dataset, read_table, read_texts
 from nanonet.data.split import choose_test_rows
 from nanonet.errors import InputError
 

@@ -40,12 +40,6 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
     ),
     "column twice": ({"a.csv": "text,label,text\na,0,b\n"}, "a.csv", ["line 1, column 'text'", "twice"]),
     # --- texts
-    "empty text": ({"a.csv": "text,label\na,0\n  ,1\n"}, "a.csv", ["a.csv, line 3, column 'text'", "empty", "delete"]),
-    "empty text after a quoted line break": (
-        {"a.csv": 'text,label\n"a\nb",0\n"",1\n'},
-        "a.csv",
-        ["line 4, column 'text'"],
-    ),
     "null text": (
         {"a.jsonl": '{"text": null, "label": 1}\n'},
         "a.jsonl",

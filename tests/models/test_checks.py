@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanonet.errors import InputError
-from nanonet.models.checks import LARGEST, check_encoder, tokenizer_faults
+from nanonet.models.checks import LARGEST, check_encoder
 from nanonet.models.load import load_encoder, load_tokenizer
+from nanonet.tokenizer_faults import tokenizer_faults
 
 
 @pytest.fixture

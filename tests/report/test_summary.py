@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,7 +43,14 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-def make(folder: Path, monkeypatch: pytest.MonkeyPatch, K: int = 2, test: bool = True, **facts: Any) -> dict[str, Any]:
+def make(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    K: int = 2,
+    test: bool = True,
+    choice: Choice | None = None,
+    **facts: Any,
+) -> dict[str, Any]:
     """write_report of K students, the last one right about every test row and the first one about none."""
     monkeypatch.setattr(report, "count_parameters", lambda cohort: (2_000, 300))
     right = torch.eye(3)[LABELS] * 9
@@ -61,13 +67,12 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch, K: int = 2, test: bool =
         "divergence": [0.5] * K,
         "agreement": [0.25] * K,
         "best": K - 1,
+        "teacher": "news-encoder",
+        "parameters": 4_000,
     }
-    teacher: Any = SimpleNamespace(parameters=lambda: iter([torch.empty(50, 80)]))
     cohort: Any = nn.Linear(1, 1)
-    choice = Choice("diffusion", 1.0, {"diffusion": 0.8, "classifier": 0.7}, 10)
-    write_report(
-        folder, Facts(**values | facts), cohort, teacher, choice, outcome, LABELS if test else [], {"fit": 2.0}
-    )
+    choice = choice or Choice("diffusion", 1.0, {"diffusion": 0.8, "classifier": 0.7}, 10)
+    write_report(folder, Facts(**values | facts), cohort, choice, outcome, LABELS if test else [], {"fit": 2.0})
     return json.loads((folder / "report.json").read_text())
 
 
@@ -158,6 +163,15 @@ def test_numbers_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     found = make(tmp_path, monkeypatch, divergence=[NAN, 0.5])
     assert [student["validation_divergence"] for student in found["students"]] == [None, 0.5]
     check((tmp_path / "report.html").read_text())
+
+
+def test_files_of_soft_labels_have_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Choice("files", 0.0, {})
+    found = make(tmp_path, monkeypatch, choice=choice, teacher="a.jsonl b.jsonl", parameters=None, test=False)
+    assert found["teacher"]["name"] == "a.jsonl b.jsonl" and found["teacher"]["parameters"] is None
+    check((tmp_path / "report.html").read_text())
+    rows = report_rows(found)
+    assert [row.smaller for row in rows] == [None] * len(rows) and "–" in headline(found)
 
 
 def test_a_page_needs_no_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

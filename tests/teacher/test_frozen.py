@@ -46,6 +46,8 @@ def encoder(tiny_encoder: Path) -> Encoder:
 
 def test_a_teacher_and_its_tuned_encoder_are_loaded(teacher: FrozenTeacher, encoder: Encoder, tmp_path: Path) -> None:
     save_tuned_encoder(tmp_path, encoder)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "teacher").iterdir()}
+    assert modes == {(tmp_path / "teacher").stat().st_mode & 0o666}  # those of the umask
     save_teacher(tmp_path, teacher, "key")
     loaded = load_teacher(tmp_path, "key")
     for name, value in vars(teacher).items():
