@@ -26,7 +26,10 @@ from nanonet.training.output_folder import LABEL_TYPE, REPORT
 from nanonet.training.pipeline import train
 
 # the fields of the config that say which files a run reads and writes: what `fit` takes instead
-OF_FILES = {"output", "data", "unlabelled", "text_column", "label_column", "max_data_bytes"}
+OF_FILES = {
+    "output", "data", "unlabelled", "text_column", "label_column", "max_data_bytes",
+    "soft_labels", "soft_labels_are", "soft_label_weights",
+}  # fmt: skip
 FIELDS = tuple(field for field in dataclasses.fields(TrainConfig) if field.name not in OF_FILES)
 
 
@@ -73,7 +76,7 @@ class Distiller(ClassifierMixin, BaseEstimator):
         """
         with as_arguments():
             if soft_labels is not None:
-                raise InputError("soft_labels: not taken yet; give labels, of which a teacher makes soft labels")
+                raise InputError("soft_labels: not taken here; write them to a file for `nanonet train --soft-labels`")
             config = self._config()
             limits = Limits(config.max_text_bytes, config.max_data_bytes)
             dataset = dataset_of(texts, labels, unlabelled, validation, limits, config.test_fraction)

@@ -173,8 +173,8 @@ def check_types(config: TrainConfig) -> TrainConfig:
         allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         if float in allowed and type(value) is int:
             value = float(value)
-        plain = [k for k in allowed if typing.get_origin(k) is not typing.Literal]
-        names = [word for k in allowed if k not in plain for word in typing.get_args(k)]
+        names = [word for k in allowed if typing.get_origin(k) is typing.Literal for word in typing.get_args(k)]
+        plain = [typing.get_origin(k) or k for k in allowed if typing.get_origin(k) is not typing.Literal]
         if not (type(value) in plain or isinstance(value, str) and value in names):
             takes = f"one of {', '.join(names)}" if names else " or ".join(k.__name__ for k in plain)
             raise InputError(f"--{name.replace('_', '-')} {value!r:.40}: give {takes}")
