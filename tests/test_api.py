@@ -213,14 +213,13 @@ def test_a_wrong_parameter_is_refused(settings: dict[str, Any], message: str) ->
         ({"texts": ["a", "b"], "labels": None}, "labels is None"),
         ({"texts": ["a", "b"], "labels": [0]}, "labels: 1 for 2 texts"),
         ({"texts": ["a", None], "labels": [0, 1]}, "texts, index 1.*the text is None, not a string"),
-        ({"texts": ["a", " "], "labels": [0, 1]}, "texts, index 1.*the text is empty"),
+        ({"texts": ["a", " "], "labels": [0, 1]}, "every label is '0'"),  # a row without a text is left out
         ({"texts": ["a", "b"], "labels": [0, []]}, r"texts, index 1.*the label \[\]"),
         ({"texts": ["a", "b"], "labels": [-1, None]}, "no row has a label"),
         ({"texts": ["a", "b"], "labels": [1, -1]}, "every label is '1'"),
-        ({"texts": ["a", "b"], "labels": [0, 1], "unlabelled": [""]}, "unlabelled, index 0.*empty"),
         ({"texts": ["a", "b"], "labels": [0, 1], "validation": ["c"]}, "validation: give two things"),
         ({"texts": ["a", "b"], "labels": [0, 1], "validation": (["c"], [2])}, "validation, index 0.*unknown label"),
-        ({"texts": ["a", "b"], "labels": [0, 1], "soft_labels": [[1, 0]]}, "soft_labels: not taken"),
+        ({"texts": ["a", "b"], "labels": [0, 1], "soft_labels": [[1, 0]]}, "soft_labels: not taken here"),
     ],
 )
 def test_wrong_data_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path, distiller: Distiller) -> None:
