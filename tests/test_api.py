@@ -128,7 +128,7 @@ def test_a_score_counts_what_has_a_label(fitted: Distiller, rows: Rows) -> None:
     own = fitted.predict(texts).tolist()
     assert fitted.score(texts, own) == 1 and fitted.score(texts, [(own[0] + 1) % 3, *own[1:]]) == 5 / 6
     assert fitted.score(texts, [(own[0] + 1) % 3, *own[1:3], None, -1, np.nan]) == 2 / 3
-    assert fitted.score(texts, own, [0, 1, 1, 1, 1, 1]) == 1
+    assert fitted.score(texts, [(own[0] + 1) % 3, *own[1:]], [0, 1, 1, 1, 1, 1]) == 1
     for labels, message in (([7] * 6, "unknown label '7'"), (own[:3], "3 for 6 texts"), ([-1] * 6, "0 for 6 texts")):
         with pytest.raises(ValueError, match=message):
             fitted.score(texts, labels)
