@@ -16,6 +16,7 @@ from torch import Tensor
 from nanonet.cohort.model import Cohort, count_parameters
 from nanonet.config.train import TrainConfig
 from nanonet.files import write
+from nanonet.inference.reliability import reliability
 from nanonet.inference.scores import confusion, scores
 from nanonet.report.html import render_html
 from nanonet.teacher.selection import Choice
@@ -75,7 +76,7 @@ def write_report(
     report = _finite(
         {
             "data": _data(facts, len(test_label)),
-            "teacher": _teacher(facts, choice) | _scores(teacher, test_label),
+            "teacher": _teacher(facts, choice) | _scores(teacher, test_label) | _reliability(teacher, test_label),
             "linear_probe": None if probe is None else _scores(probe, test_label),
             "students": _students(facts, cohort, students, test_label),
             "best": facts.best,
@@ -133,6 +134,7 @@ def _students(facts: Facts, cohort: Cohort, logits: Tensor | None, test_label: l
             "view": view,
             "tuning": facts.config.tuning,
             **_scores(None if logits is None else logits[k], test_label),
+            **_reliability(None if logits is None else logits[k], test_label),
             "parameters": {"total": total, "trainable": trainable},
             "validation_divergence": facts.divergence[k],
             "validation_agreement": round(facts.agreement[k], 6),
@@ -146,6 +148,10 @@ def _scores(logits: Tensor | None, labels: list[int]) -> dict[str, float | None]
     if logits is None or not labels:
         return dict(UNTESTED)
     return {name: round(value, 6) for name, value in scores(logits, labels).items()}
+
+
+def _reliability(logits: Tensor | None, labels: list[int]) -> dict[str, Any]:
+    return {"reliability": None if logits is None or not labels else reliability(logits, labels)}
 
 
 def _machine(cohort: Cohort) -> dict[str, Any]:
