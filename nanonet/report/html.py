@@ -10,6 +10,7 @@ from nanonet.inference.scores import wilson
 from nanonet.progress import escape_controls
 from nanonet.report import figures
 from nanonet.report.confidence import confidence_lines, confidence_table
+from nanonet.report.speed import speed_lines, speed_table
 
 WIDE = 0.02  # an interval of an accuracy that is shown [fraction]
 CSS = """
@@ -66,12 +67,12 @@ def report_rows(report: dict[str, Any]) -> list[ReportRow]:
     return table
 
 
-def reliabilities(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Name and reliability of the teacher and each student, where they were tested."""
-    tested = [("teacher", report["teacher"])]
-    tested += [(f"student {k}", student) for k, student in enumerate(report["students"])]
+def measured(report: dict[str, Any], what: str) -> list[tuple[str, dict[str, Any]]]:
+    """Name, and reliability or speed, of the teacher and each student, where there is one."""
+    parts = [("teacher", report["teacher"])]
+    parts += [(f"student {k}", student) for k, student in enumerate(report["students"])]
     # reports of older versions have none
-    return [(name, part["reliability"]) for name, part in tested if part.get("reliability")]
+    return [(name, part[what]) for name, part in parts if part.get(what)]
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -84,7 +85,8 @@ def headline(report: dict[str, Any]) -> str:
         name = ("* " if row.best else "  ") + row.name
         numbers = f"{accuracy:>{wide}}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
         lines.append(f"{name:<{width}}  {numbers}  {_millions(row.trained):>7}  {_times(row.smaller, 'x'):>7}")
-    lines += confidence_lines(reliabilities(report))
+    lines += speed_lines(measured(report, "speed"))
+    lines += confidence_lines(measured(report, "reliability"))
     return "\n".join([*lines, *(f"\n{escape_controls(remark)}" for remark in remarks(report))])
 
 
@@ -135,7 +137,8 @@ def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> st
         _section("Training loss of each student", figures.draw_losses(metrics)),
         _section("Accuracy against size", figures.draw_sizes(sizes)),
     ]
-    found = reliabilities(report)
+    parts.append(_section("Size and speed", speed_table(measured(report, "speed"))))
+    found = measured(report, "reliability")
     parts.append(_section("Confidence", confidence_table(found) + figures.draw_reliability(found)))
     if report["confusion"]:
         matrix = report["confusion"], data["classes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Facts:
     test_in_train: number of test texts that are also training texts
     labels_per_class: labels drawn per class; 0 where every label is used
     teacher, parameters: name and size of the teacher; None where it is not a model but files of soft labels
+    teacher_speed, speed: megabytes, rows_per_s and texts_per_s of the teacher and of each student, where measured
     """
 
     config: TrainConfig
@@ -54,6 +55,8 @@ class Facts:
     labels_per_class: int = 0
     teacher: str = ""
     parameters: int | None = None
+    teacher_speed: dict[str, Any] | None = None
+    speed: Sequence[dict[str, Any] | None] = ()
 
 
 def write_report(
@@ -123,6 +126,7 @@ def _teacher(facts: Facts, choice: Choice) -> dict[str, Any]:
         "cross_validation": choice.accuracy,
         "cross_validated_labels": choice.tested,
         "parameters": facts.parameters,
+        "speed": facts.teacher_speed,
     }
 
 
@@ -136,6 +140,7 @@ def _students(facts: Facts, cohort: Cohort, logits: Tensor | None, test_label: l
             **_scores(None if logits is None else logits[k], test_label),
             **_reliability(None if logits is None else logits[k], test_label),
             "parameters": {"total": total, "trainable": trainable},
+            "speed": facts.speed[k] if facts.speed else None,
             "validation_divergence": facts.divergence[k],
             "validation_agreement": round(facts.agreement[k], 6),
         }

@@ -20,6 +20,7 @@ from nanonet.teacher.source import EncoderSource
 from nanonet.training import checkpoint
 from nanonet.training.frozen_teacher import Teacher
 from nanonet.training.run import Run
+from nanonet.training.speed import measure_models
 
 KEPT_TEACHER = "teacher-classifier"  # folder of the teacher, where the user keeps it
 
@@ -34,6 +35,7 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     if run.settings.general.keep_teacher:
         export_teacher(run, teacher)
     run.ensure_ours()
+    teacher_speed, speed = measure_models(run, teacher)
     facts = summary.Facts(
         dataclasses.replace(config, steps=run.settings.optimizer.steps),
         run.data.name,
@@ -49,6 +51,8 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
         run.data.labels_per_class,
         run.source.name,
         run.source.parameters,
+        teacher_speed,
+        speed,
     )
     report = summary.write_report(
         run.folder, facts, run.cohort, teacher.frozen.choice, logits, run.data.test_label, run.progress.seconds

@@ -125,6 +125,18 @@ def test_confidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "calibration" not in headline(found) and "Calibration error" not in render_html(found, [])
 
 
+def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "megabytes" not in headline(make(tmp_path, monkeypatch))
+    slow: dict[str, Any] = {"megabytes": 90.864, "rows_per_s": None, "texts_per_s": 40.4}
+    fast = {"megabytes": 6.0, "rows_per_s": 31234.4, "texts_per_s": 900.0}
+    found = make(tmp_path, monkeypatch, teacher_speed=slow, speed=[fast, slow])
+    assert found["teacher"]["speed"] == slow and [student["speed"] for student in found["students"]] == [fast, slow]
+    html, lines = (tmp_path / "report.html").read_text(), [line.split() for line in headline(found).splitlines()]
+    assert ["student", "0", "6.00", "31,234", "900"] in lines and ["teacher", "90.86", "–", "40"] in lines
+    assert "<td>student 0</td><td>6.00</td><td>31,234</td><td>900</td>" in html
+    check(html)
+
+
 def test_no_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = make(tmp_path, monkeypatch, test=False)
     assert found["confusion"] is None and found["linear_probe"] is None
