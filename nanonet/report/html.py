@@ -67,12 +67,21 @@ def report_rows(report: dict[str, Any]) -> list[ReportRow]:
     return table
 
 
-def measured(report: dict[str, Any], what: str) -> list[tuple[str, dict[str, Any]]]:
-    """Name, and reliability or speed, of the teacher and each student, where there is one."""
-    parts = [("teacher", report["teacher"])]
-    parts += [(f"student {k}", student) for k, student in enumerate(report["students"])]
+def reliabilities(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and reliability of the teacher and each student, where they were tested."""
     # reports of older versions have none
-    return [(name, part[what]) for name, part in parts if part.get(what)]
+    return [(name, part["reliability"]) for name, part in _models(report) if part and part.get("reliability")]
+
+
+def speeds(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and speed of the teacher and each student, where they were measured."""
+    return [(name, part) for name, part in _models(report.get("speed")) if part]
+
+
+def _models(report: dict[str, Any] | None) -> list[tuple[str, dict[str, Any] | None]]:
+    if report is None:
+        return []
+    return [("teacher", report["teacher"]), *((f"student {k}", part) for k, part in enumerate(report["students"]))]
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -85,8 +94,8 @@ def headline(report: dict[str, Any]) -> str:
         name = ("* " if row.best else "  ") + row.name
         numbers = f"{accuracy:>{wide}}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
         lines.append(f"{name:<{width}}  {numbers}  {_millions(row.trained):>7}  {_times(row.smaller, 'x'):>7}")
-    lines += speed_lines(measured(report, "speed"))
-    lines += confidence_lines(measured(report, "reliability"))
+    lines += speed_lines(speeds(report))
+    lines += confidence_lines(reliabilities(report))
     return "\n".join([*lines, *(f"\n{escape_controls(remark)}" for remark in remarks(report))])
 
 
@@ -137,8 +146,8 @@ def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> st
         _section("Training loss of each student", figures.draw_losses(metrics)),
         _section("Accuracy against size", figures.draw_sizes(sizes)),
     ]
-    parts.append(_section("Size and speed", speed_table(measured(report, "speed"))))
-    found = measured(report, "reliability")
+    parts.append(_section("Size and speed", speed_table(speeds(report))))
+    found = reliabilities(report)
     parts.append(_section("Confidence", confidence_table(found) + figures.draw_reliability(found)))
     if report["confusion"]:
         matrix = report["confusion"], data["classes"]

@@ -56,7 +56,7 @@ class Facts:
     teacher: str = ""
     parameters: int | None = None
     teacher_speed: dict[str, Any] | None = None
-    speed: Sequence[dict[str, Any] | None] = ()
+    speed: Sequence[dict[str, Any]] = ()
 
 
 def write_report(
@@ -85,6 +85,8 @@ def write_report(
             "best": facts.best,
             "ensemble": _scores(None if students is None else students.softmax(-1).mean(0).log(), test_label),
             "seconds": dict(seconds),
+            # timings apart from the results, which a resumed run repeats
+            "speed": {"teacher": facts.teacher_speed, "students": list(facts.speed)},
             "confusion": None if students is None else confusion(students[facts.best], test_label),
             "config": dataclasses.asdict(facts.config),
             "versions": versions() | _machine(cohort),
@@ -126,7 +128,6 @@ def _teacher(facts: Facts, choice: Choice) -> dict[str, Any]:
         "cross_validation": choice.accuracy,
         "cross_validated_labels": choice.tested,
         "parameters": facts.parameters,
-        "speed": facts.teacher_speed,
     }
 
 
@@ -140,7 +141,6 @@ def _students(facts: Facts, cohort: Cohort, logits: Tensor | None, test_label: l
             **_scores(None if logits is None else logits[k], test_label),
             **_reliability(None if logits is None else logits[k], test_label),
             "parameters": {"total": total, "trainable": trainable},
-            "speed": facts.speed[k] if facts.speed else None,
             "validation_divergence": facts.divergence[k],
             "validation_agreement": round(facts.agreement[k], 6),
         }
