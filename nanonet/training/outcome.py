@@ -18,6 +18,7 @@ from nanonet.teacher.frozen import TUNED_ENCODER
 from nanonet.teacher.soft_labels import calibrate_confidence
 from nanonet.teacher.source import EncoderSource
 from nanonet.training import checkpoint
+from nanonet.training.calibration import calibrate_students
 from nanonet.training.frozen_teacher import Teacher
 from nanonet.training.run import Run
 from nanonet.training.speed import measure_models
@@ -29,6 +30,8 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     """Choose, test, export and report; returns the report. `config` is what the report says the user gave."""
     divergence, agreement = compare_on_validation(run, teacher)
     best = int(divergence.argmin())
+    if run.settings.general.calibrate:
+        calibrate_students(run, teacher.frozen.choice.cv_accuracy)
     logits = test_logits(run, teacher)
     run.ensure_ours()
     export_students(run, best)
