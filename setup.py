@@ -5,6 +5,7 @@ _C_cuda is built where torch has CUDA and nvcc is found. The environment variabl
 NANONET_CUDA=1 builds it whatever torch is. NANONET_CUDA_ARCHES (such as 90a, or 80;90a) chooses the architectures,
 CUDACXX names another nvcc. NANONET_BUILD_DIR is a folder that keeps the compiled files from one build to the next."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,6 +16,22 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+
+
+def find_compiler() -> str | None:
+    """Path of a C++ compiler."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next(filter(None, map(shutil.which, candidates)), None)
+
+
+def check_torch() -> None:
+    """End a build that would fail, in its first line: an isolated build sees no torch."""
+    builds = {"dist_info", "bdist_wheel", "editable_wheel"} & set(sys.argv)
+    if builds and find_compiler() and not (importlib.util.find_spec("torch") and importlib.util.find_spec("pybind11")):
+        sys.exit(
+            "nanonet is built against the torch that is installed: run `pip install torch setuptools wheel cmake ninja"
+            " pybind11`, then `pip install --no-build-isolation` with nanonet"
+        )
 
 
 def wants_cuda() -> bool:
@@ -32,20 +49,15 @@ def wants_cuda() -> bool:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-        compiler = next(filter(None, map(shutil.which, candidates)), None)
+        compiler = find_compiler()
         if compiler is None:
             print(
                 "nanonet: no C++ compiler found (set CXX): installing without nanonet._C, the reference serves the CPU"
             )
             return
-        try:
-            import pybind11
-            from torch.utils.cpp_extension import include_paths, library_paths
-        except ImportError as error:
-            raise SystemExit(
-                f"nanonet: {error}. Install torch and pybind11, then build with --no-build-isolation"
-            ) from None
+        import pybind11
+        from torch.utils.cpp_extension import include_paths, library_paths
+
         module = ext.name.rpartition(".")[2]
         cuda = module == "_C_cuda"
         if cuda and not wants_cuda():
@@ -71,6 +83,7 @@ class CMakeBuild(build_ext):
         shutil.copy2(build / target.name, target)
 
 
+check_torch()
 setup(
     packages=[*find_packages(include=["nanonet", "nanonet.*"]), "nanonet.kernels", "nanonet.benchmarks"],
     package_dir={"nanonet.kernels": "kernels", "nanonet.benchmarks": "benchmarks"},

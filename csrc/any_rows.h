@@ -140,7 +140,7 @@ struct AnyRow : ChunkedRow<F> {
           if (begin <= y && y < end) ds[y - begin] -= u_ce;
         }
         const Dtype dtype = p.student->dtype;
-        put<F>(dstudent_of(p, k, n) + begin * size_of(dtype), dtype, ds, 0, end - begin, false, true);
+        put<F>(dstudent_of(p, k, n) + begin * size_of(dtype), dtype, ds, end - begin);
       }
     }
   }
@@ -174,8 +174,10 @@ struct AnyRow : ChunkedRow<F> {
         store(ds + i, slope * (student.logit(i) - teacher.logit(i)));
       });
     const F slopes = has_kl_slopes(p.divergence) ? F(-1) : F(rows[k].slopes);
-    pair_gradient(p, teacher, student, slopes, padded<F>(classes(chunk)), ds);
-    each(chunk, [&](int64_t i) __attribute__((always_inline)) { store(ds + i, slope * load(ds + i)); });
+    pair_sums(p, teacher, student, padded<F>(classes(chunk)), ds);
+    each(chunk, [&](int64_t i) __attribute__((always_inline)) {
+      store(ds + i, slope * (load(ds + i) - times(student.q(i), splat(slopes))));
+    });
   }
 };
 

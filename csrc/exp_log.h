@@ -50,30 +50,65 @@ struct Exp2<double> {
   static constexpr int mantissa = 52;
 };
 
-// 2^(x c) for x <= 0, which is all that a softmax below its maximum asks for. -inf gives 0, NaN gives NaN, and what
-// would be denormal may be 0. kNear: x c >= Exp2::lowest throughout, so nothing vanishes.
-template <class F, bool kNear = false>
-NN_INLINE Vec<F> exp_scaled(Vec<F> x, F c) {
+// x c = n + f, n an integer: y is 2^f, and n stands in the low bits of `shifted`.
+template <class F>
+struct Power {
+  Vec<F> shifted, n, y;
+};
+
+template <class F>
+NN_INLINE Power<F> power_of_two(Vec<F> x, F c) {
   using E = Exp2<F>;
-  if constexpr (!kNear) x = larger<F>(splat(E::vanished / c), x);
-  const Vec<F> shifted = x * c + E::round;  // the integer stands in the low bits
+  const Vec<F> shifted = x * c + E::round;
   const Vec<F> n = shifted - E::round;
   const Vec<F> f = x * c - n;  // one rounding where multiply-add is fused
   constexpr int degree = int(sizeof(E::c) / sizeof(F)) - 1;
   Vec<F> y = splat(E::c[degree]);
 #pragma GCC unroll 16
   for (int i = degree - 1; i >= 0; --i) y = y * f + E::c[i];
+  return {shifted, n, y};
+}
+
+// y 2^n, where that is a normal number
+template <class F>
+NN_INLINE Vec<F> scaled(const Power<F>& power) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(F) == 4)
-    return (Vec<F>)_mm512_scalef_ps((__m512)y, (__m512)n);
+    return (Vec<F>)_mm512_scalef_ps((__m512)power.y, (__m512)power.n);
   else
-    return (Vec<F>)_mm512_scalef_pd((__m512d)y, (__m512d)n);
+    return (Vec<F>)_mm512_scalef_pd((__m512d)power.y, (__m512d)power.n);
 #else
   using I = Vec<Bits<F>>;
-  const Vec<F> power = (Vec<F>)((I)y + ((I)shifted << E::mantissa));
-  if constexpr (kNear) return power;
-  return n < E::lowest ? Vec<F>{} : power;
+  return (Vec<F>)((I)power.y + ((I)power.shifted << Exp2<F>::mantissa));
 #endif
+}
+
+// 2^(x c) for x <= 0, or not far above. -inf gives 0, NaN gives NaN, and what would be denormal may be 0.
+template <class F>
+NN_INLINE Vec<F> exp_scaled(Vec<F> x, F c) {
+  using E = Exp2<F>;
+  const Power<F> power = power_of_two<F>(larger<F>(splat(E::vanished / c), x), c);
+#if defined(__AVX512F__)
+  return scaled<F>(power);
+#else
+  return power.n < E::lowest ? Vec<F>{} : scaled<F>(power);
+#endif
+}
+
+// 2^(x c) for kNearLowest <= x c < kNearLowest + kNear, nothing to mask. Where x c lies outside, or is NaN, the value is
+// anything and bits of `outside` from kNear on are set.
+constexpr int kNear = 128, kNearLowest = -120;
+
+template <class F>
+NN_INLINE Vec<F> exp_near(Vec<F> x, F c, Vec<Bits<F>>& outside) {
+  const Power<F> power = power_of_two<F>(x, c);
+  outside |= ((Vec<Bits<F>>)power.shifted - kNearLowest) ^ (Vec<Bits<F>>)splat(Exp2<F>::round);
+  return scaled<F>(power);
+}
+
+template <class I>
+NN_INLINE bool all_inside(I outside) {
+  return (fold_lanes(outside, [](auto a, auto b) __attribute__((always_inline)) { return a | b; }) & -kNear) == 0;
 }
 
 // log x for x > 0, normal and finite; NaN where x is NaN. x = 2^n m with m in [sqrt(1/2), sqrt(2)); W: double, or a vector.

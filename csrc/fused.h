@@ -9,11 +9,13 @@
 //             temperature 1), T_k = sum e_t (u_t - u_k) (or without u_t), P_jk = sum e_j (u_j - u_k)
 //   gradient  q = e scale, ds_k = u_ce softmax(s_k) + u_t (q_k - p) + u_p (K q_k - sum_j q_j)
 //
-// e stays in scratch, relative to the chunk's own maximum: `scale` brings it to the row's, so no pass is spent on
-// finding the maximum first. The pairs are summed one by one, since each costs two multiply-adds between values in
-// registers and loses nothing where students agree; beyond four students any_rows.h has the O(K) form.
+// e stays in scratch, relative to the maximum of its chunk or of an earlier one that lies near enough: `scale` brings it
+// to the row's, so no pass over the row is spent on finding the maximum first. The pairs are summed one by one, since each
+// costs two multiply-adds between values in registers and loses nothing where students agree; beyond four students
+// any_rows.h has the O(K) form.
 #pragma once
 
+#include "divergence.h"
 #include "exp_log.h"
 #include "rows.h"
 
@@ -32,40 +34,38 @@ struct Sums {
   Vec<F> T[K], P[K][K];
 };
 
-// What the next chunk will read, for the prefetcher: `bytes` of each row for each vector of this one.
-template <int R>
-struct Ahead {
-  const char* at[R];
-  int64_t bytes;
-};
+constexpr int64_t kRun = 8;  // vectors
 
-// R rows of `count` vectors, the last run of each at last[r]. e: R arrays. power 0: no S1. After a run of additions
-// a sum goes to double: students 1e-3 apart keep 1% of their divergence. kNear: every u stays above Exp2::lowest, so
-// that no exponential vanishes and nothing is masked; a class at -inf, or at -1e4, takes the other way.
-template <class F, int K, bool HasTeacher, bool kKeep, bool kNear>
-__attribute__((noinline)) void sweep(const F* const* x, const F* const* last, const Ahead<K + HasTeacher>& ahead,
-                                     F* const* e, int64_t count, const Vec<F>* top, F c, int power,
-                                     F with_log_p, Sums<F, K, HasTeacher>& sums) {
+// R rows of `count` vectors of T; their exponentials to the R arrays e. power 0: no S1. After a run of additions a sum
+// goes to double: students 1e-3 apart keep 1% of their divergence. kNear: every u is one of exp_near's, so that no
+// exponential vanishes and nothing is masked; false, and sums of nothing, where one was not, such as a class at -inf.
+template <class F, class T, int K, bool HasTeacher, bool kKeep, bool kNear>
+__attribute__((noinline)) bool sweep(const T* const* x_, F* const* e_, int64_t count, const Vec<F>* top_, F c,
+                                     int power, F with_log_p, Sums<F, K, HasTeacher>& sums) {
   constexpr int R = K + HasTeacher;
   constexpr int64_t L = kLanes<F>;
   using V = Vec<F>;
-  V T[K] = {}, P[K][K] = {};
-  for (int r = 0; r < R; ++r) sums.S[r] = Wide<F>{};
-  for (int k = 0; k < K; ++k) sums.S1[k] = Wide<F>{};
+  V top[R], T_[K] = {}, P[K][K] = {};
+  WideSum<F> S_[R], S1_[K];
+  Vec<Bits<F>> outside = {};
+  const T* x[R];
+  F* e[R];
+  for (int r = 0; r < R; ++r) x[r] = x_[r], e[r] = e_[r], top[r] = top_[r];
   for (int64_t run = 0; run < count; run += kRun) {
-    const int64_t end = run + kRun < count ? kRun : count - run;
-    const F* from[R];
-    for (int r = 0; r < R; ++r) from[r] = run + kRun < count ? x[r] + run * L : last[r];
+    const int64_t end = run + kRun < count ? run + kRun : count;
     V S[R] = {}, S1[K] = {};
-    for (int64_t i = 0; i < end; ++i) {
+    for (int64_t i = run; i < end; ++i) {
       V u[R], v[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        u[r] = load(from[r] + i * L) - top[r];
-        v[r] = exp_scaled<F, kNear>(u[r], c);
+        u[r] = Cast<F, T>::from(x[r] + i * L) - top[r];
+        prefetch(x[r] + i * L);
+        if constexpr (kNear)
+          v[r] = exp_near<F>(u[r], c, outside);
+        else
+          v[r] = exp_scaled<F>(u[r], c);
         S[r] += v[r];
-        if constexpr (kKeep) store(e[r] + (run + i) * L, v[r]);
-        __builtin_prefetch(ahead.at[r] + (run + i) * ahead.bytes, 0, 3);
+        if constexpr (kKeep) store(e[r] + i * L, v[r]);
       }
       if (power > 0) {
 #pragma GCC unroll 8
@@ -81,7 +81,7 @@ __attribute__((noinline)) void sweep(const F* const* x, const F* const* last, co
       };
       if constexpr (HasTeacher) {
 #pragma GCC unroll 8
-        for (int k = 0; k < K; ++k) T[k] += v[K] * masked(v[K], u[K] * with_log_p - u[k]);
+        for (int k = 0; k < K; ++k) T_[k] += v[K] * masked(v[K], u[K] * with_log_p - u[k]);
       }
 #pragma GCC unroll 8
       for (int j = 0; j < K; ++j) {
@@ -93,22 +93,26 @@ __attribute__((noinline)) void sweep(const F* const* x, const F* const* last, co
         }
       }
     }
-    for (int r = 0; r < R; ++r) sums.S[r] += widen<F>(S[r]);
-    for (int k = 0; k < K; ++k) sums.S1[k] += widen<F>(S1[k]);
+    for (int r = 0; r < R; ++r) S_[r].add(S[r]);
+    for (int k = 0; power > 0 && k < K; ++k) S1_[k].add(S1[k]);
   }
+  for (int r = 0; r < R; ++r) sums.S[r] = S_[r].value();
   for (int k = 0; k < K; ++k) {
-    sums.T[k] = T[k];
+    sums.S1[k] = S1_[k].value();
+    sums.T[k] = T_[k];
     for (int j = 0; j < K; ++j) sums.P[j][k] = P[j][k];
   }
+  return !kNear || all_inside(outside);
 }
 
 // The gradient is linear in e and in e^tau: its coefficients, for one row or a row in each lane. kGeneral: no e of the
-// teacher, but a gradient of its term for each student.
+// teacher, but the slopes of its term for each student.
 template <class F, int K, bool HasTeacher, bool kGeneral = false>
 struct Slopes {
   static constexpr int R = K + HasTeacher;
   Vec<F> scale[R], scale1[K];          // 1/S and 1/S1, brought to the chunk's maximum
   Vec<F> ce[K], teacher[K], peers[K];  // u_ce, u_t tau, u_p tau/(K-1)
+  Vec<F> sum[K];                       // general: of the slopes of a row
   Vec<F> own[K], from_teacher[K];      // of e_k and of e_t
   bool powers;                         // whether ce needs e^tau: at temperature 1 it is part of `own`
 
@@ -117,7 +121,8 @@ struct Slopes {
     powers = power > 1;
     for (int k = 0; k < K; ++k) {
       own[k] = power == 1 ? ce[k] : Vec<F>{};
-      if constexpr (HasTeacher && !kGeneral) own[k] += teacher[k], from_teacher[k] = teacher[k] * scale[K];
+      if constexpr (kGeneral) own[k] -= teacher[k] * sum[k];
+      else if constexpr (HasTeacher) own[k] += teacher[k], from_teacher[k] = teacher[k] * scale[K];
       if constexpr (K > 1) own[k] += F(K) * peers[k];
       own[k] *= scale[k];
       if (powers) scale1[k] *= ce[k];
@@ -126,16 +131,17 @@ struct Slopes {
 };
 
 // The gradient without the one-hot of the label; `out` may be the students' e. Whatever the loop needs is copied first:
-// what it stores could be anything, as far as the compiler knows, and would be loaded again.
-template <class F, int K, bool HasTeacher, bool kGeneral>
-__attribute__((noinline)) void gradient(const F* const* e_, F* const* out_, int64_t count, int power,
+// what it stores could be anything, as far as the compiler knows, and would be loaded again. kStream: past the caches,
+// `out` is aligned.
+template <bool kStream = false, class F, class T, int K, bool HasTeacher, bool kGeneral>
+__attribute__((noinline)) void gradient(const F* const* e_, T* const* out_, int64_t count, int power,
                                         const Slopes<F, K, HasTeacher, kGeneral>& s_) {
   constexpr int R = K + (kGeneral ? K : int(HasTeacher));
   constexpr int64_t L = kLanes<F>;
   using V = Vec<F>;
   const Slopes<F, K, HasTeacher, kGeneral> s = s_;
   const F* e[R];
-  F* out[K];
+  T* out[K];
   for (int r = 0; r < R; ++r) e[r] = e_[r];
   for (int k = 0; k < K; ++k) out[k] = out_[k];
   for (int64_t i = 0; i < count; ++i) {
@@ -146,16 +152,19 @@ __attribute__((noinline)) void gradient(const F* const* e_, F* const* out_, int6
     for (int k = 0; k < K; ++k) total += v[k] * s.scale[k];
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) {
-      V ds = v[k] * s.own[k];
-      if constexpr (kGeneral) ds += v[K + k] * s.teacher[k];
-      else if constexpr (HasTeacher) ds -= v[K] * s.from_teacher[k];
+      V ds;
+      if constexpr (kGeneral) ds = times(v[k], s.own[k]) + v[K + k] * s.teacher[k];
+      else ds = v[k] * s.own[k];
+      if constexpr (HasTeacher && !kGeneral) ds -= v[K] * s.from_teacher[k];
       if constexpr (K > 1) ds -= total * s.peers[k];
       if (s.powers) {
         V plain = v[k];
         for (int i = 1; i < power; ++i) plain *= v[k];
         ds += plain * s.scale1[k];
       }
-      store(out[k] + i * L, ds);
+      const auto packed = Cast<F, T>::packed(ds);
+      if constexpr (kStream) stream(out[k] + i * L, packed);
+      else std::memcpy(out[k] + i * L, &packed, sizeof packed);
     }
   }
 }

@@ -45,7 +45,7 @@ static void scale_by(T* data, F factor, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += kLanes<F>) {
     const int64_t n = end - i < kLanes<F> ? end - i : kLanes<F>;
     store(buffer, load(staged<F, T>(data + i, n, buffer, F(0))) * factor);
-    put_plain<F, T>(data + i, buffer, 0, n);
+    put<F, T>(data + i, buffer, n);
   }
 }
 

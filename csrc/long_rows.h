@@ -2,7 +2,7 @@
 // gradient is not linear in e (general: all but kl and cross_entropy) take it from e and the logits in a second sweep.
 #pragma once
 
-#include "pairs.h"
+#include "long_gradient.h"
 
 namespace nanonet::NANONET_ISA {
 
@@ -19,6 +19,8 @@ struct LongRow {
   const Rows* source[R];
   F* e[R];
   F top[R], log_S[R];
+  F tops[R];              // of the last chunk whose maxima were looked for
+  bool deep = false;      // some class lies too far below its chunk's maximum for exp_near: the rest is masked
   double slopes[K] = {};  // general: sums over the row
 
   LongRow(const Problem& p, Scratch<F>& s, int64_t k0, int64_t n)
@@ -32,56 +34,75 @@ struct LongRow {
 
   int64_t classes(int64_t chunk) const { return p.C - chunk * kChunk < kChunk ? p.C - chunk * kChunk : kChunk; }
 
-  Chunk<F> chunk_at(int r, int64_t chunk) {
-    return with_type(*source[r], n, chunk * kChunk, [&](auto* x) __attribute__((always_inline)) {
-      return chunk_of<F>(x, classes(chunk), s.staged + r * s.chunk_stride);
-    });
-  }
-
-  // Whether no exponential of the row vanishes. Then the pads, which hold a value of the row so far, may be as low as
-  // the path allows, and weigh nothing: they are equal in all rows.
-  bool near(const Chunk<F>& chunk) const {
-    constexpr F kLargest = F(1 << 20);  // below it, maximum plus depth loses nothing
-    return (chunk.low - chunk.top) * c >= Exp2<F>::lowest && kLargest > chunk.top && chunk.low > -kLargest;
-  }
-
   // Where the chunk is -inf throughout, anything finite will do.
   static F reference(F top) { return top == -__builtin_huge_valf() ? F(0) : top; }
 
-  template <bool kKeep>
-  void sweep_chunk(int64_t chunk) {
-    const int64_t count = padded<F>(classes(chunk)) / L;
-    const F *x[R], *last[R];
+  // A chunk's sums, and its exponentials relative to `tops`. kNear: false where that is too far from some class.
+  template <bool kKeep, bool kNear, class T>
+  bool sweep_from(int64_t chunk, const T* const* x) {
     F* at[R];
-    Chunk<F> here[R];
-    Ahead<R> ahead;
-    ahead.bytes = L * size_of(source[0]->dtype);
     Vec<F> top[R];
-    bool all_near = true;
-    for (int r = 0; r < R; ++r) {
-      here[r] = chunk_at(r, chunk);
-      x[r] = here[r].x;
-      last[r] = here[r].last;
-      at[r] = e[r] + chunk * kChunk;
-      ahead.at[r] = source[r]->row(n) + (chunk + 1) * kChunk * size_of(source[r]->dtype);
-      s.tops[r * s.table() + chunk] = here[r].top;
-      top[r] = splat(reference(here[r].top));
-      all_near &= near(here[r]);
-    }
-    const F depth = all_near ? Exp2<F>::lowest / c : -__builtin_huge_valf();
-    for (const Chunk<F>& chunk : here)
-      for (F* pad = chunk.pads[0]; pad < chunk.pads[1]; ++pad) *pad = chunk.top + depth;
+    for (int r = 0; r < R; ++r) at[r] = e[r] + chunk * kChunk, top[r] = splat(reference(tops[r]));
     Sums<F, K, HasTeacher> sums;
-    const auto run = all_near ? sweep<F, K, HasTeacher, kKeep, true> : sweep<F, K, HasTeacher, kKeep, false>;
-    run(x, last, ahead, at, count, top, c, power > 1 ? power : 0, F(has_log_p(p)), sums);
+    const bool swept = sweep<F, T, K, HasTeacher, kKeep, kNear>(
+        x, at, padded<F>(classes(chunk)) / L, top, c, power > 1 ? power : 0, F(has_log_p(p)), sums);
+    if (!swept) return false;
     double* out = s.sums + chunk * (R + 2 * K + K * K);
-    for (int r = 0; r < R; ++r) out[r] = sum_lanes(sums.S[r]);
+    for (int r = 0; r < R; ++r) out[r] = sum_lanes(sums.S[r]), s.tops[r * s.table() + chunk] = tops[r];
     for (int k = 0; k < K; ++k) {
       out[R + k] = power > 1 ? sum_lanes(sums.S1[k]) : out[k];
       if (HasTeacher) out[R + K + k] = sum_lanes(sums.T[k]);
       for (int j = 0; j < K; ++j)
         if (j != k) out[R + 2 * K + j * K + k] = sum_lanes(sums.P[j][k]);
     }
+    return true;
+  }
+
+  // One pass: the logits as they lie, relative to the maxima of an earlier chunk. False where sweep_staged has to take two.
+  template <bool kKeep>
+  bool sweep_in_place(int64_t chunk) {
+    if (chunk == 0 || deep || classes(chunk) % L != 0) return false;
+    return with_type(*source[0], n, chunk * kChunk, [&]<class T>(const T* first) {
+      if constexpr (std::is_same_v<T, F> || (sizeof(F) == 4 && std::is_same_v<T, Bfloat16>)) {
+        const T* x[R] = {first};
+        for (int r = 1; r < R; ++r) {
+          if (source[r]->dtype != source[0]->dtype) return false;
+          x[r] = (const T*)source[r]->row(n) + chunk * kChunk;
+        }
+        return sweep_from<kKeep, true>(chunk, x);
+      } else {
+        return false;
+      }
+    });
+  }
+
+  // The maxima first, then the sums; pads that weigh nothing are as low as exp_near allows.
+  template <bool kKeep>
+  void sweep_staged(int64_t chunk) {
+    constexpr F kLargest = F(1 << 20), kLowest = -__builtin_huge_valf();  // below it, maximum plus depth loses nothing
+    const F* x[R];
+    Chunk<F> here[R];
+    for (int r = 0; r < R; ++r) {
+      here[r] = with_type(*source[r], n, chunk * kChunk, [&](auto* from) __attribute__((always_inline)) {
+        return chunk_of<F>(from, classes(chunk), s.staged + r * s.chunk_stride);
+      });
+      x[r] = here[r].x, tops[r] = here[r].top;
+    }
+    const auto pad = [&](bool near) {
+      for (const Chunk<F>& of : here)
+        for (F* at = of.pads[0]; at < of.pads[1]; ++at)
+          *at = near && kLargest > of.top && of.top > -kLargest ? of.top + F(kNearLowest + 2) / c : kLowest;
+    };
+    pad(true);
+    if (!deep && sweep_from<kKeep, true>(chunk, x)) return;
+    deep = true;
+    pad(false);
+    sweep_from<kKeep, false>(chunk, x);
+  }
+
+  template <bool kKeep>
+  void sweep_chunk(int64_t chunk) {
+    if (!sweep_in_place<kKeep>(chunk)) sweep_staged<kKeep>(chunk);
   }
 
   // Brings the chunks' sums to the row's maximum; fills the factors that do the same to e.
@@ -124,42 +145,41 @@ struct LongRow {
 
   bool general() const { return HasTeacher && !has_kl_slopes(p.divergence); }
 
-  const F* logits(int r, int64_t chunk, F pad) {
-    return staged<F>(*source[r], n, chunk * kChunk, classes(chunk), s.staged + r * s.chunk_stride, pad);
+  const F* logits(int r, int64_t from, int64_t to) {
+    return staged<F>(*source[r], n, from, to - from, s.staged + r * s.chunk_stride, F(0));
   }
 
-  // x: the chunk's logits; their pads count only where e of a pad is not 0, so they must be finite then.
-  ChunkView<F> view(int r, int64_t chunk, const F* x, F scale) const {
-    return {x, e[r] + chunk * kChunk, top[r], log_S[r], F(1 / p.temperature), scale};
-  }
+  // The last student's take the place of the teacher's e, which nobody needs then.
+  F* slopes_of(int k) const { return s.exps + (k < K - 1 ? R + k : K) * s.row_stride; }
 
-  // general: D(p, q_k) of every student, and the sums of its slopes.
-  void divergences(const double* S, double* of_teacher) {
+  // general: D(p, q_k) of every student, the sums of its slopes and, where a gradient is wanted, the slopes.
+  void divergences(const double* S, double* of_teacher, bool keep) {
     double value[K] = {};
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
-      const auto view_of = [&](int r) {
-        const F* x = needs_logits(p.divergence) ? logits(r, chunk, F(0)) : nullptr;
-        return view(r, chunk, x, s.factors[r * s.table() + chunk] * F(1 / S[r]));
+      const int64_t from = chunk * kChunk, end = classes(chunk);
+      const auto view = [&](int r) -> ChunkView<F> {
+        const F* x = needs_logits(p.divergence) ? logits(r, from, from + end) : nullptr;
+        return {x, e[r] + from, top[r], log_S[r], F(1 / p.temperature), s.factors[r * s.table() + chunk] * F(1 / S[r])};
       };
-      const ChunkView<F> teacher = view_of(R - 1);
+      const ChunkView<F> teacher = view(R - 1);
       for (int k = 0; k < K; ++k) {
-        const PairSums sums = pair_sums(p, teacher, view_of(k), padded<F>(classes(chunk)));
+        const PairSums sums = pair_sums(p, teacher, view(k), padded<F>(end), keep ? slopes_of(k) + from : nullptr);
         value[k] += sums.value, slopes[k] += sums.slopes;
       }
     }
     for (int k = 0; k < K; ++k) of_teacher[k] = value[k] * p.temperature * p.temperature;
   }
 
-  template <bool kKeep>
+  template <bool kGradient>
   void run() {
-    for (int64_t chunk = 0; chunk < s.chunks; ++chunk)
-      kKeep || general() ? sweep_chunk<true>(chunk) : sweep_chunk<false>(chunk);
+    const bool keep = kGradient || general();
+    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) keep ? sweep_chunk<true>(chunk) : sweep_chunk<false>(chunk);
     double highest[R], S[R], S1[K], T[K], P[K][K], below[K], log_sum[R], log_S1[K], ce[K], teacher[K], peers[K];
     combine(highest, S, S1, T, P);
     for (int k = 0; k < K; ++k) below[k] = power > 0 ? double(element<F>(*source[k], n, y)) - highest[k] : 0;
     finish<K, HasTeacher, double>(S, S1, T, P, below, p, log_sum, log_S1, ce, teacher, peers);
     for (int r = 0; r < R; ++r) top[r] = F(highest[r]), log_S[r] = F(log_sum[r]);
-    if (general()) divergences(S, teacher);
+    if (general()) divergences(S, teacher, kGradient);
     for (int k = 0; k < K; ++k) {
       term_of<F>(p, 0, k0 + k, n) = power > 0 ? F(ce[k]) : F(0);
       term_of<F>(p, 1, k0 + k, n) = F(teacher[k]);
@@ -174,11 +194,11 @@ struct LongRow {
         stats[3] = r < K ? F(slopes[r]) : F(0);
       }
     }
-    if constexpr (kKeep) {
+    if constexpr (kGradient) {
       F scale[R], scale1[K];
       for (int r = 0; r < R; ++r) scale[r] = F(1 / S[r]);
       for (int k = 0; k < K; ++k) scale1[k] = F(1 / S1[k]);
-      general() ? write_gradient<HasTeacher>(scale, scale1, false) : write_gradient<false>(scale, scale1, false);
+      write_gradient(scale, scale1, false);
     }
   }
 
@@ -191,70 +211,15 @@ struct LongRow {
       scale[r] = F(__builtin_exp(-double(log_S[r])));
       if (r < K) scale1[r] = F(__builtin_exp(-double(stats[2]))), slopes[r] = stats[3];
     }
-    general() ? write_gradient<HasTeacher>(scale, scale1, true) : write_gradient<false>(scale, scale1, true);
+    write_gradient(scale, scale1, true);
   }
 
-  void exponentials(int64_t chunk, const F* const* x) {
-    const int64_t count = padded<F>(classes(chunk)) / L;
-    for (int r = 0; r < R; ++r) {
-      const Vec<F> highest = splat(top[r]);
-      F* at = e[r] + chunk * kChunk;
-      for (int64_t i = 0; i < count; ++i) store(at + i * L, exp_scaled<F>(load(x[r] + i * L) - highest, c));
-    }
-  }
-
-  template <bool kGeneral>
-  void write_gradient(const F* scale, const F* scale1, bool from_stats) {
-    constexpr int kStreams = kGeneral ? 2 * K : R;
-    Slopes<F, K, HasTeacher, kGeneral> factors;
-    const F tau = F(p.temperature);
-    F u_ce[K];
-    int64_t done[K] = {};
-    const bool direct = !p.stream && size_of(p.student->dtype) == sizeof(F);
-    bool any_ce = false;
-    for (int k = 0; k < K; ++k) {
-      u_ce[k] = power > 0 ? upstream_of<F>(p, 0, k0 + k, n) : F(0);
-      any_ce |= u_ce[k] != 0;
-      factors.ce[k] = splat(u_ce[k]);
-      factors.teacher[k] = splat(upstream_of<F>(p, 1, k0 + k, n) * tau);
-      factors.peers[k] = splat(K > 1 ? upstream_of<F>(p, 2, k0 + k, n) * tau / F(K > 1 ? K - 1 : 1) : F(0));
-    }
-    for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
-      const int64_t begin = chunk * kChunk, end = begin + classes(chunk);
-      const F *from[kStreams], *x[R];
-      for (int r = 0; r < R && (from_stats || (kGeneral && needs_logits(p.divergence))); ++r)
-        x[r] = logits(r, chunk, from_stats ? F(-__builtin_huge_valf()) : F(0));
-      if (from_stats) exponentials(chunk, x);
-      for (int r = 0; r < R; ++r) {
-        from[r] = e[r] + begin;
-        const F* factor = s.factors + r * s.table() + chunk;
-        factors.scale[r] = splat(from_stats ? scale[r] : *factor * scale[r]);
-        if (r < K && any_ce) factors.scale1[r] = splat(from_stats ? scale1[r] : factor[R * s.table()] * scale1[r]);
-      }
-      for (int k = 0; kGeneral && k < K; ++k) {
-        const ChunkView<F> teacher = view(K, chunk, x[K], factors.scale[K][0]);
-        F* of_teacher = s.values + k * s.chunk_stride;
-        const ChunkView<F> student = view(k, chunk, x[k], factors.scale[k][0]);
-        pair_gradient(p, teacher, student, F(slopes[k]), padded<F>(end - begin), of_teacher);
-        from[K + k] = of_teacher;
-      }
-      factors.combine(any_ce ? power : 0);
-      // whole vectors go straight to where they belong, where that is an array of F and not streamed
-      const int64_t whole = direct ? (end - begin) / L * L : 0, rest = padded<F>(end - begin) - whole;
-      F *out[K], *staged_out[K];
-      for (int k = 0; k < K; ++k) {
-        out[k] = (F*)dstudent_of(p, k0 + k, n) + begin;
-        staged_out[k] = e[k] + begin + whole;
-      }
-      if (whole > 0) gradient(from, out, whole / L, any_ce ? power : 0, factors);
-      for (const F*& stream : from) stream += whole;
-      if (rest > 0) gradient(from, staged_out, rest / L, any_ce ? power : 0, factors);
-      for (int k = 0; k < K; ++k) {
-        if (any_ce && begin <= y && y < end) (y < begin + whole ? out[k] - begin : e[k])[y] -= u_ce[k];
-        if (direct) done[k] = begin + whole;
-        done[k] = put(dstudent_of(p, k0 + k, n), p.student->dtype, e[k], done[k], end, p.stream, end == p.C);
-      }
-    }
+  void write_gradient(const F* scale, const F* scale1, bool again) {
+    with_output<F>(dstudent_of(p, k0, n), p.student->dtype, [&](auto* out) {
+      using Gradient = LongGradient<F, std::remove_pointer_t<decltype(out)>, K, HasTeacher, HasTeacher>;
+      using Linear = LongGradient<F, std::remove_pointer_t<decltype(out)>, K, HasTeacher, false>;
+      general() ? Gradient(*this, scale, scale1).run(again) : Linear(*this, scale, scale1).run(again);
+    });
   }
 };
 

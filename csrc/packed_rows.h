@@ -76,14 +76,7 @@ struct PackedRows {
       if (r < K) below[r] = below_label(r, top[r]);
     }
     Sums<F, K, HasTeacher> sums;
-    const F* last[R];
-    Ahead<R> ahead = {{}, 0};  // nothing lies ahead
-    for (int r = 0; r < R; ++r) {
-      last[r] = e[r] + last_run<F>(p.C);
-      ahead.at[r] = (const char*)e[r];
-    }
-    sweep<F, K, HasTeacher, kKeep, false>(e, last, ahead, e, p.C, top, c, power > 1 ? power : 0, F(has_log_p(p)),
-                                           sums);
+    sweep<F, F, K, HasTeacher, kKeep, false>(e, e, p.C, top, c, power > 1 ? power : 0, F(has_log_p(p)), sums);
     Wide<F> T[K], P[K][K], log_S[R], log_S1[K], ce[K], teacher[K], peers[K];
     for (int k = 0; k < K; ++k) {
       if (power <= 1) sums.S1[k] = sums.S[k];
@@ -161,7 +154,7 @@ struct PackedRows {
     F buffer[kPackedClasses + L];
     F* row = converts ? buffer : (F*)out;
     for (int64_t c = 0; c < p.C; ++c) row[c] = e[k][c * L + i];
-    if (converts) put<F>(out, p.student->dtype, row, 0, p.C, false, true);
+    if (converts) put<F>(out, p.student->dtype, row, p.C);
   }
 };
 

@@ -1,7 +1,6 @@
-// A divergence over a chunk of classes: what DivergenceOf says of one class, summed, and as a gradient.
+// A divergence over a chunk of classes: what DivergenceOf says of one class, summed, and the slopes one by one.
 #pragma once
 
-#include "divergence.h"
 #include "scratch.h"
 
 namespace nanonet::NANONET_ISA {
@@ -33,32 +32,21 @@ struct PairSums {
   double value, slopes;
 };
 
-// Sums over `end` classes, a multiple of the lanes. Not for mse.
+// Sums over `end` classes, a multiple of the lanes; each class's slope to `out` unless that is null, which may be an e of
+// the two. Not for mse.
 template <class F>
-__attribute__((noinline)) PairSums pair_sums(const Problem& p, ChunkView<F> teacher, ChunkView<F> student,
-                                             int64_t end) {
+__attribute__((noinline)) PairSums pair_sums(const Problem& p, ChunkView<F> teacher, ChunkView<F> student, int64_t end,
+                                             F* out = nullptr) {
   Vec<F> value = {}, slopes = {};
   with_divergence(p.divergence, [&]<int64_t kDivergence>() __attribute__((always_inline)) {
     const F beta = F(p.beta);
     for (int64_t i = 0; i < end; i += kLanes<F>) {
       const auto share = share_at<kDivergence>(teacher, student, i, beta);
       value += share.value, slopes += share.slope;
+      if (out) store(out + i, share.slope);
     }
   });
   return {sum_lanes(widen<F>(value)), sum_lanes(widen<F>(slopes))};
-}
-
-// The gradient with respect to s/tau, slope - q sum slope, into `out`; `slopes` is the sum over the whole row.
-template <class F>
-__attribute__((noinline)) void pair_gradient(const Problem& p, ChunkView<F> teacher, ChunkView<F> student, F slopes,
-                                             int64_t end, F* out) {
-  with_divergence(p.divergence, [&]<int64_t kDivergence>() __attribute__((always_inline)) {
-    const F beta = F(p.beta);
-    for (int64_t i = 0; i < end; i += kLanes<F>) {
-      const auto share = share_at<kDivergence>(teacher, student, i, beta);
-      store(out + i, share.slope - times(student.q(i), splat(slopes)));
-    }
-  });
 }
 
 }  // namespace nanonet::NANONET_ISA

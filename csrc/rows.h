@@ -8,13 +8,22 @@ namespace nanonet::NANONET_ISA {
 typedef uint16_t Half __attribute__((vector_size(NANONET_VECTOR_BYTES / 2), may_alias));
 using Words = Vec<uint32_t>;
 
+// gcc takes two halves and joins them
+#if defined(__AVX512F__)
+NN_INLINE Words words_of(Half h) { return (Words)_mm512_cvtepu16_epi32((__m256i)h); }
+NN_INLINE Half half_of(Words w) { return (Half)_mm512_cvtepi32_epi16((__m512i)w); }
+#else
+NN_INLINE Words words_of(Half h) { return __builtin_convertvector(h, Words); }
+NN_INLINE Half half_of(Words w) { return __builtin_convertvector(w, Half); }
+#endif
+
 // A cast between vectors of the same size reinterprets the bits.
-NN_INLINE Vec<float> from_bfloat16(Half h) { return (Vec<float>)(__builtin_convertvector(h, Words) << 16); }
+NN_INLINE Vec<float> from_bfloat16(Half h) { return (Vec<float>)(words_of(h) << 16); }
 
 NN_INLINE Half to_bfloat16(Vec<float> v) {
   const Words bits = (Words)v;
   const Words rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;  // to nearest even
-  return __builtin_convertvector(v == v ? rounded : Words{} + 0x7FC0, Half);
+  return half_of(v == v ? rounded : Words{} + 0x7FC0);
 }
 
 #if defined(__AVX512F__)
@@ -138,55 +147,43 @@ const F* staged(const Rows& rows, int64_t row, int64_t begin, int64_t n, F* buff
   return with_type(rows, row, begin, [&](auto* source) { return staged(source, n, buffer, pad); });
 }
 
-constexpr int64_t kRun = 8;  // vectors: the last run of a chunk is staged where it does not end on a vector
+constexpr int64_t kAhead = 2048;  // bytes: how far ahead of what is read the prefetcher is sent
 
-// A chunk as vectors of F: all but the last run at x, the last run at `last`, padded with its first value from
-// pads[0] to pads[1]; and its extremes.
+template <class T>
+NN_INLINE void prefetch(const T* p) {
+  __builtin_prefetch((const char*)p + kAhead, 0, 3);
+}
+
+// A chunk as vectors of F, padded with its first value from pads[0] to pads[1]; and its maximum.
 template <class F>
 struct Chunk {
-  const F *x, *last;
-  F *pads[2];
-  F top, low;
+  const F* x;
+  F *pads[2], top;
 };
-
-template <class F>
-NN_INLINE int64_t last_run(int64_t count) {
-  return (count - 1) / kRun * kRun * kLanes<F>;
-}
 
 template <class F, class T>
 NN_INLINE Chunk<F> chunk_of(const T* source, int64_t n, F* buffer) {
   constexpr int64_t L = kLanes<F>;
-  const int64_t whole = n / L * L, last = last_run<F>((n + L - 1) / L);
-  constexpr bool convert = !std::is_same_v<F, T>;
+  const int64_t whole = n / L * L;
+  const bool copied = !std::is_same_v<F, T> || whole < n;
   F first[L];
   stage_tail(source, 1, first, F(0));
-  Chunk<F> chunk = {buffer, buffer + last, {buffer + n, buffer + (n + L - 1) / L * L}, 0, 0};
-  // Two of each, for the latency; what is converted stays in the buffer.
-  Vec<F> top[2] = {splat(first[0]), splat(first[0])}, low[2] = {top[0], top[0]};
-  const auto next = [&](int half, Vec<F> v) __attribute__((always_inline)) {
-    top[half] = larger<F>(v, top[half]);
-    low[half] = smaller<F>(v, low[half]);
-  };
-  const auto take = [&](int half, int64_t i, bool keep) __attribute__((always_inline)) {
+  Vec<F> top[2] = {splat(first[0]), splat(first[0])};  // two, for the latency
+  const auto take = [&](int half, int64_t i) __attribute__((always_inline)) {
     const Vec<F> v = Cast<F, T>::from(source + i);
-    if (keep) store(buffer + i, v);
-    next(half, v);
+    prefetch(source + i);
+    if (copied) store(buffer + i, v);
+    top[half] = larger<F>(v, top[half]);
   };
   int64_t i = 0;
-  for (; i + L < last; i += 2 * L) take(0, i, convert), take(1, i + L, convert);
-  for (; i < whole; i += L) take(0, i, convert || whole < n);
+  for (; i + L < whole; i += 2 * L) take(0, i), take(1, i + L);
+  if (i < whole) take(0, i);
   if (whole < n) {
     stage_tail(source + whole, n - whole, buffer + whole, first[0]);
-    next(1, load(buffer + whole));
+    top[1] = larger<F>(load(buffer + whole), top[1]);
   }
-  if constexpr (!convert) {
-    chunk.x = source;
-    if (whole == n) chunk.last = source + last;
-  }
-  chunk.top = max_lanes(larger<F>(top[0], top[1]));
-  chunk.low = min_lanes(smaller<F>(low[0], low[1]));
-  return chunk;
+  const F* x = copied ? buffer : (const F*)source;
+  return {x, {buffer + n, buffer + (n + L - 1) / L * L}, max_lanes(larger<F>(top[0], top[1]))};
 }
 
 template <class F>
@@ -195,48 +192,42 @@ NN_INLINE F element(const Rows& rows, int64_t row, int64_t c) {
   return *staged<F>(rows, row, c, 1, buffer, F(0));
 }
 
+// n elements of a row, past the caches if `streamed`. The source is readable to the end of a vector.
 template <class F, class T>
-NN_INLINE void put_plain(T* out, const F* source, int64_t from, int64_t to) {
-  constexpr int64_t L = kLanes<F>;
-  for (; from + L <= to; from += L) {
-    const auto packed = Cast<F, T>::packed(load(source + from));
-    std::memcpy(out + from, &packed, sizeof packed);
+inline void put(T* out, const F* source, int64_t n, bool streamed = false) {
+  constexpr int64_t L = kLanes<F>, bytes = L * int64_t(sizeof(T));
+  int64_t i = 0;
+  if (streamed) {  // what is streamed is aligned
+    const int64_t edge = int64_t(-uintptr_t(out) % bytes / sizeof(T));
+    if (edge > 0 && edge <= n) put(out, source, i = edge);
+    for (; i >= edge && i + L <= n; i += L) stream(out + i, Cast<F, T>::packed(load(source + i)));
   }
-  if (from == to) return;
-  const auto packed = Cast<F, T>::packed(load(source + from));
-  T tail[L];
-  std::memcpy(tail, &packed, sizeof tail);
-  for (int64_t i = 0; from + i < to; ++i) out[from + i] = tail[i];
+  for (; i + L <= n; i += L) {
+    const auto packed = Cast<F, T>::packed(load(source + i));
+    std::memcpy(out + i, &packed, sizeof packed);
+  }
+  if (i == n) return;
+  const auto packed = Cast<F, T>::packed(load(source + i));
+  std::memcpy(out + i, &packed, size_t(n - i) * sizeof(T));
 }
 
-// Writes elements [from, to) of a row; returns how far it came. Streamed vectors are aligned: what does not fill one
-// waits for the next call, and `last` flushes it. The source is readable to the end of a vector.
-template <class F, class T>
-NN_INLINE int64_t put(T* out, const F* source, int64_t from, int64_t to, bool streamed, bool last) {
-  constexpr int64_t L = kLanes<F>, bytes = L * int64_t(sizeof(T));
-  if (streamed) {
-    const int64_t edge = from + int64_t(-uintptr_t(out + from) % bytes / sizeof(T));
-    if (edge + L <= to) {
-      put_plain(out, source, from, edge);
-      for (from = edge; from + L <= to; from += L) stream(out + from, Cast<F, T>::packed(load(source + from)));
+// Calls body with a pointer into an output of that dtype.
+template <class F, class Body>
+NN_INLINE void with_output(char* out, Dtype dtype, Body body) {
+  if constexpr (sizeof(F) == 8) {
+    body((double*)out);
+  } else {
+    switch (dtype) {
+      case Dtype::kFloat32: return body((float*)out);
+      case Dtype::kBfloat16: return body((Bfloat16*)out);
+      default: return body((Float16*)out);
     }
-    if (!last) return from;
   }
-  put_plain(out, source, from, to);
-  return to;
 }
 
 template <class F>
-int64_t put(char* out, Dtype dtype, const F* source, int64_t from, int64_t to, bool streamed, bool last) {
-  if constexpr (sizeof(F) == 8) {
-    return put((double*)out, source, from, to, streamed, last);
-  } else {
-    switch (dtype) {
-      case Dtype::kFloat32: return put((float*)out, source, from, to, streamed, last);
-      case Dtype::kBfloat16: return put((Bfloat16*)out, source, from, to, streamed, last);
-      default: return put((Float16*)out, source, from, to, streamed, last);
-    }
-  }
+void put(char* out, Dtype dtype, const F* source, int64_t n, bool streamed = false) {
+  with_output<F>(out, dtype, [&](auto* to) { put(to, source, n, streamed); });
 }
 
 }  // namespace nanonet::NANONET_ISA

@@ -16,12 +16,12 @@ NN_INLINE int64_t padded(int64_t n) {
 template <class F>
 struct Scratch {
   int64_t K, C, chunks, row_stride, chunk_stride;
-  F* exps;     // (K+1, row_stride): a whole row of each tensor, or kPackedClasses vectors of packed rows
+  F* exps;     // (rows, row_stride): a whole row of each tensor, or kPackedClasses vectors of packed rows
   F* staged;   // (K+1, chunk_stride): rows converted or padded
   F* tops;     // (K+1, chunks) maximum of each chunk
   F* factors;  // (2, K+1, chunks) what brings e, and e^tau, to the row's maximum
   double* sums;  // (chunks, 2(K+1) + K + K K) of the fused path
-  F* values;     // (4, chunk_stride) gradients of the teacher's term; what the general path adds up
+  F* values;     // (4, chunk_stride) slopes of the teacher's term; what the general path adds up
   int64_t bytes;
 
   Scratch(const Problem& p, char* memory) : K(p.K), C(p.C) {
@@ -38,7 +38,8 @@ struct Scratch {
       used += (elements * size + 63) / 64 * 64;
       return at;
     };
-    exps = (F*)take((K + 1) * row_stride + L, sizeof(F));
+    const int64_t slopes = fused && p.teacher && !has_kl_slopes(p.divergence) ? K - 1 : 0;  // one more in the teacher's
+    exps = (F*)take((K + 1 + slopes) * row_stride + L, sizeof(F));
     staged = (F*)take((K + 1) * chunk_stride, sizeof(F));
     tops = (F*)take((K + 1) * table, sizeof(F));
     factors = (F*)take(2 * (K + 1) * table, sizeof(F));

@@ -49,7 +49,7 @@ struct WideRow {
   void give_row(int64_t n) const {
     for (int64_t k = 0; k < p.K; ++k) {
       for (int term = 0; term < 3; ++term) term_of<F>(p, term, k, n) = terms[term * p.K + k];
-      if (p.upstream) put(dstudent_of(p, k, n), p.student->dtype, dstudent + k * p.C, 0, p.C, false, true);
+      if (p.upstream) put(dstudent_of(p, k, n), p.student->dtype, dstudent + k * p.C, p.C);
     }
   }
 };

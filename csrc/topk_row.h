@@ -12,7 +12,7 @@ template <class F, int K>
 struct TopRow : LongRow<F, K, false> {
   using Base = LongRow<F, K, false>;
   using Base::p, Base::s, Base::k0, Base::n, Base::y, Base::power, Base::c, Base::source, Base::e, Base::L;
-  using Base::classes, Base::chunk_at;
+  using Base::classes;
 
   TopClasses<F>& classes_of_teacher;
   double top[K], S[K], S1[K];           // S: relative to the maximum
@@ -169,7 +169,6 @@ struct TopRow : LongRow<F, K, false> {
     }
     const bool direct = !alone && !p.stream && size_of(p.student->dtype) == sizeof(F);
     const int64_t table = s.table();
-    int64_t done[K] = {};
     for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
       const int64_t begin = chunk * kChunk, end = begin + classes(chunk);
       const int64_t whole = direct ? (end - begin) / L * L : 0, rest = padded<F>(end - begin) - whole;
@@ -194,8 +193,9 @@ struct TopRow : LongRow<F, K, false> {
         for (int64_t i = t.first[chunk]; i < t.first[chunk + 1]; ++i) at(t.id[i]) = F(at_class(k, i, u[k]));
         if (any_ce && begin <= y && y < end) at(y) -= F(u[k][0]);
         if (alone) add_what_is_there(k, begin, end - begin);
-        if (direct) done[k] = begin + whole;
-        done[k] = put(dstudent_of(p, k0 + k, n), p.student->dtype, e[k], done[k], end, p.stream, end == p.C);
+        const int64_t left = begin + whole;
+        char* const to = dstudent_of(p, k0 + k, n) + left * size_of(p.student->dtype);
+        put<F>(to, p.student->dtype, e[k] + left, end - left, p.stream);
       }
     }
   }

@@ -143,6 +143,29 @@ NN_INLINE auto min_lanes(V v) {
   return -max_lanes(-v);
 }
 
+// A Wide<F> as vectors of the instruction set, which stay in registers.
+template <class F>
+struct WideSum {
+  static constexpr size_t kParts = 8 / sizeof(F);
+  Vec<double> part[kParts] = {};
+
+  NN_INLINE void add(Vec<F> v) {
+    if constexpr (kParts == 1) {
+      part[0] += v;
+    } else {
+      constexpr std::make_index_sequence<kLanes<F> / 2> half{};
+      part[0] += __builtin_convertvector(low_half(v, half), Vec<double>);
+      part[1] += __builtin_convertvector(high_half(v, half), Vec<double>);
+    }
+  }
+
+  NN_INLINE Wide<F> value() const {
+    Wide<F> v;
+    std::memcpy(&v, part, sizeof v);
+    return v;
+  }
+};
+
 template <class F>
 NN_INLINE Wide<F> widen(Vec<F> v) {
   return __builtin_convertvector(v, Wide<F>);

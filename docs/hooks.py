@@ -1,7 +1,8 @@
 """What mkdocs generates: a page's line `<!-- generated: NAME -->` becomes the text that `GENERATED[NAME]` returns.
 
-cli    every command and flag, from the config dataclasses
-ranks  the table of packages and what each may import, from tests/test_layers.py
+cli      every command and flag, from the config dataclasses
+presets  what each preset of `nanonet train` sets
+ranks    the table of packages and what each may import, from tests/test_layers.py
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 from nanonet.cli.main import COMMANDS, Command
 from nanonet.config.describe import describe, sections
 from nanonet.config.parse import shown
+from nanonet.config.presets import PRESETS
+from nanonet.config.train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"<!-- generated: (\w+) -->")
@@ -55,6 +58,21 @@ def _values(kind: Any) -> str:
     return KINDS[kind]
 
 
+def presets() -> str:
+    """A row for each field that a preset sets, a column for each preset."""
+    fields = list(dict.fromkeys(field for preset in PRESETS.values() for field in preset.settings))
+    rows = [
+        "| flag | default | " + " | ".join(f"`{name}`" for name in PRESETS) + " |",
+        "| --- | --- |" + " --- |" * len(PRESETS),
+    ]
+    for field in fields:
+        values = [preset.settings.get(field) for preset in PRESETS.values()]
+        cells = ["" if value is None else f"`{value}`" for value in (getattr(TrainConfig, field), *values)]
+        rows.append(f"| `--{field.replace('_', '-')}` | {' | '.join(cells)} |")
+    papers = [f"- `{name}` ({preset.paper}): {preset.system}." for name, preset in PRESETS.items()]
+    return "\n".join([*papers, "", *rows])
+
+
 def ranks() -> str:
     """One row for each rank, the lowest first."""
     tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text())
@@ -66,7 +84,7 @@ def ranks() -> str:
     return "\n".join(["| rank | packages and files |", "| --- | --- |", *rows])
 
 
-GENERATED = {"cli": cli, "ranks": ranks}
+GENERATED = {"cli": cli, "presets": presets, "ranks": ranks}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from nanonet.config.check import check_types
+from nanonet.config.presets import PRESETS, expand
 from nanonet.config.train import RUN_CONFIG, TrainConfig
 from nanonet.data.lines import Limits
 from nanonet.data.memory import dataset_of, from_names, label_indices, label_list, label_type
@@ -26,7 +27,10 @@ from nanonet.training.output_folder import LABEL_TYPE, REPORT
 from nanonet.training.pipeline import train
 
 # the fields of the config that say which files a run reads and writes: what `fit` takes instead
-OF_FILES = {"output", "data", "unlabelled", "text_column", "label_column", "max_data_bytes"}
+OF_FILES = {
+    "output", "data", "unlabelled", "text_column", "label_column", "max_data_bytes",
+    "soft_labels", "soft_labels_are", "soft_label_weights",
+}  # fmt: skip
 FIELDS = tuple(field for field in dataclasses.fields(TrainConfig) if field.name not in OF_FILES)
 
 
@@ -44,10 +48,27 @@ class Distiller(ClassifierMixin, BaseEstimator):
         folder_: the folder of the run
     """
 
+    _preset = ""
+
     def __init__(self, **parameters: Any) -> None:
         known = inspect.signature(type(self)).bind(**parameters)  # raises TypeError for a name that is no parameter
         known.apply_defaults()
         self.__dict__.update(known.arguments)
+
+    @classmethod
+    def preset(cls, name: str, **parameters: Any) -> Distiller:
+        """The system of a paper, as `nanonet train --preset` has it; parameters that are given win over the preset's.
+
+        name: nanonet, transformer-to-cnn or generation-distillation, whose `fit` wants generated texts as `unlabelled`.
+
+        Raises:
+            InputError: there is no such preset. It is a ValueError.
+            TypeError: a name that is no parameter.
+        """
+        with as_arguments():
+            distiller = cls(**expand(name, parameters))
+        distiller._preset = name
+        return distiller
 
     def fit(
         self,
@@ -71,9 +92,14 @@ class Distiller(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: a parameter, a text or a label; one line that names it. It is a ValueError.
         """
+        if self._preset and PRESETS[self._preset].generated and unlabelled is None:
+            raise InputError(
+                f"unlabelled: the preset {self._preset} learns from the texts that this writes; give them: "
+                "nanonet generate --model gpt2 --labelled DIR --count 20000 --output generated.jsonl"
+            )
         with as_arguments():
             if soft_labels is not None:
-                raise InputError("soft_labels: not taken yet; give labels, of which a teacher makes soft labels")
+                raise InputError("soft_labels: not taken here; write them to a file for `nanonet train --soft-labels`")
             config = self._config()
             limits = Limits(config.max_text_bytes, config.max_data_bytes)
             dataset = dataset_of(texts, labels, unlabelled, validation, limits, config.test_fraction)
@@ -167,6 +193,11 @@ class Distiller(ClassifierMixin, BaseEstimator):
         self.classes_ = np.array(from_names(self.best_.classes, kind))
         self.report_, self.folder_, self._temporary = report, folder, temporary
         return self
+
+    def __sklearn_clone__(self) -> Distiller:
+        clone: Distiller = super().__sklearn_clone__()
+        clone._preset = self._preset
+        return clone
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -43,6 +43,13 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
+def _thin_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of R columns; of one student as (b^T a^T)^T, which takes half to three quarters of the time on a CPU."""
+    if len(a) == len(b) == 1:
+        return _stacked((b[0].mT @ a[0].mT).mT.contiguous())
+    return a @ b
+
+
 def _stacked(y: Tensor) -> Tensor:
     """(M,F) as (1,M,F), not as a view: what an op returns may be changed in place."""
     return torch.ops.aten._unsafe_view(y, (1, *y.shape))
@@ -77,7 +84,8 @@ def cohort_linear(
         y = rows @ columns if bias is None else torch.baddbmm(bias[:, None], rows, columns)
     low = x.new_empty(0)
     if lora_a is not None and lora_b is not None:
-        low = _product(_dropped(x, lora_a.shape[0], seed, dropout), lora_a.mT)
+        rows = _dropped(x, lora_a.shape[0], seed, dropout)
+        low = _thin_product(rows, lora_a.mT) if rows.dim() == 3 else rows @ lora_a.mT
         low = low if scale is None else low * scale[:, None, None]
         # added where y lies: a new y costs more than the low-rank product
         y = _add_product(y, low, lora_b.mT) if len(y) == len(low) else torch.baddbmm(y, low, lora_b.mT)
@@ -113,7 +121,7 @@ def cohort_linear_backward(
     if lora_a is not None and lora_b is not None:
         factor = 1.0 if scale is None else scale[:, None, None]
         if needs[0] or needs[3]:
-            dlow = _product(dy, lora_b) * factor
+            dlow = _thin_product(dy, lora_b) * factor
         if needs[0]:
             if once or (seed is not None and dropout > 0):
                 part = _dropped(dlow @ lora_a, len(dlow), seed, dropout)
@@ -123,5 +131,5 @@ def cohort_linear_backward(
         if needs[3] and x is not None:
             da = _product(dlow.mT, _dropped(x, len(dlow), seed, dropout))
         if needs[4] and low is not None:
-            db = _product(dy.mT, low)
+            db = _thin_product(dy.mT, low)
     return dx.sum(0) if shared_x and needs[0] else dx, dweight, dbias, da, db

@@ -24,6 +24,8 @@ import nanonet
 from nanonet import Distiller
 from nanonet.cli.main import main
 from nanonet.cnn_model import CnnConfig, CnnForSequenceClassification
+from nanonet.config.check import check_types
+from nanonet.config.parse import parse
 from nanonet.config.train import TrainConfig
 from nanonet.data.memory import as_list, from_names, label_list, label_type
 
@@ -128,7 +130,7 @@ def test_a_score_counts_what_has_a_label(fitted: Distiller, rows: Rows) -> None:
     own = fitted.predict(texts).tolist()
     assert fitted.score(texts, own) == 1 and fitted.score(texts, [(own[0] + 1) % 3, *own[1:]]) == 5 / 6
     assert fitted.score(texts, [(own[0] + 1) % 3, *own[1:3], None, -1, np.nan]) == 2 / 3
-    assert fitted.score(texts, own, [0, 1, 1, 1, 1, 1]) == 1
+    assert fitted.score(texts, [(own[0] + 1) % 3, *own[1:]], [0, 1, 1, 1, 1, 1]) == 1
     for labels, message in (([7] * 6, "unknown label '7'"), (own[:3], "3 for 6 texts"), ([-1] * 6, "0 for 6 texts")):
         with pytest.raises(ValueError, match=message):
             fitted.score(texts, labels)
@@ -316,3 +318,28 @@ def test_importing_nanonet_loads_torch_alone() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         nanonet.nothing  # noqa: B018
+
+
+def test_a_preset_is_that_of_the_command_line() -> None:
+    distiller = Distiller.preset("nanonet", tuning="lora", seed=3)
+    plain = parse(TrainConfig, "--preset nanonet --tuning lora --seed 3".split(), "nanonet train", "")
+    parameters = distiller.get_params()
+    assert {name: getattr(plain, name) for name in parameters} == parameters
+    assert parameters["teacher_mode"] == "online" and parameters["tuning"] == "lora"
+    with pytest.raises(ValueError, match=r"^preset nano: give one of nanonet, "):
+        Distiller.preset("nano")
+    with pytest.raises(TypeError, match="tunings"):
+        Distiller.preset("nanonet", tunings="full")
+
+
+def test_the_preset_of_generated_texts_asks_for_them() -> None:
+    for distiller in (Distiller.preset("generation-distillation"), clone(Distiller.preset("generation-distillation"))):
+        with pytest.raises(ValueError, match=r"^unlabelled: .*nanonet generate --model gpt2"):
+            distiller.fit(["a b", "c d"], [0, 1])
+
+
+def test_parameters_that_take_several_values() -> None:
+    assert check_types(TrainConfig(soft_label_weights=[1, 0.5])).soft_label_weights == (1.0, 0.5)  # type: ignore[arg-type]
+    for wrong, cure in (("a.csv", "a list"), ((1,), "str")):
+        with pytest.raises(ValueError, match=f"^--soft-labels .*: give {cure}$"):
+            check_types(TrainConfig(soft_labels=wrong))  # type: ignore[arg-type]

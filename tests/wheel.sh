@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install a wheel in an empty environment outside the tree and run tests of ops there, on what was installed.
-# Usage: tests/wheel.sh WHEEL. The environment sees the libraries of the calling one, but not its nanonet.
+# Usage: tests/wheel.sh WHEEL. PYTHON is the interpreter, TORCH another version of torch than the pinned one.
 set -euo pipefail
 wheel=$(realpath "$1")
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,8 +11,13 @@ fi
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 cp -r "$root/tests/ops" "$root/tests/support" "$place"
-"$root/.venv/bin/python" -m venv "$place/venv"
-"$place/venv/bin/pip" install -q -c "$root/constraints.txt" torch "$wheel" pytest hypothesis
+"${PYTHON:-$root/.venv/bin/python}" -m venv "$place/venv"
+constraints=$root/constraints.txt
+if [ -n "${TORCH:-}" ]; then
+  constraints=$place/constraints.txt
+  { grep -v '^torch==' "$root/constraints.txt"; echo "torch==$TORCH"; } > "$constraints"
+fi
+"$place/venv/bin/pip" install -q -c "$constraints" torch "$wheel" pytest hypothesis
 cd "$place"
 "$place/venv/bin/python" - <<'PY'
 import nanonet

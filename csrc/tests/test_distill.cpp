@@ -12,11 +12,12 @@ struct Case {
   int64_t K, C, kind;
   double beta, tau;
   bool teacher, labels, hard;  // hard: -inf classes, one-hot teacher, logits of 1e4
+  bool steps = false;          // logits that rise or fall from chunk to chunk
   std::string describe(const char* isa) const {
     char text[200];
-    std::snprintf(text, sizeof text, "%s dtype %d teacher %d K %d C %d divergence %d beta %g tau %g%s%s%s", isa, int(dtype),
+    std::snprintf(text, sizeof text, "%s dtype %d teacher %d K %d C %d divergence %d beta %g tau %g%s%s%s%s", isa, int(dtype),
                   int(teacher_dtype), int(K), int(C), int(kind), beta, tau, teacher ? "" : " no teacher",
-                  labels ? "" : " no labels", hard ? " hard" : "");
+                  labels ? "" : " no labels", hard ? " hard" : "", steps ? " steps" : "");
     return text;
   }
 };
@@ -86,6 +87,9 @@ static void run_case(const Case& t, std::mt19937& random) {
     for (size_t r = 0; r <= K; ++r)
       for (size_t c = 0; c < C; ++c) {
         double x = 2 * normal(random);
+        // within reach of the first chunk's maximum; above it; vanishing; far away and back
+        const double steps[] = {2, 12, -60, c / 1024 == 1 ? -300.0 : 0};
+        if (t.steps) x += steps[n % 4] * double(c / 1024) * (r == K && n % 2 ? -1 : 1);
         if (t.hard && n % 3 == 0) x *= 4000;
         if (t.hard && n % 3 == 1 && r == K && c != 0) x = -INFINITY;                     // one-hot teacher
         if (t.hard && n % 3 == 2 && c % 5 == 2 && (r == K || t.kind == kKl || t.kind == kCrossEntropy)) x = -INFINITY;  // a class nobody has
@@ -178,6 +182,12 @@ int main() {
             run_case({dtype, dtype, K, C, kind, beta, tau, false, C % 2 == 1, false}, random);
             if (C > 4 && (kind == kKl || kind == kCrossEntropy)) run_case({dtype, dtype, K, C, kind, beta, tau, true, true, true}, random);
           }
+  for (Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBfloat16, Dtype::kFloat16})
+    for (int64_t C : {3072, 3079})
+      for (int64_t K : {1, 2})
+        for (int64_t kind = 0; kind < kDivergences; ++kind)
+          if (kind != kMse)
+            for (double tau : {1.0, 2.0}) run_case({dtype, dtype, K, C, kind, 0.5, tau, true, true, false, true}, random);
   for (const Kernels* kernels : kernels_supported()) test_close_students(*kernels);
   std::printf("%d failures\n", failures);
   return failures != 0;

@@ -48,6 +48,26 @@ void test_exp(double bound) {
   }
 }
 
+// exp_near is exp_scaled where it is allowed, and says where it is not.
+template <class F>
+void test_near() {
+  const F c = exponent_factor<F>(1.0), infinity = std::numeric_limits<F>::infinity();
+  const auto inside = [&](F x, F* y) {
+    Vec<Bits<F>> outside = {};
+    *y = exp_near<F>(splat(x), c, outside)[0];
+    return all_inside(outside);
+  };
+  F y;
+  for (F power = F(kNearLowest); power < F(kNearLowest + kNear) - F(0.6); power += F(0.37)) {
+    const F x = power / c;
+    CHECK(inside(x, &y), "2^%g is not near", double(power));
+    CHECK(ulps(y, std::exp((long double)x)) <= 3 + 2 * std::fabs(double(x)), "exp(%g) is %g", double(x), double(y));
+  }
+  for (F x : {F(kNearLowest - 1) / c, F(kNearLowest + kNear) / c, F(-1e4), F(1e30), -infinity, infinity,
+              std::numeric_limits<F>::quiet_NaN()})
+    CHECK(!inside(x, &y), "%g is near", double(x));
+}
+
 template <class V, class F>
 void test_log(F lowest, double bound) {
   double worst = 0;
@@ -76,6 +96,8 @@ int main() {
   }
   test_exp<float>(3);
   test_exp<double>(3);
+  test_near<float>();
+  test_near<double>();
   test_log<Vec<float>, float>(-126, 2);
   test_log<Vec<double>, double>(-1022, 2);
   test_log<Wide<float>, double>(-1022, 2);

@@ -164,22 +164,26 @@ def check_types(config: TrainConfig) -> TrainConfig:
     Raises:
         InputError: names the setting, what came, and what it takes.
     """
-    kinds, values = typing.get_type_hints(TrainConfig), {}
-    for name, value in vars(config).items():
-        value = (
-            value.item() if hasattr(value, "item") else os.fspath(value) if isinstance(value, os.PathLike) else value
-        )
-        kind = kinds[name]
-        allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        if float in allowed and type(value) is int:
-            value = float(value)
-        plain = [k for k in allowed if typing.get_origin(k) is not typing.Literal]
-        names = [word for k in allowed if k not in plain for word in typing.get_args(k)]
-        if not (type(value) in plain or isinstance(value, str) and value in names):
-            takes = f"one of {', '.join(names)}" if names else " or ".join(k.__name__ for k in plain)
-            raise InputError(f"--{name.replace('_', '-')} {value!r:.40}: give {takes}")
-        values[name] = value
-    return dataclasses.replace(config, **values)
+    kinds = typing.get_type_hints(TrainConfig)
+    return dataclasses.replace(config, **{n: _checked(n, value, kinds[n]) for n, value in vars(config).items()})
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the type `kind`."""
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"--{name.replace('_', '-')} {value!r:.40}: give a list")
+        return tuple(_checked(name, item, typing.get_args(kind)[0]) for item in value)
+    value = value.item() if hasattr(value, "item") else os.fspath(value) if isinstance(value, os.PathLike) else value
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if float in allowed and type(value) is int:
+        value = float(value)
+    plain = [k for k in allowed if typing.get_origin(k) is not typing.Literal]
+    names = [word for k in allowed if k not in plain for word in typing.get_args(k)]
+    if not (type(value) in plain or isinstance(value, str) and value in names):
+        takes = f"one of {', '.join(names)}" if names else " or ".join(k.__name__ for k in plain)
+        raise InputError(f"--{name.replace('_', '-')} {value!r:.40}: give {takes}")
+    return value
 
 
 def _refuse(config: TrainConfig, name: str, cure: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 
 from nanonet.config.describe import describe, sections
+from nanonet.config.presets import CHOICES, expand, flags_of, presets_of, require_texts
 from nanonet.errors import InputError
 
 Config = TypeVar("Config")
@@ -48,9 +49,15 @@ class _Help(argparse.HelpFormatter):
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        wrap = textwrap.TextWrapper(width, break_on_hyphens=False, break_long_words=False)
+        wrap.initial_indent, wrap.subsequent_indent = indent, indent + "    "
+        return "\n".join(map(wrap.fill, text.splitlines()))
+
 
 def parse(config: type[Config], argv: Sequence[str], prog: str, summary: str, positional: str = "") -> Config:
-    """A `config` from the flags in `argv`, which override the file that --config names, which overrides the defaults.
+    """A `config` from the flags in `argv`, which override the file that --config names, which overrides the
+    preset that either names, which overrides the defaults.
 
     positional: the field that is also taken without a flag.
     Prints the help and raises SystemExit(0) for --help.
@@ -75,6 +82,9 @@ def parse(config: type[Config], argv: Sequence[str], prog: str, summary: str, po
             settings[name] = tuple(_convert(_item(kinds[name]), item, f"{flag} {item}") for item in value)
         else:
             settings[name] = value if isinstance(value, bool) else _convert(kinds[name], value, f"{flag} {value}")
+    if presets_of(config) and (preset := settings.pop("preset", None)) is not None:
+        settings = expand(preset, settings)
+        require_texts(preset, settings)
     return config(**settings)
 
 
@@ -182,7 +192,8 @@ def shown(default: Any) -> str:
 
 
 def _kinds(config: type) -> dict[str, Any]:
-    return typing.get_type_hints(config)
+    """The type of every field, and of the key that names a preset."""
+    return typing.get_type_hints(config) | ({"preset": CHOICES} if presets_of(config) else {})
 
 
 def _flag(name: str) -> str:
@@ -212,8 +223,14 @@ def _flags(config: type, prog: str, summary: str, positional: str) -> argparse.A
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: _Help(prog, max_help_position=30, width=width),
         usage=f"{prog} [flags]" + (f" [{positional.upper()}]" if positional else ""),
+        epilog=_preset_lines(config),
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of these flags; flags given here win over it")
+    if presets_of(config):
+        text = (
+            "a paper's system by one flag, as listed below; every flag and key of --config that is given wins over it"
+        )
+        parser.add_argument("--preset", metavar="{" + ",".join(presets_of(config)) + "}", help=text)
     help_of, section_of, kinds = describe(config), sections(config), _kinds(config)
     groups: dict[str, Any] = {"": parser}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
@@ -232,3 +249,9 @@ def _flags(config: type, prog: str, summary: str, positional: str) -> argparse.A
             metavar = "{" + ",".join(typing.get_args(plain)) + "}" if choice else METAVAR[plain]
             group.add_argument(_flag(field.name), metavar=metavar, nargs=several, help=text)
     return parser
+
+
+def _preset_lines(config: type) -> str:
+    """What each preset sets, for the end of `--help`; "" where there is none."""
+    lines = [f"{name} ({preset.paper}): {flags_of(name)}" for name, preset in presets_of(config).items()]
+    return "\n".join(["presets:", *lines]) if lines else ""

@@ -13,17 +13,7 @@ from nanonet.config.train import Divergence, Scores, Targets, TrainConfig, Tunin
 
 MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
 # settings that may differ between a run and its resumption: they do not decide the result
-FREE = {
-    "output",
-    "resume",
-    "overwrite",
-    "save_every",
-    "threads",
-    "tensorboard",
-    "max_test",
-    "teacher_cache",
-    "keep_teacher",
-}
+FREE = set("output resume overwrite save_every threads tensorboard max_test teacher_cache keep_teacher".split())
 FREE |= {"max_text_bytes", "max_data_bytes"}
 
 

@@ -159,6 +159,65 @@ def _scaled(dstudent: Tensor, dloss: Tensor) -> Tensor:
     return dstudent
 
 
+# For torch.func.grad, which wants forward and setup_context apart: slower, so used under its transforms only.
+class _Func(torch.autograd.Function):
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        raise RuntimeError("the loss does not work under torch.func.vmap: give it the rows as leading dimensions")
+
+
+class TermsFunc(_Func):
+    @staticmethod
+    def forward(*arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.nanonet.distill_terms.default(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:3], output[1])
+        ctx.options = inputs[3:]
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx, dterms, _):
+        dstudent = torch.ops.nanonet.distill_terms_backward(dterms, *ctx.saved_tensors, *ctx.options)
+        return FirstDerivative.apply(dstudent, dterms, ctx.saved_tensors[0]), *[None] * 5
+
+
+class LossFunc(_Func):
+    @staticmethod
+    def forward(*arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.nanonet.distill_loss.default(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output[2], inputs[0])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx, dloss, *_):
+        dstudent, student = ctx.saved_tensors
+        return FirstDerivative.apply((dstudent * dloss).to(dstudent.dtype), dloss, student), *[None] * 9
+
+
+class FirstDerivative(_Func):
+    """A gradient, of what it depends on: torch.func.grad always wants a graph of it, and this one ends there."""
+
+    @staticmethod
+    def forward(gradient, upstream, student):
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("distill_terms and distill_loss have no second derivative")
+
+
+FUNC = {"distill_terms": TermsFunc.apply, "distill_loss": LossFunc.apply}
 AUTOGRAD = {
     "distill_terms": DistillTerms.apply,
     "distill_terms_each": lambda student, *others: DistillTermsEach.apply(*others, *student),

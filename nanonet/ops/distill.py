@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanonet import eager
-from nanonet.ops.autograd import AUTOGRAD
+from nanonet.ops.autograd import AUTOGRAD, FUNC
 from nanonet.ops.autograd_topk import topk_loss, topk_terms
 from nanonet.ops.check import Logits, as_tensor, check_divergence, check_logits, check_weights
 from nanonet.ops.topk import TAILS, TopK
@@ -61,7 +61,7 @@ def distill_terms(
     Raises:
         TypeError, ValueError: an argument of another kind, dtype, shape or device; a label outside [0,C) on the
             CPU (NaN on a GPU); a teacher that requires grad; mse with a temperature; a beta that means nothing.
-        RuntimeError: on a second derivative, which is not implemented, and under torch.func's transforms.
+        RuntimeError: on a second derivative, which is not implemented; under torch.func.vmap (torch.func.grad works).
 
     Error: at most twice that of the reference in the same dtype, both against float64 (tests/ops/test_distill.py).
     Source: Zhang et al. 2018 (arXiv 1706.00384), eq. 1-8, for the peers; Hinton et al. 2015 for tau^2; Agarwal et al.
@@ -70,7 +70,9 @@ def distill_terms(
     K, leading = check_logits(student, teacher, label, temperature)
     code, beta = check_divergence(divergence, beta, temperature, teacher)
     if isinstance(teacher, TopK):
-        return _refusing(topk_terms, _students(student, leading), *_topk(teacher), label, temperature, code, beta)
+        return _or_under_func(
+            topk_terms, None, _students(student, leading), *_topk(teacher), label, temperature, code, beta
+        )
     if not isinstance(student, Tensor):
         return _call("distill_terms_each", student, teacher, label, temperature, code, beta)[0]
     flattened = not student.is_cpu  # the CPU's kernels read any shape
@@ -130,7 +132,7 @@ def distill_loss(
     soft = weights, row_weight, denominators
     if isinstance(teacher, TopK):
         options = (label, *soft, temperature, code, beta, need_grad)
-        loss, means, _ = _refusing(topk_loss, _students(student, leading), *_topk(teacher), *options)
+        loss, means, _ = _or_under_func(topk_loss, None, _students(student, leading), *_topk(teacher), *options)
     else:
         if isinstance(student, Tensor) and not first.is_cpu:
             soft = weights, eager.flat_weight(row_weight, K, leading), denominators
@@ -153,17 +155,19 @@ def _students(student: Logits, leading: tuple[int, ...]) -> Logits:
 def _call(name: str, *arguments: Any) -> Any:
     if torch.compiler.is_compiling():
         return getattr(torch.ops.nanonet, name)(*arguments)
-    return _refusing(AUTOGRAD[name], *arguments)
+    return _or_under_func(AUTOGRAD[name], FUNC.get(name), *arguments)
 
 
-def _refusing(function: Callable[..., Any], *arguments: Any) -> Any:
+def _or_under_func(function: Callable[..., Any], under_func: Callable[..., Any] | None, *arguments: Any) -> Any:
+    """The second serves under torch.func's transforms, which the first refuses."""
     try:
         return function(*arguments)
     except RuntimeError as error:
-        if "setup_context" in str(error):  # what torch.func would have of an autograd.Function
-            line = "distill_terms and distill_loss do not work under torch.func: use torch.autograd.grad"
-            raise RuntimeError(line) from None
-        raise
+        if "setup_context" not in str(error):
+            raise
+    if under_func is None:
+        raise RuntimeError("a list of students, a TopK and hidden states do not work under torch.func")
+    return under_func(*arguments)
 
 
 def _with_entropy(means: Tensor, wanted: bool, *arguments: Any) -> Tensor:

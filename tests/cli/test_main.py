@@ -54,6 +54,7 @@ def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> 
         ("linear", "cosine"),
         ("encoder", "cnn"),
         ("probabilities", "logits"),
+        ("none", "balanced"),
     ):
         value = choices[1] if field.default in choices or (field.name == "tuning") and "lora" in choices else value
     value = {"precision": "bfloat16", "beta": 0.5}.get(field.name, value)

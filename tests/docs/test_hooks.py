@@ -11,6 +11,7 @@ import pytest
 
 from nanonet.cli.main import COMMANDS
 from nanonet.config.describe import describe
+from nanonet.config.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +49,18 @@ def test_every_package_has_a_row(hooks: ModuleType) -> None:
     assert len(rows) == len(set(layers.RANKS.values()))
     for package, rank in layers.RANKS.items():
         assert any(row.startswith(f"| {rank} |") and f"`{package or 'nanonet/__init__'}`" in row for row in rows)
+
+
+def test_every_setting_of_a_preset_is_in_its_column(hooks: ModuleType) -> None:
+    page = hooks.on_page_markdown("<!-- generated: presets -->")
+    head, _, *rows = [
+        [cell.strip("` ") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line[:1] == "|"
+    ]
+    for name, preset in PRESETS.items():
+        column = head.index(name)
+        shown = {row[0]: row[column] for row in rows if row[column]}
+        assert shown == {f"--{field.replace('_', '-')}": str(value) for field, value in preset.settings.items()}
+        assert preset.paper in page
 
 
 def test_an_unknown_mark_is_an_error(hooks: ModuleType) -> None:

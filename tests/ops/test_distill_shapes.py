@@ -151,11 +151,25 @@ def test_the_mean_entropy_of_the_students():
         assert torch.equal(means[:3], plain) and means.shape == (4, 2) and not means.requires_grad
 
 
-def test_torch_func_is_refused_in_one_line():
-    student, teacher, _ = draw(1, 3, 4, torch.float32)
-    for transform in (torch.func.grad, torch.func.vmap):
-        with pytest.raises(RuntimeError, match="do not work under torch.func: use torch.autograd.grad"):
-            transform(lambda s: distill_loss(s, teacher)[0])(student)
+def test_torch_func_grad():
+    student, teacher, label = draw(2, 3, 4, torch.float32)
+    for loss in (
+        lambda s: distill_loss(s, teacher, label)[0].square(),
+        lambda s: distill_terms(s, teacher, label, divergence="js").square().sum(),
+    ):
+        leaf = student.clone().requires_grad_()
+        torch.testing.assert_close(torch.func.grad(loss)(student), torch.autograd.grad(loss(leaf), leaf)[0])
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.func.grad(lambda s, loss=loss: torch.func.grad(loss)(s).square().sum())(student)
+
+
+def test_the_rest_of_torch_func_is_refused_in_one_line():
+    student, teacher, _ = draw(2, 3, 4, torch.float32)
+    for op in (distill_loss, distill_terms):
+        with pytest.raises(RuntimeError, match="rows as leading dimensions"):
+            torch.func.vmap(lambda s, op=op: op(s, teacher)[0])(student)
+    with pytest.raises(RuntimeError, match="a list of students"):
+        torch.func.grad(lambda s: distill_loss([s[0], s[1]], teacher)[0])(student)
 
 
 @pytest.mark.parametrize("case", [("kl", None), ("js", 0.25)])

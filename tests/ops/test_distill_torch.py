@@ -5,8 +5,9 @@ import torch
 from support.distill import codes_of, draw, loss_and_gradient, options_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
 
-from nanonet import distill_loss, distill_terms
+from nanonet import cohort_linear, distill_loss, distill_terms
 from nanonet.reference import DIVERGENCES
 
 
@@ -100,6 +101,27 @@ def test_a_batch_of_upstream_gradients():
     once = torch.autograd.grad(loss, student, retain_graph=True)[0]
     together = torch.autograd.grad(loss, student, grad_outputs=factors, is_grads_batched=True)[0]
     torch.testing.assert_close(together, factors[:, None, None, None] * once)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_changes_nothing(use_reentrant):
+    g = torch.Generator().manual_seed(0)
+    shapes = (2, 5, 7), (9, 7), (2, 3, 7), (2, 9, 3)  # x, weight, lora_a, lora_b
+    drawn = [torch.randn(shape, generator=g) for shape in shapes]
+    teacher, label, seed = torch.randn(5, 9, generator=g), torch.tensor([0, 3, -100, 8, 2]), torch.tensor(7)
+
+    def step(x, weight, a, b):
+        logits = cohort_linear(x, weight, None, a, b, dropout=0.5, seed=seed)
+        return distill_loss(logits, teacher, label)[0]
+
+    results = []
+    for run in (step, lambda *leaves: checkpoint(step, *leaves, use_reentrant=use_reentrant)):
+        leaves = [t.clone().requires_grad_() for t in drawn]
+        loss = run(*leaves)
+        loss.backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for plain, again in zip(*results, strict=True):
+        assert torch.equal(plain, again) and plain.count_nonzero()
 
 
 def test_autocast_leaves_the_loss_alone():

@@ -1,4 +1,4 @@
-"""Recipe: two processes (gloo) train as one does, by a plain loop and by Trainer."""
+"""Recipe: two processes (gloo) train as one does, by a plain loop with DDP or FSDP2, and by Trainer."""
 
 import os
 import socket
@@ -45,7 +45,7 @@ def results(tmp_path_factory):
     return *run(folder / "one", 1), *run(folder / "two", 2)
 
 
-@pytest.mark.parametrize("recipe", ["plain", "trainer"])
+@pytest.mark.parametrize("recipe", ["plain", "fsdp", "trainer"])
 def test_two_processes_equal_one(recipe, results):
     alone, first, second = (result[recipe] for result in results)
     assert len(alone["losses"]) == 3 and alone["losses"][-1] < alone["losses"][0]

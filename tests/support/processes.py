@@ -1,6 +1,6 @@
-"""One process of several of two trainings; run as a program: processes.py FOLDER.
+"""One process of several of three trainings; run as a program: processes.py FOLDER.
 
-Without torchrun's variables in the environment it is the only one. Writes losses and parameters of both to
+Without torchrun's variables in the environment it is the only one. Writes losses and parameters of each to
 FOLDER/RANK.pt.
 """
 
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from support.causal import arguments, collate, make_model, make_rows
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nanonet import distill_loss
@@ -21,13 +23,27 @@ from nanonet.compat.transformers import DistillTrainer
 STEPS, ROWS = 3, 8
 
 
-def plain(folder: Path, rank: int, world: int) -> tuple[list[float], torch.nn.Module]:
+def sharded(model: torch.nn.Module) -> torch.nn.Module:
+    """FSDP2, on the CPU: each layer, then what is left."""
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def fsdp(folder: Path, rank: int, world: int) -> tuple[list[float], torch.nn.Module]:
+    """Recipe: fully_shard and a loop."""
+    return plain(folder, rank, world, sharded)
+
+
+def plain(folder: Path, rank: int, world: int, wrap=DistributedDataParallel) -> tuple[list[float], torch.nn.Module]:
     """Recipe: DistributedDataParallel and a loop. Every process divides by the tokens of all of them."""
     model, teacher = make_model(0), make_model(1)
     wrapped = model
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-        wrapped = DistributedDataParallel(model)
+        store = f"file://{folder}/{wrap.__name__}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+        wrapped = wrap(model)
     optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
     batch = collate(make_rows(ROWS)[rank::world])  # of another number of tokens in each process
     labels = batch.pop("labels")[:, 1:]
@@ -44,7 +60,7 @@ def plain(folder: Path, rank: int, world: int) -> tuple[list[float], torch.nn.Mo
             labels,
             weights=(1.0, 1.0, 0.0),
             row_weight=labels != -100,
-            denominators=count.repeat(2) / world,  # DistributedDataParallel averages the gradients
+            denominators=count.repeat(2) / world,  # the gradients are averaged over the processes
         )
         optimizer.zero_grad()
         loss.backward()
@@ -69,9 +85,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, rank, world = Path(sys.argv[1]), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     results = {}
-    for recipe in (plain, trainer):
+    for recipe in (plain, fsdp, trainer):
         losses, model = recipe(folder, rank, world)
-        results[recipe.__name__] = {"losses": losses, "parameters": [p.detach() for p in model.parameters()]}
+        parameters = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+        results[recipe.__name__] = {"losses": losses, "parameters": [p.detach() for p in parameters]}
         if dist.is_initialized():
             dist.destroy_process_group()
     torch.save(results, folder / f"{rank}.pt")
