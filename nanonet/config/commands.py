@@ -45,6 +45,8 @@ class PredictConfig:
     max_data_bytes: int = 8_000_000_000
     # repeat the text in every prediction
     text: bool = True
+    # a text whose largest probability is below this gets the label null and `unsure` true [probability]; 0 labels all
+    threshold: float = 0.0
     # texts are cut to this many tokens [tokens]; 0 uses the value of the model's run, else 128
     max_tokens: int = 0
     # rows that go through the model at a time [rows]

@@ -132,6 +132,7 @@ class GeneralSettings:
     threads: int
     save_every: int
     keep_teacher: bool
+    calibrate: bool
     resume: bool
     digest: str
 
@@ -258,6 +259,7 @@ def general_settings(config: TrainConfig) -> GeneralSettings:
         threads=config.threads,
         save_every=config.save_every,
         keep_teacher=config.keep_teacher,
+        calibrate=config.calibrate,
         resume=config.resume,
         digest=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
     )

@@ -133,6 +133,9 @@ class TrainConfig:
     relation_weight: float = 0.0
     # weigh the soft terms of a row by the confidence of its soft label
     confidence: bool = False
+    # scale the students' logits once, after the training: their mean confidence on the validation rows becomes the
+    # teacher's cross-validated accuracy, and no label changes
+    calibrate: bool = False
     # --- optimisation
     # optimizer steps of the students [steps]; 0 chooses 200, or 10 a class where that is more
     steps: int = 0

@@ -32,15 +32,19 @@ ROWS_AT_ONCE = 1024  # rows that are read, predicted and written at a time
 def predict(config: PredictConfig) -> None:
     """Write a JSON object per text, in order: text, label, probability, probabilities by class name.
 
-    A text without a word, such as an empty line, has null for these. Standard output gets the rows batch by batch; an
-    output file appears when it is complete.
+    A text without a word, such as an empty line, has null for these. With a threshold there is `unsure` as well: where
+    it is true, the largest probability lies below the threshold and the label is null. Standard output gets the rows
+    batch by batch; an output file appears when it is complete.
     """
     check_batch_rows(config.batch_rows)
+    if not 0 <= config.threshold <= 1:
+        raise InputError(f"--threshold {config.threshold}: give a probability from 0 to 1")
     if config.file and config.output and Path(config.output).expanduser().resolve() == _input(config).resolve():
         raise InputError(f"--output {config.output} is the input itself; give another file")
     classifier = load_classifier(find_classifier(config.model))
     classifier.model.to(device())  # type: ignore[arg-type]
     empty: list[str] = []
+    unsure = 0
     with contextlib.ExitStack() as stack:
         texts, count = stack.enter_context(_texts(config)), 0
         # the first rows are read and checked before the output is opened
@@ -51,28 +55,37 @@ def predict(config: PredictConfig) -> None:
         while chunk:
             answers = _answers(classifier, [text for _, text in chunk], config)
             for (place, text), answer in zip(chunk, answers, strict=True):
-                empty += [place] if answer["label"] is None else []
+                empty += [place] if answer["probability"] is None else []
+                unsure += answer.get("unsure") is True
                 print(to_json(({"text": text} if config.text else {}) | answer, _is_narrow(file)), file=file)
             file.flush()
             count += len(chunk)
             chunk = list(itertools.islice(texts, ROWS_AT_ONCE))
     if empty:
         note(f"{len(empty)} of {count} texts have no words: their label is null, the first at {empty[0]}")
+    if unsure:
+        note(f"{unsure} of {count} texts are unsure, below --threshold {config.threshold:g}: their label is null")
     if config.output:
         note(f"{count} predictions in {config.output}")
 
 
 def _answers(classifier: Classifier, texts: list[str], config: PredictConfig) -> list[dict[str, Any]]:
-    """label, probability and probabilities of every text."""
+    """label, probability and probabilities of every text; with a threshold also unsure."""
     probabilities, rows = classifier.probabilities(texts, config.max_tokens, config.batch_rows)
-    answers: list[dict[str, Any]] = [dict.fromkeys(("label", "probability", "probabilities")) for _ in texts]
+    columns = ("label", "probability", "probabilities") + (("unsure",) if config.threshold else ())
+    answers: list[dict[str, Any]] = [dict.fromkeys(columns) for _ in texts]
     for row, p in zip(rows, probabilities.tolist(), strict=True):
         best = max(range(len(p)), key=p.__getitem__)
-        answers[row] = {
-            "label": classifier.classes[best],
-            "probability": round(p[best], 6),
+        probability = round(p[best], 6)
+        # compared as it is written: a row never contradicts itself
+        unsure = probability < config.threshold
+        answers[row] |= {
+            "label": None if unsure else classifier.classes[best],
+            "probability": probability,
             "probabilities": {name: round(value, 6) for name, value in zip(classifier.classes, p, strict=True)},
         }
+        if config.threshold:
+            answers[row]["unsure"] = unsure
     return answers
 
 

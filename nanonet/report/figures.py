@@ -115,6 +115,28 @@ def draw_sizes(points: Sequence[tuple[str, float | None, int]]) -> str:
         return _svg(figure, "size")
 
 
+def draw_reliability(found: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Accuracy against mean confidence of each bin, with an area as its rows: (name, reliability); "" without any."""
+    if not found:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 3.2), layout="constrained")
+        axis = figure.subplots()
+        axis.plot([0, 100], [0, 100], color=INK, linestyle="--", linewidth=0.8, alpha=0.5)
+        for i, (name, one) in enumerate(found):
+            bins, colour = one["bins"], COLOURS[i % len(COLOURS)]
+            rows = np.array([each["rows"] for each in bins], float)
+            x, y = (100 * np.array([each[key] for each in bins]) for key in ("confidence", "accuracy"))
+            axis.plot(x, y, color=colour, linewidth=1, label=_one_line(name))
+            axis.scatter(x, y, s=4 + 120 * rows / rows.sum(), color=colour, alpha=0.7, zorder=3)
+        axis.set_xlabel("mean confidence of the bin [%]")
+        axis.set_ylabel("test accuracy [%]")
+        axis.set_aspect("equal")
+        axis.grid(alpha=0.15, color=INK)
+        figure.legend(loc="outside right upper", fontsize=8)
+        return _svg(figure, "reliability")
+
+
 def _numbers(metrics: Sequence[dict[str, Any]], term: str) -> np.ndarray[Any, Any]:
     """(steps, K)"""
     return np.array([record[term] for record in metrics], float) if metrics else np.empty((0, 0))

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from nanonet.inference.scores import wilson
 from nanonet.progress import escape_controls
 from nanonet.report import figures
+from nanonet.report.confidence import confidence_lines, confidence_table
+from nanonet.report.speed import speed_lines, speed_table
 
 WIDE = 0.02  # an interval of an accuracy that is shown [fraction]
 CSS = """
@@ -65,6 +67,23 @@ def report_rows(report: dict[str, Any]) -> list[ReportRow]:
     return table
 
 
+def reliabilities(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and reliability of the teacher and each student, where they were tested."""
+    # reports of older versions have none
+    return [(name, part["reliability"]) for name, part in _models(report) if part and part.get("reliability")]
+
+
+def speeds(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and speed of the teacher and each student, where they were measured."""
+    return [(name, part) for name, part in _models(report.get("speed")) if part]
+
+
+def _models(report: dict[str, Any] | None) -> list[tuple[str, dict[str, Any] | None]]:
+    if report is None:
+        return []
+    return [("teacher", report["teacher"]), *((f"student {k}", part) for k, part in enumerate(report["students"]))]
+
+
 def headline(report: dict[str, Any]) -> str:
     """The headline table and the remarks for a terminal."""
     table, tested = report_rows(report), report["data"]["test"]
@@ -75,6 +94,8 @@ def headline(report: dict[str, Any]) -> str:
         name = ("* " if row.best else "  ") + row.name
         numbers = f"{accuracy:>{wide}}  {_percent(row.macro_f1):>8}  {_millions(row.parameters):>10}"
         lines.append(f"{name:<{width}}  {numbers}  {_millions(row.trained):>7}  {_times(row.smaller, 'x'):>7}")
+    lines += speed_lines(speeds(report))
+    lines += confidence_lines(reliabilities(report))
     return "\n".join([*lines, *(f"\n{escape_controls(remark)}" for remark in remarks(report))])
 
 
@@ -125,6 +146,9 @@ def render_html(report: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> st
         _section("Training loss of each student", figures.draw_losses(metrics)),
         _section("Accuracy against size", figures.draw_sizes(sizes)),
     ]
+    parts.append(_section("Size and speed", speed_table(speeds(report))))
+    found = reliabilities(report)
+    parts.append(_section("Confidence", confidence_table(found) + figures.draw_reliability(found)))
     if report["confusion"]:
         matrix = report["confusion"], data["classes"]
         parts += [_section("Confusions of the best student", figures.draw_confusion(*matrix)), _confused(*matrix)]

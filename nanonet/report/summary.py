@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from nanonet.cohort.model import Cohort, count_parameters
 from nanonet.config.train import TrainConfig
 from nanonet.files import write
+from nanonet.inference.reliability import reliability
 from nanonet.inference.scores import confusion, scores
 from nanonet.report.html import render_html
 from nanonet.teacher.selection import Choice
@@ -37,6 +38,7 @@ class Facts:
     test_in_train: number of test texts that are also training texts
     labels_per_class: labels drawn per class; 0 where every label is used
     teacher, parameters: name and size of the teacher; None where it is not a model but files of soft labels
+    teacher_speed, speed: megabytes, rows_per_s and texts_per_s of the teacher and of each student, where measured
     """
 
     config: TrainConfig
@@ -53,6 +55,8 @@ class Facts:
     labels_per_class: int = 0
     teacher: str = ""
     parameters: int | None = None
+    teacher_speed: dict[str, Any] | None = None
+    speed: Sequence[dict[str, Any]] = ()
 
 
 def write_report(
@@ -75,12 +79,14 @@ def write_report(
     report = _finite(
         {
             "data": _data(facts, len(test_label)),
-            "teacher": _teacher(facts, choice) | _scores(teacher, test_label),
+            "teacher": _teacher(facts, choice) | _scores(teacher, test_label) | _reliability(teacher, test_label),
             "linear_probe": None if probe is None else _scores(probe, test_label),
             "students": _students(facts, cohort, students, test_label),
             "best": facts.best,
             "ensemble": _scores(None if students is None else students.softmax(-1).mean(0).log(), test_label),
             "seconds": dict(seconds),
+            # timings apart from the results, which a resumed run repeats
+            "speed": {"teacher": facts.teacher_speed, "students": list(facts.speed)},
             "confusion": None if students is None else confusion(students[facts.best], test_label),
             "config": dataclasses.asdict(facts.config),
             "versions": versions() | _machine(cohort),
@@ -133,6 +139,7 @@ def _students(facts: Facts, cohort: Cohort, logits: Tensor | None, test_label: l
             "view": view,
             "tuning": facts.config.tuning,
             **_scores(None if logits is None else logits[k], test_label),
+            **_reliability(None if logits is None else logits[k], test_label),
             "parameters": {"total": total, "trainable": trainable},
             "validation_divergence": facts.divergence[k],
             "validation_agreement": round(facts.agreement[k], 6),
@@ -146,6 +153,10 @@ def _scores(logits: Tensor | None, labels: list[int]) -> dict[str, float | None]
     if logits is None or not labels:
         return dict(UNTESTED)
     return {name: round(value, 6) for name, value in scores(logits, labels).items()}
+
+
+def _reliability(logits: Tensor | None, labels: list[int]) -> dict[str, Any]:
+    return {"reliability": None if logits is None or not labels else reliability(logits, labels)}
 
 
 def _machine(cohort: Cohort) -> dict[str, Any]:

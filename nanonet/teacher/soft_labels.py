@@ -36,13 +36,22 @@ INVERSE_REGULARISATION = 10.0  # C of the self-training classifier
 def calibrate_confidence(logits: Tensor, cv_accuracy: float | None) -> Tensor:
     """Divide logits (N,C) by the temperature at which their mean largest probability is `cv_accuracy`.
 
-    So the mean confidence equals the cross-validated accuracy; no label of these rows is used. It is at least halfway
-    between chance and certainty: an accuracy measured on twenty labels may be at chance by accident, and soft labels as
-    flat as that teach nothing. By bisection on the device, without synchronising with the host.
+    So the mean confidence equals the cross-validated accuracy; no label of these rows is used.
     cv_accuracy: None, where there is no label to measure it on, leaves the logits as they are.
     """
     if cv_accuracy is None:
         return logits.float()
+    logits = logits.float() - logits.float().amax(-1, keepdim=True)
+    return logits * confidence_scale(logits, cv_accuracy)
+
+
+def confidence_scale(logits: Tensor, cv_accuracy: float) -> Tensor:
+    """The inverse temperature () of `calibrate_confidence` for logits (N,C).
+
+    The mean confidence is at least halfway between chance and certainty: an accuracy measured on twenty labels may be
+    at chance by accident, and soft labels as flat as that teach nothing. By bisection on the device, without waiting
+    for it.
+    """
     C = logits.shape[-1]
     goal = min(max(cv_accuracy, (1 + 1 / C) / 2), 1 - 1e-3)
     logits = logits.float() - logits.float().amax(-1, keepdim=True)
@@ -51,7 +60,7 @@ def calibrate_confidence(logits: Tensor, cv_accuracy: float | None) -> Tensor:
         middle = (low + high) / 2
         above = torch.softmax(logits * middle.exp(), -1).amax(-1).mean() > goal
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return logits * ((low + high) / 2).exp()
+    return ((low + high) / 2).exp()
 
 
 def neighbour_graph(embedding: Array, neighbours: int = NEIGHBOURS) -> csr_matrix:

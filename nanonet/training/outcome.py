@@ -18,8 +18,10 @@ from nanonet.teacher.frozen import TUNED_ENCODER
 from nanonet.teacher.soft_labels import calibrate_confidence
 from nanonet.teacher.source import EncoderSource
 from nanonet.training import checkpoint
+from nanonet.training.calibration import calibrate_students
 from nanonet.training.frozen_teacher import Teacher
 from nanonet.training.run import Run
+from nanonet.training.speed import measure_models
 
 KEPT_TEACHER = "teacher-classifier"  # folder of the teacher, where the user keeps it
 
@@ -28,12 +30,15 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     """Choose, test, export and report; returns the report. `config` is what the report says the user gave."""
     divergence, agreement = compare_on_validation(run, teacher)
     best = int(divergence.argmin())
+    if run.settings.general.calibrate:
+        calibrate_students(run, teacher.frozen.choice.cv_accuracy)
     logits = test_logits(run, teacher)
     run.ensure_ours()
     export_students(run, best)
     if run.settings.general.keep_teacher:
         export_teacher(run, teacher)
     run.ensure_ours()
+    teacher_speed, speed = measure_models(run, teacher)
     facts = summary.Facts(
         dataclasses.replace(config, steps=run.settings.optimizer.steps),
         run.data.name,
@@ -49,6 +54,8 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
         run.data.labels_per_class,
         run.source.name,
         run.source.parameters,
+        teacher_speed,
+        speed,
     )
     report = summary.write_report(
         run.folder, facts, run.cohort, teacher.frozen.choice, logits, run.data.test_label, run.progress.seconds

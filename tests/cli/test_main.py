@@ -171,6 +171,13 @@ def test_the_report_has_its_numbers(trained_run: Path) -> None:
     best = report["students"][report["best"]]
     assert sum(report["confusion"][i][i] for i in range(3)) / 60 == pytest.approx(best["accuracy"], abs=1e-6)
     assert report["ensemble"]["accuracy"] is not None and report["seconds"]
+    for part in (report["teacher"], *report["students"]):
+        assert part["reliability"]["mean_confidence"] > 1 / 3
+    teacher, students = report["speed"]["teacher"], report["speed"]["students"]
+    for speed in (teacher, *students):
+        assert speed["rows_per_s"] > 0 and speed["texts_per_s"] > 0
+    written = (trained_run / "student-0" / "model.safetensors").stat().st_size
+    assert 0.8 * written < 1e6 * students[0]["megabytes"] < written and teacher["megabytes"] > students[0]["megabytes"]
     assert report["config"]["labels_per_class"] == 30 and report["versions"]["torch"] == torch.__version__
 
 

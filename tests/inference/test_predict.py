@@ -155,3 +155,33 @@ def test_a_line_ends_in_cr_where_no_lf_is(
     (tmp_path / "t.txt").write_bytes(b"a cat\rrain\r")
     assert main(["predict", str(tmp_path / "t.txt"), "--model", str(trained_run)]) == 0
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["a cat", "rain"]
+
+
+def test_below_the_threshold_a_text_is_unsure(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path, {"t.txt": "".join(f"{text}\n" for text in [*TEXTS, ""])})
+    words = ["predict", str(tmp_path / "t.txt"), "--model", str(trained_run)]
+
+    def rows(*more: str) -> list[dict]:
+        capsys.readouterr()
+        assert main([*words, *more]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    plain = rows()
+    limit = sorted(row["probability"] for row in plain[:-1])[2]
+    found = rows("--threshold", str(limit))
+    for before, row in zip(plain[:-1], found, strict=False):
+        unsure = row["probability"] < limit
+        assert row == before | {"label": None if unsure else before["label"], "unsure": unsure}
+    assert [row["unsure"] for row in found].count(True) == 2  # the text at the threshold itself has its label
+    assert found[-1] == plain[-1] | {"unsure": None} and "unsure" not in plain[0]
+    assert main([*words, "--threshold", str(limit)]) == 0
+    told = capsys.readouterr().err
+    assert "2 of 6 texts are unsure" in told and "1 of 6 texts have no words" in told
+
+
+@pytest.mark.parametrize("threshold", ["-0.1", "1.5", "nan"])
+def test_a_threshold_is_a_probability(threshold: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--model", "nowhere", f"--threshold={threshold}"]) == 2
+    assert "threshold" in capsys.readouterr().err

@@ -112,9 +112,37 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[" not in headline(found) and "5 of the test texts are training texts too" in headline(found)
 
 
+def test_confidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = make(tmp_path, monkeypatch)
+    wrong, right = (student["reliability"] for student in found["students"])
+    assert wrong["calibration_error"] == wrong["mean_confidence"] == pytest.approx(1, abs=1e-3)
+    assert right["calibration_error"] == pytest.approx(0, abs=1e-3) and found["teacher"]["reliability"] == right
+    html, shown = (tmp_path / "report.html").read_text(), headline(found)
+    assert 'aria-label="reliability"' in html and "<td>student 0</td><td>100.0</td><td>100.0</td><td>0.0</td>" in html
+    assert ["student", "0", "100.0", "100.0", "0.0", "0.0", "0.0"] in [line.split() for line in shown.splitlines()]
+    for part in (found["teacher"], *found["students"]):  # as a report of an older version
+        del part["reliability"]
+    assert "calibration" not in headline(found) and "Calibration error" not in render_html(found, [])
+
+
+def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "megabytes" not in headline(make(tmp_path, monkeypatch))
+    slow: dict[str, Any] = {"megabytes": 90.864, "rows_per_s": None, "texts_per_s": 40.4}
+    fast = {"megabytes": 6.0, "rows_per_s": 31234.4, "texts_per_s": 900.0}
+    found = make(tmp_path, monkeypatch, teacher_speed=slow, speed=[fast, slow])
+    assert found["speed"] == {"teacher": slow, "students": [fast, slow]}
+    html, lines = (tmp_path / "report.html").read_text(), [line.split() for line in headline(found).splitlines()]
+    assert ["student", "0", "6.00", "31,234", "900"] in lines and ["teacher", "90.86", "–", "40"] in lines
+    assert "<td>student 0</td><td>6.00</td><td>31,234</td><td>900</td>" in html
+    check(html)
+    del found["speed"]  # as a report of an older version
+    assert "megabytes" not in headline(found) and "Size and speed" not in render_html(found, [])
+
+
 def test_no_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = make(tmp_path, monkeypatch, test=False)
     assert found["confusion"] is None and found["linear_probe"] is None
+    assert found["teacher"]["reliability"] is None and found["students"][0]["reliability"] is None
     assert found["teacher"]["accuracy"] is None and found["ensemble"] == {"accuracy": None, "macro_f1": None}
     html = (tmp_path / "report.html").read_text()
     assert "no test rows" in html and "Confusions" not in html and "<svg" not in html
