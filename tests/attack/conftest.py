@@ -1,4 +1,4 @@
-"""Attacks that `make attack` repeats; seeds and counts are fixed, NANONET_ATTACK_* and NANONET_FUZZ_EXAMPLES change them."""
+"""Attacks that `make attack` repeats; NANONET_ATTACK_KILLS and NANONET_FUZZ_EXAMPLES change their counts."""
 
 from __future__ import annotations
 
