@@ -13,11 +13,12 @@ export NANONET_BUILD_DIR := build/module
 FLOOR_TESTS ?= tests/test_api.py tests/models tests/inference tests/cohort/test_extract.py tests/cohort/test_lora.py \
 	tests/cohort/test_stack.py tests/teacher tests/report tests/training/test_precision.py
 
-.PHONY: help demo test test-all floors lint native sanitize wheel wheels docs clean
+.PHONY: help demo test test-all attack floors lint native sanitize wheel wheels docs clean
 help:
 	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
 	@echo "make test      set up .venv, then lint, types, C++ tests and Python tests"
 	@echo "make test-all  the same with every cell of the slow grids: before a release, or after a change of a kernel"
+	@echo "make attack    kill trainings, feed hostile files, fuzz the ops: under 10 minutes"
 	@echo "make floors    run some of the tests with the oldest versions of the dependencies (floors.txt)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make native    the C++ tests alone"
@@ -68,11 +69,15 @@ native: .venv/package $(MODULE)/build.ninja
 
 test: lint native
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not slow and not attack"
 
 test-all: lint native
 	@echo "== tests, the slow ones too"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not attack"
+
+attack: .venv/test
+	@echo "== attack: kills, hostile files, wild arguments"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/attack -m attack
 
 # In a virtual environment of its own, which holds an installed nanonet: .venv and the tree stay as they are.
 floors:

@@ -1,6 +1,6 @@
 """Wild arguments for the raw ops of the loss, by hypothesis, for a process that may die of them.
 
-    python tests/support/fuzz_ops.py EXAMPLES
+    python tests/support/fuzz_ops.py EXAMPLES [SEED]
 
 Whatever comes, an op answers with an exception or with numbers of the shapes that its contract gives; what it accepts
 must fit that contract. Exits 0 if so.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import nanonet  # noqa: F401  registers the ops
@@ -146,4 +146,7 @@ def settings_for(examples: int) -> settings:
 
 
 if __name__ == "__main__":
-    settings_for(int(sys.argv[1]))(fuzz)()
+    target = settings_for(int(sys.argv[1]))(fuzz)
+    if sys.argv[2:]:
+        target = seed(int(sys.argv[2]))(target)
+    target()

@@ -1,0 +1,60 @@
+"""nanonet's commands in processes of their own, which may be killed; forked, so that torch is imported once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import NamedTuple
+
+TIMEOUT = 120  # seconds that a command may take
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "nanonet.cli.main", "nanonet.training.pipeline", "nanonet.inference.export"])
+
+
+class Answer(NamedTuple):
+    code: int | None
+    lines: list[str]  # of standard error
+    peak: int  # largest memory of the process [bytes]
+
+
+def command(words: list[str], folder: Path, file_limit: int) -> None:
+    """Runs in the child: nanonet with these arguments; what it says and its memory go into files of `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for name, stream in (("out", 1), ("err", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    import torch
+
+    from nanonet.cli.main import main
+
+    torch.set_num_threads(1)
+    code = 1
+    try:
+        code = main(words)
+    finally:
+        sys.stderr.flush()
+        (folder / "peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    sys.exit(code)
+
+
+def start(words: list[str], folder: Path, file_limit: int = 0) -> BaseProcess:
+    process = CONTEXT.Process(target=command, args=(words, folder, file_limit))
+    process.start()
+    return process
+
+
+def answer(words: list[str], folder: Path, file_limit: int = 0) -> Answer:
+    process = start(words, folder, file_limit)
+    process.join(TIMEOUT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError(f"no answer after {TIMEOUT} s: {' '.join(words)}")
+    peak = int((folder / "peak").read_text()) if (folder / "peak").exists() else 0
+    return Answer(process.exitcode, (folder / "err").read_bytes().decode(errors="replace").split("\n")[:-1], peak)
