@@ -304,7 +304,7 @@ def test_a_pipeline_takes_what_is_exported(trained_run: Path, tiny_encoder: Path
 
 def test_predicting_loads_nothing_that_trains() -> None:
     code = (
-        "import sys, transformers.modeling_utils\n"  # which loads scikit-learn itself in some versions
+        "import sys, transformers.models.auto.modeling_auto\n"  # loads scikit-learn itself in some versions
         "before = set(sys.modules)\n"
         "import nanonet.inference.predict\n"
         "print([m for m in ('sklearn', 'peft', 'matplotlib', 'pandas', 'transformers.trainer', 'nanonet.training')"
