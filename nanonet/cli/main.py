@@ -9,7 +9,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -29,6 +30,8 @@ from nanonet.config.parse import parse
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
 from nanonet.progress import escape_controls
+
+AGAIN_S = 5.0  # longer than what has to be deleted takes
 
 
 class Terminated(BaseException):
@@ -124,8 +127,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 after a check that failed, 2 after bad input (one line on standard error),
     130 after Ctrl-C, 143 after a SIGTERM, which also leaves no temporary files."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _terminate)
+    with _sigterm_raises():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
@@ -188,7 +194,23 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
 
 
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within, SIGTERM raises Terminated, and again AGAIN_S later: an import may swallow it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def _terminate(*_: object) -> NoReturn:
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
     raise Terminated
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import typing
 from pathlib import Path
 
@@ -215,3 +219,16 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "who serves what" in text and ("NANONET_CPU_ISA" in text or "none: " in text)
+
+
+def test_a_termination_that_something_swallows_is_raised_again(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def swallow(config: object) -> None:
+        with contextlib.suppress(BaseException):  # as an import under way may
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setitem(COMMANDS, "info", dataclasses.replace(COMMANDS["info"], run=swallow))
+    monkeypatch.setattr("nanonet.cli.main.AGAIN_S", 0.2)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["info"]) == 143 and "terminated" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
