@@ -226,10 +226,14 @@ def _seconds(seconds: dict[str, float]) -> str:
 
 def _details(title: str, values: dict[str, Any]) -> str:
     lines = "".join(
-        f"<tr><td>{escape(str(key))}</td><td class=left><code>{escape(str(value))}</code></td></tr>"
+        f"<tr><td>{escape(str(key))}</td><td class=left><code>{escape(_shown(value))}</code></td></tr>"
         for key, value in values.items()
     )
     return f"<details><summary>{title}</summary><div class=scroll><table>{lines}</table></div></details>"
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _interval(accuracy: float | None, rows: int) -> str:
