@@ -78,8 +78,8 @@ NN_INLINE Vec<F> scaled(const Power<F>& power) {
   else
     return (Vec<F>)_mm512_scalef_pd((__m512d)power.y, (__m512d)power.n);
 #else
-  using I = Vec<Bits<F>>;
-  return (Vec<F>)((I)power.y + ((I)power.shifted << Exp2<F>::mantissa));
+  using U = Vec<std::make_unsigned_t<Bits<F>>>;  // the integer's sign leaves at the top
+  return (Vec<F>)((U)power.y + ((U)power.shifted << Exp2<F>::mantissa));
 #endif
 }
 
@@ -102,7 +102,8 @@ constexpr int kNear = 128, kNearLowest = -120;
 template <class F>
 NN_INLINE Vec<F> exp_near(Vec<F> x, F c, Vec<Bits<F>>& outside) {
   const Power<F> power = power_of_two<F>(x, c);
-  outside |= ((Vec<Bits<F>>)power.shifted - kNearLowest) ^ (Vec<Bits<F>>)splat(Exp2<F>::round);
+  using U = std::make_unsigned_t<Bits<F>>;
+  outside |= (Vec<Bits<F>>)(((Vec<U>)power.shifted + U(-kNearLowest)) ^ (Vec<U>)splat(Exp2<F>::round));
   return scaled<F>(power);
 }
 
