@@ -128,6 +128,23 @@ class DistillLoss(torch.autograd.Function):
         return None if dloss is None else _scaled(ctx.saved_tensors[0], dloss), *[None] * 9
 
 
+class DistillLossUntraced(torch.autograd.Function):
+    """DistillLoss without the gradient among its outputs, which costs autograd as much as the kernel of a few classes."""
+
+    @staticmethod
+    def forward(ctx, student, *others):
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, means, dstudent = torch.ops.nanonet.distill_loss.default(student, *others)
+        ctx.save_for_backward(dstudent)
+        ctx.mark_non_differentiable(means)
+        ctx.set_materialize_grads(False)
+        return loss, means
+
+    @staticmethod
+    def backward(ctx, dloss, _means):
+        return DistillLoss.backward(ctx, dloss, _means, None)
+
+
 class DistillLossEach(torch.autograd.Function):
     @staticmethod
     def forward(ctx, others, *student):
@@ -224,6 +241,7 @@ AUTOGRAD = {
     "distill_loss": DistillLoss.apply,
     "distill_loss_each": lambda student, *others: DistillLossEach.apply(others, *student),
 }
+EAGER = {**AUTOGRAD, "distill_loss": DistillLossUntraced.apply}
 
 
 def _loss_into_reference(dstudent, *arguments):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanonet import eager
-from nanonet.ops.autograd import AUTOGRAD, FUNC
+from nanonet.ops.autograd import EAGER, FUNC
 from nanonet.ops.autograd_topk import topk_loss, topk_terms
 from nanonet.ops.check import Logits, as_tensor, check_divergence, check_logits, check_weights
 from nanonet.ops.topk import TAILS, TopK
@@ -126,7 +126,8 @@ def distill_loss(
     weights = as_tensor("weights", weights, first)
     denominators = None if denominators is None else as_tensor("denominators", denominators, first)
     check_weights(first, K, leading, weights, row_weight, denominators)
-    need_grad = torch.is_grad_enabled() and any(s.requires_grad for s in (student if one is None else [one]))
+    wants = any(s.requires_grad for s in student) if one is None else one.requires_grad
+    need_grad = wants and torch.is_grad_enabled()
     if need_grad and first.dtype == torch.float16:
         student = [s.float() for s in student] if one is None else one.float()
     soft = weights, row_weight, denominators
@@ -139,8 +140,10 @@ def distill_loss(
             student, teacher, label, _, _ = eager.flat(student, teacher, label)
             leading = (math.prod(leading),)
         name = "distill_loss_each" if one is None else "distill_loss"
-        loss, means, _ = _call(name, student, teacher, label, *soft, temperature, code, beta, need_grad)
-    return loss, _with_entropy(means, student_entropy, student, K, leading, *soft[1:], temperature)
+        loss, means = _call(name, student, teacher, label, *soft, temperature, code, beta, need_grad)[:2]
+    if student_entropy:
+        means = torch.cat([means, _entropies(student, K, leading, *soft[1:], temperature)[None]])
+    return loss, means
 
 
 def _topk(teacher: TopK) -> tuple[Tensor, Tensor, int]:
@@ -155,7 +158,7 @@ def _students(student: Logits, leading: tuple[int, ...]) -> Logits:
 def _call(name: str, *arguments: Any) -> Any:
     if torch.compiler.is_compiling():
         return getattr(torch.ops.nanonet, name)(*arguments)
-    return _or_under_func(AUTOGRAD[name], FUNC.get(name), *arguments)
+    return _or_under_func(EAGER[name], FUNC.get(name), *arguments)
 
 
 def _or_under_func(function: Callable[..., Any], under_func: Callable[..., Any] | None, *arguments: Any) -> Any:
@@ -168,10 +171,6 @@ def _or_under_func(function: Callable[..., Any], under_func: Callable[..., Any] 
     if under_func is None:
         raise RuntimeError("a list of students, a TopK and hidden states do not work under torch.func")
     return under_func(*arguments)
-
-
-def _with_entropy(means: Tensor, wanted: bool, *arguments: Any) -> Tensor:
-    return torch.cat([means, _entropies(*arguments)[None]]) if wanted else means
 
 
 @torch.no_grad()
