@@ -16,7 +16,9 @@ from torch import Tensor
 from nanonet.reference import Divergence
 
 Transform = Callable[[Tensor], Tensor]
-BUDGET = 96 << 20  # bytes that the chunks of logits and of their gradient may take together
+BUDGET = 64 << 20  # bytes that the chunks of logits and of their gradient may take together
+FEW_ROWS, MOST = 64, 144 << 20  # so many rows they may have where that takes no more: fewer waste the products
+LARGE_SUM = 96 << 20  # bytes of a sum of a weight's gradient from which it is not kept in float32
 BLOCK = 4 << 20  # bytes of a weight that is converted at a time
 
 
@@ -64,7 +66,7 @@ def chunk_rows(heads: Heads, logits_of_teacher: bool, transformed: bool) -> int:
     """Rows of a chunk that keep the logits and their gradient within the budget."""
     copies = 2 * heads.K + logits_of_teacher + 2 * heads.K * transformed
     row = heads.V * copies * widest(heads.hidden[0], heads.weight[0]).itemsize
-    return max(1, min(heads.N, BUDGET // row))
+    return max(1, min(heads.N, max(BUDGET // row, min(FEW_ROWS, MOST // row))))
 
 
 def project_into(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -105,10 +107,10 @@ class Gradients:
     """What the chunks add to, one tensor for each of Heads."""
 
     def __init__(self, heads: Heads, needs: tuple[bool, bool, bool], dtype: torch.dtype) -> None:
-        self.heads = heads
+        self.heads, self.wanted = heads, any(needs)
         self.hidden = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in heads.hidden if needs[0]]
         # where a sum in float32 would break the budget it is rounded once a chunk
-        small = sum(w.numel() for w in heads.weight) * 4 <= BUDGET
+        small = sum(w.numel() for w in heads.weight) * 4 <= LARGE_SUM
         self.weight = [torch.zeros_like(w, dtype=dtype if small else w.dtype) for w in heads.weight if needs[1]]
         self.bias = [torch.zeros_like(b, dtype=dtype) for b in heads.bias if needs[2]]
         both_bfloat16 = heads.hidden[0].dtype == heads.weight[0].dtype == torch.bfloat16
@@ -224,39 +226,53 @@ def chunked_loss(
     dtype, device = widest(*heads.hidden, *heads.weight), heads.hidden[0].device
     R = max(1, min(chunk, N))
     direct = transform is None and teacher.ids is None and any(needs)
-    logits_memory = torch.empty(K * R * V, dtype=dtype, device=device)
-    dlogits_memory = torch.empty(K * R * V if direct else 0, dtype=dtype, device=device)
-    teacher_memory = torch.empty(0 if teacher.weight is None else R * len(teacher.weight), dtype=dtype, device=device)
+    sizes = K * R * V, K * R * V * direct, 0 if teacher.weight is None else R * len(teacher.weight)
+    memory = [torch.empty(size, dtype=dtype, device=device) for size in sizes]
     gradients = Gradients(heads, needs, dtype)
     total = torch.zeros((), dtype=dtype, device=device)
     means = torch.zeros(3 + entropy, K, dtype=dtype, device=device)
     for begin in range(0, N, R):
         rows = slice(begin, min(begin + R, N))
-        shape = K, rows.stop - begin, V
-        x = [of_student(heads.hidden, k, 2)[rows] for k in range(K)]
-        logits = _part(logits_memory, *shape)
-        _project_students(logits, x, heads)
-        given = teacher.of_rows(rows, teacher_memory, teacher_transform)
-        leaf = logits
-        student = logits
-        if transform is not None:
-            with torch.enable_grad():
-                leaf = logits.detach().requires_grad_()
-                student = transform(leaf)
-        by, into = loss.of_rows(rows), _part(dlogits_memory, *shape) if direct else None
-        try:
-            one, mean, dlogits = _loss_of(student.detach(), given, by, any(needs), into)
-        except ValueError as error:  # its indices count from the chunk's first row
-            raise ValueError(f"rows {begin} to {rows.stop - 1}: {error}") from None
+        parts = teacher.of_rows(rows, memory[2], teacher_transform), loss.of_rows(rows)
+        one, mean = _add_chunk(gradients, memory, rows, *parts, entropy, transform)
         total += one
-        means[:3] += mean
-        if entropy:
-            means[3] += by.entropies(student.detach())
-        if any(needs):
-            if transform is not None:
-                dlogits = torch.autograd.grad(student, leaf, dlogits)[0].contiguous()
-            gradients.add(dlogits, x, begin, logits_memory)
+        means += mean
+        del parts
+    memory.clear()  # before the gradients are copied
     return total, means, gradients.finished()
+
+
+def _add_chunk(
+    gradients: Gradients,
+    memory: list[Tensor],
+    rows: slice,
+    teacher: Teacher,
+    loss: Loss,
+    entropy: bool,
+    transform: Transform | None,
+) -> tuple[Tensor, Tensor]:
+    """loss and means of these rows; memory: for their logits, and for the gradient of these or none."""
+    heads, K = gradients.heads, gradients.heads.K
+    shape = K, rows.stop - rows.start, heads.V
+    x = [of_student(heads.hidden, k, 2)[rows] for k in range(K)]
+    leaf = student = logits = _part(memory[0], *shape)
+    _project_students(logits, x, heads)
+    if transform is not None:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            student = transform(leaf)
+    into = _part(memory[1], *shape) if len(memory[1]) else None
+    try:
+        one, means, dlogits = _loss_of(student.detach(), teacher, loss, gradients.wanted, into)
+    except ValueError as error:  # its indices count from the chunk's first row
+        raise ValueError(f"rows {rows.start} to {rows.stop - 1}: {error}") from None
+    if entropy:
+        means = torch.cat([means, loss.entropies(student.detach())[None]])
+    if gradients.wanted:
+        if transform is not None:
+            dlogits = torch.autograd.grad(student, leaf, dlogits)[0].contiguous()
+        gradients.add(dlogits, x, rows.start, memory[0])
+    return one, means
 
 
 def _part(memory: Tensor, *shape: int) -> Tensor:

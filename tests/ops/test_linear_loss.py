@@ -117,8 +117,15 @@ def test_a_frozen_weight_gets_no_gradient_and_no_product(monkeypatch):
 
 
 def test_default_chunks_keep_to_the_budget(monkeypatch):
-    monkeypatch.setattr(linear_chunks, "BUDGET", 7 * 4 * V * 2)  # two rows of two copies of K = 3, and the teacher
+    row = 7 * 4 * V  # two copies of K = 3, and the teacher
+    monkeypatch.setattr(linear_chunks, "BUDGET", 2 * row)
     heads = linear_chunks.Heads([torch.zeros(K, N, D)], [torch.zeros(K, V, D)], [])
+    monkeypatch.setattr(linear_chunks, "MOST", 5 * row)
+    assert linear_chunks.chunk_rows(heads, True, False) == 5
+    monkeypatch.setattr(linear_chunks, "FEW_ROWS", 3)
+    assert linear_chunks.chunk_rows(heads, True, False) == 3
+    monkeypatch.setattr(linear_chunks, "MOST", 0)
+    monkeypatch.setattr(linear_chunks, "LARGE_SUM", 2 * row)
     assert linear_chunks.chunk_rows(heads, True, False) == 2
     hidden, weight, bias, t, tw, label = draw(torch.bfloat16)
     # the sum of the weights' gradient is over the budget too, so it stays bfloat16
