@@ -42,8 +42,9 @@ def eager_topk(student: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
     return F.kl_div(q, p, reduction="none", log_target=True).sum(-1).mean()
 
 
-def exact_hidden(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor, beta: float) -> list[Tensor]:
+def exact_hidden(given: list[Tensor], beta: float) -> list[Tensor]:
     """The gradients of x and weight in float64, of all logits at once."""
+    x, weight, t, teacher_weight = given
     leaves = [y.detach().double().requires_grad_() for y in (x, weight)]
     log_q, log_p = (leaves[0] @ leaves[1].T).log_softmax(-1), (t.double() @ teacher_weight.double().T).log_softmax(-1)
     number = reference.DIVERGENCES["js" if beta else "kl"]
@@ -112,7 +113,7 @@ def from_hidden(name: str) -> Iterator[dict[str, Any]]:
     forms = {"nanonet": ours_hidden, "liger": hidden_peers.liger, "trl": hidden_peers.trl}
     for beta in (0.0, 0.5):
         runs: Runs = {run: partial(form, *given, beta) for run, form in forms.items()}
-        exact = exact_hidden(*few, beta)
+        exact = exact_hidden(few, beta)
         errors = {run: error_of(form(*few, beta)[1], exact) for run, form in forms.items()}
         runs["products alone"] = partial(products, *given)
         must = {"liger": "5x", "trl": "5x", "products alone": "at most 1.3x"}

@@ -1,5 +1,5 @@
-"""How other projects take the generalised JSD from hidden states, written here from their descriptions: the mean over rows
-and the gradients of x and weight. beta 0 is KL(p, q); else beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q.
+"""How other projects take the generalised JSD from hidden states, in our words: the mean over the rows, and the
+gradients of x and weight. beta 0 is KL(p, q); else beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q.
 
 `liger`: 1,024 rows at a time, logits and loss in the dtype of the inputs, `torch.func.grad_and_value` of each chunk.
 `trl`: tiles of 4,096 x 32,768 logits in float32, made anew for each of its passes: the statistics of the rows (with the

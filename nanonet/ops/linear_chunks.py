@@ -71,13 +71,22 @@ def chunk_rows(heads: Heads, logits_of_teacher: bool, transformed: bool) -> int:
 
 def project_into(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """logits (R,V) = x (R,D) weight^T + bias, in the dtype of logits; the reference of the op `project_into_`."""
+    dense = logits.stride(1) == x.stride(1) == weight.stride(1) == 1
+    if dense and logits.dtype == torch.float32 and x.dtype == weight.dtype == torch.bfloat16:
+        torch.ops.nanonet.bfloat16_product_(logits, x, weight)
+    else:
+        product_into(logits, x, weight)
+    if bias is not None:
+        logits += bias
+
+
+def product_into(logits: Tensor, x: Tensor, weight: Tensor) -> None:
+    """logits (R,V) = x (R,D) weight^T, in the dtype of logits; the reference of the op `bfloat16_product_`."""
     x, V, D = x.to(logits.dtype), *weight.shape
     step = V if weight.dtype == logits.dtype else max(1, BLOCK // (D * 4))
     for v in range(0, V, step):
         block = logits[:, v : v + step]
         torch.mm(x, weight[v : v + step].to(logits.dtype).t(), out=block)
-    if bias is not None:
-        logits += bias
 
 
 def _dhidden_into(dx: Tensor, dlogits: Tensor, weight: Tensor) -> None:

@@ -51,7 +51,8 @@ def distill_linear_loss(
         bias, teacher_bias: like weight without its last dimension, or None.
         transform, teacher_transform: logits -> logits, differentiable: a softcap, a scale, a cut of the vocabulary.
             They get (K,R,V) and (R,V) of R rows and must treat the rows one by one; torch.compile's graph breaks there.
-        chunk: rows R of a chunk; by default as many as keep logits and their gradient within 64 MiB, or 64 within 144 MiB.
+        chunk: rows R of a chunk; by default as many as keep logits and their gradient within 64 MiB, or up to 64 rows
+            within 144 MiB.
         the rest: as `distill_loss`.
     Returns:
         loss () and means (3,K), as `distill_loss`.

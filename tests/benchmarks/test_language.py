@@ -35,7 +35,7 @@ def test_the_other_projects_forms_are_the_same_loss(beta, monkeypatch):
         value, found = form(*given, beta)
         torch.testing.assert_close(value, loss, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-5)
-    exact = bench_language.exact_hidden(*given, beta)
+    exact = bench_language.exact_hidden(given, beta)
     torch.testing.assert_close([g.double() for g in gradients], exact, rtol=1e-4, atol=1e-5)
 
 
