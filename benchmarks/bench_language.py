@@ -21,7 +21,8 @@ from nanonet.benchmarks.hidden_peers import Gradients
 from nanonet.benchmarks.measure import peak_mb, record, times_ms
 from nanonet.device import threads
 from nanonet.errors import InputError
-from nanonet.ops.linear_chunks import Heads, _add_dweight, _dhidden_into, chunk_rows
+from nanonet.ops.linear_products import Gradients as Sums
+from nanonet.ops.linear_products import Heads, chunk_rows
 
 DTYPES = bench_distill.DTYPES
 TOPK = 512, 128256, 64  # N, C, k
@@ -53,7 +54,7 @@ def exact_hidden(given: list[Tensor], beta: float) -> list[Tensor]:
 
 
 def ours_hidden(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor, beta: float) -> Gradients:
-    leaves = [y.detach().requires_grad_() for y in (x, weight)]
+    leaves = x.detach().requires_grad_(), weight.detach().requires_grad_()
     options: dict[str, Any] = dict(divergence="js", beta=beta) if beta else {}
     loss, _ = distill_linear_loss(*leaves, t, teacher_weight, weights=ONLY_TEACHER, **options)
     return loss.detach(), list(torch.autograd.grad(loss, leaves))
@@ -61,16 +62,16 @@ def ours_hidden(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor, be
 
 def products(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor) -> None:
     """The products of our pass, in its chunks, without a loss."""
-    rows = chunk_rows(Heads([x], [weight], []), True, False)
-    logits = torch.empty(min(rows, len(x)), len(weight))
-    low = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
-    dlogits, dweight, dx = torch.zeros_like(logits, dtype=low), torch.zeros(weight.shape), torch.empty_like(x)
+    heads, low = Heads([x], [weight], []), x.dtype == torch.bfloat16
+    rows = chunk_rows(heads, True, False)
+    logits, dlogits = torch.zeros(2, 1, min(rows, len(x)), len(weight))
+    sums = Sums(heads, (True, True, False), torch.float32, rows)
     for begin in range(0, len(x), rows):
         part = x[begin : begin + rows]
         for one, w in ((part, weight), (t[begin : begin + rows], teacher_weight)):
-            torch.ops.nanonet.project_into_(logits[: len(part)], one, w, None)
-        _add_dweight(dweight, dlogits[: len(part)], part)
-        _dhidden_into(dx[begin : begin + rows], dlogits[: len(part)], weight)
+            torch.ops.nanonet.project_into_(logits[0, : len(part)], one, w, None)
+        sums.add(dlogits[:, : len(part)], placed=not low)
+    sums.finished()
 
 
 def error_of(found: list[Tensor], exact: list[Tensor]) -> float:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nanonet.ops.autograd import _refuse_second_derivative, _register, _scaled
-from nanonet.ops.linear_chunks import Heads, Loss, Teacher, Transform, chunked_loss, product_into, project_into, widest
+from nanonet.ops.linear_chunks import Loss, Teacher, Transform, chunked_loss
+from nanonet.ops.linear_products import Heads, product_into, project_into, widest
 
 
 class Call(NamedTuple):
