@@ -95,13 +95,15 @@ void pack_weight(const Bf16Product& p, int64_t begin, uint32_t* to) {
   }
 }
 
-// Tiles 0 to 3 = 32 rows of x by the 32 packed rows of weight.
-void multiply(const char* x, const char* weight, int64_t blocks) {
+// Tiles 0 to 3 = 32 rows of x by the 32 packed rows of weight. next: rows of weight to come, fetched meanwhile, or null.
+void multiply(const char* x, const char* weight, int64_t blocks, const uint16_t* next, int64_t next_stride) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t i = 0; i < blocks; ++i, x += 2 * kTileBytes, weight += 2 * kTileBytes) {
+    for (int64_t row = 0; next != nullptr && row < kBlock; ++row)
+      _mm_prefetch(reinterpret_cast<const char*>(next + row * next_stride + i * kBlock), _MM_HINT_T1);
     _tile_loadd(4, x, 64);
     _tile_loadd(6, weight, 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -155,7 +157,8 @@ void amx_product(const Bf16Product& p, const void* packed, int64_t begin, int64_
     for (int64_t r = 0; r < p.R; r += kBlock) {
       const int64_t rows = p.R - r < kBlock ? p.R - r : kBlock;
       float* to = p.out + r * p.out_stride + v;
-      multiply(static_cast<const char*>(packed) + r / kBlock * bytes, weight, blocks);
+      const uint16_t* next = r == 0 && v + 2 * kBlock <= p.V ? p.weight + (v + kBlock) * p.weight_stride : nullptr;
+      multiply(static_cast<const char*>(packed) + r / kBlock * bytes, weight, blocks, next, p.weight_stride);
       if (rows == kBlock && columns == kBlock) {
         store_tiles(to, p.out_stride);
         continue;
