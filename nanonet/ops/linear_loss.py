@@ -62,7 +62,7 @@ def distill_linear_loss(
 
     Logits are float32 (float64 where an input is), whatever the inputs and under autocast too. Where hidden and weight
     are bfloat16, the gradient of the logits is rounded to it for the products of the backward. The gradient of a weight
-    is summed over the chunks in float32, or, where that sum would take more than 96 MiB, in the dtype of the weight.
+    is one product, or a sum of several in float32, or, where that would take more than 96 MiB, in its own dtype.
     """
     teacher, heads, leading = _arguments(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, label)
     plain = transform is None and teacher_transform is None

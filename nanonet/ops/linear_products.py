@@ -66,10 +66,17 @@ def chunk_rows(heads: Heads, logits_of_teacher: bool, transformed: bool) -> int:
 
 
 def waiting_rows(heads: Heads, chunk: int, low: torch.dtype) -> int:
-    """Rows, in whole chunks, whose gradient waits for the products of the backward."""
-    row = heads.K * heads.V * low.itemsize
-    chunks = max(BUDGET // row, min(FEW_WAITING, MOST // row)) // chunk
-    return chunk * max(1, min(chunks, -(-heads.N // chunk)))
+    """Rows, in whole chunks or all, whose gradient waits for the products of the backward."""
+    row, N = heads.K * heads.V * low.itemsize, max(1, heads.N)
+    # all of them where that takes no more than the sum in float32 that it spares
+    if low == torch.bfloat16 and N * row <= min(_sum_bytes(heads), LARGE_SUM):
+        return N
+    return min(N, chunk * max(1, max(BUDGET // row, min(FEW_WAITING, MOST // row)) // chunk))
+
+
+def _sum_bytes(heads: Heads) -> int:
+    """Of the weights' gradient in float32."""
+    return 4 * sum(w.numel() for w in heads.weight)
 
 
 def project_into(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -122,13 +129,13 @@ class Gradients:
     def __init__(self, heads: Heads, needs: tuple[bool, bool, bool], dtype: torch.dtype, chunk: int) -> None:
         self.heads, self.wanted = heads, any(needs)
         self.hidden = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in heads.hidden if needs[0]]
-        # where a sum in float32 would break the budget it is rounded once a product
-        small = sum(w.numel() for w in heads.weight) * 4 <= LARGE_SUM
-        self.weight = [torch.zeros_like(w, dtype=dtype if small else w.dtype) for w in heads.weight if needs[1]]
         self.bias = [torch.zeros_like(b, dtype=dtype) for b in heads.bias if needs[2]]
         both_bfloat16 = heads.hidden[0].dtype == heads.weight[0].dtype == torch.bfloat16
         low = torch.bfloat16 if both_bfloat16 else dtype
         rows = waiting_rows(heads, chunk, low) if needs[0] or needs[1] else 0
+        # rounded once a product where a sum in float32 is too large, or there is one product
+        rounded = _sum_bytes(heads) > LARGE_SUM or (low == torch.bfloat16 and rows >= heads.N)
+        self.weight = [torch.zeros_like(w, dtype=w.dtype if rounded else dtype) for w in heads.weight if needs[1]]
         self.waiting = torch.empty(heads.K, rows, heads.V, dtype=low, device=heads.hidden[0].device)
         self.begin = self.end = 0  # the rows that wait
         self.direct = heads.K == 1 and low == dtype and rows > 0
