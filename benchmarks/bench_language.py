@@ -1,8 +1,8 @@
 """TopK teachers and hidden states against the eager forms that other projects have, forward and backward, one thread.
 
-`--topk`: gather and logsumexp in float32; our own loss of dense teacher logits. `--from-hidden`: Liger's chunked
-form (logits of 1,024 rows in the dtype of the inputs, the loss in float32, autograd for each chunk), and the products
-of our own pass alone. `must` is the least ratio of times, or with "at most" of nanonet's time over that row's.
+`--topk`: gather and logsumexp in float32; our own loss of dense teacher logits. `--from-hidden`: the forms of
+hidden_peers.py, and the products of our own pass alone; K students in one call and in K. `must` is the least ratio of
+times, or with "at most" of nanonet's time over that row's; `error` is the largest of the gradients'.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanonet import TopK, distill_linear_loss, distill_loss
-from nanonet.benchmarks import bench_distill
+from nanonet import TopK, distill_linear_loss, distill_loss, reference
+from nanonet.benchmarks import bench_distill, hidden_peers
+from nanonet.benchmarks.hidden_peers import Gradients
 from nanonet.benchmarks.measure import peak_mb, record, times_ms
 from nanonet.device import threads
 from nanonet.errors import InputError
-from nanonet.ops.linear_chunks import Heads, _add_dweight, _dhidden_into, chunk_rows
+from nanonet.ops.linear_products import Gradients as Sums
+from nanonet.ops.linear_products import Heads, chunk_rows
 
 DTYPES = bench_distill.DTYPES
 TOPK = 512, 128256, 64  # N, C, k
 HIDDEN = 1024, 512, 32000  # N, D, V
 STUDENTS = 4
-EAGER_ROWS = 1024  # of a chunk
+ROWS_CHECKED = 128
 SECONDS = 6.0
 ONLY_TEACHER = (0.0, 1.0, 0.0)
 Runs = dict[str, Callable[[], Any]]
@@ -41,47 +43,35 @@ def eager_topk(student: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
     return F.kl_div(q, p, reduction="none", log_target=True).sum(-1).mean()
 
 
-def eager_hidden(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Mean KL and the gradients of x and weight, chunk by chunk."""
-    total, dx, dweight = torch.zeros(()), [], torch.zeros_like(weight)
-    for begin in range(0, len(x), EAGER_ROWS):
-        part, w = (y.detach().requires_grad_() for y in (x[begin : begin + EAGER_ROWS], weight))
-        q = (part @ w.T).float().log_softmax(-1)
-        p = (t[begin : begin + EAGER_ROWS] @ teacher_weight.T).float().log_softmax(-1)
-        loss = F.kl_div(q, p, reduction="sum", log_target=True) / len(x)
-        one, two = torch.autograd.grad(loss, (part, w))
-        total += loss.detach()
-        dx.append(one)
-        dweight += two
-    return total, [torch.cat(dx), dweight]
+def exact_hidden(given: list[Tensor], beta: float) -> list[Tensor]:
+    """The gradients of x and weight in float64, of all logits at once."""
+    x, weight, t, teacher_weight = given
+    leaves = [y.detach().double().requires_grad_() for y in (x, weight)]
+    log_q, log_p = (leaves[0] @ leaves[1].T).log_softmax(-1), (t.double() @ teacher_weight.double().T).log_softmax(-1)
+    number = reference.DIVERGENCES["js" if beta else "kl"]
+    loss = reference.divergence_value(log_p, log_q, number, beta).sum() / len(x)
+    return list(torch.autograd.grad(loss, leaves))
 
 
-def eager_exact(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The same in one piece, in the dtype of the inputs."""
-    leaves = [y.detach().requires_grad_() for y in (x, weight)]
-    q, p = (leaves[0] @ leaves[1].T).log_softmax(-1), (t @ teacher_weight.T).log_softmax(-1)
-    loss = F.kl_div(q, p, reduction="sum", log_target=True) / len(x)
-    return loss.detach(), list(torch.autograd.grad(loss, leaves))
-
-
-def ours_hidden(x: Tensor, weight: Tensor, *teacher: Tensor) -> tuple[Tensor, list[Tensor]]:
-    leaves = [y.detach().requires_grad_() for y in (x, weight)]
-    loss, _ = distill_linear_loss(*leaves, *teacher, weights=ONLY_TEACHER)
+def ours_hidden(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor, beta: float) -> Gradients:
+    leaves = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    options: dict[str, Any] = dict(divergence="js", beta=beta) if beta else {}
+    loss, _ = distill_linear_loss(*leaves, t, teacher_weight, weights=ONLY_TEACHER, **options)
     return loss.detach(), list(torch.autograd.grad(loss, leaves))
 
 
 def products(x: Tensor, weight: Tensor, t: Tensor, teacher_weight: Tensor) -> None:
     """The products of our pass, in its chunks, without a loss."""
-    rows = chunk_rows(Heads([x], [weight], []), True, False)
-    logits = torch.empty(min(rows, len(x)), len(weight))
-    low = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
-    dlogits, dweight, dx = torch.zeros_like(logits, dtype=low), torch.zeros(weight.shape), torch.empty_like(x)
+    heads, low = Heads([x], [weight], []), x.dtype == torch.bfloat16
+    rows = chunk_rows(heads, True, False)
+    logits, dlogits = torch.zeros(2, 1, min(rows, len(x)), len(weight))
+    sums = Sums(heads, (True, True, False), torch.float32, rows)
     for begin in range(0, len(x), rows):
         part = x[begin : begin + rows]
         for one, w in ((part, weight), (t[begin : begin + rows], teacher_weight)):
-            torch.ops.nanonet.project_into_(logits[: len(part)], one, w, None)
-        _add_dweight(dweight, dlogits[: len(part)], part)
-        _dhidden_into(dx[begin : begin + rows], dlogits[: len(part)], weight)
+            torch.ops.nanonet.project_into_(logits[0, : len(part)], one, w, None)
+        sums.add(dlogits[:, : len(part)], placed=not low)
+    sums.finished()
 
 
 def error_of(found: list[Tensor], exact: list[Tensor]) -> float:
@@ -119,28 +109,36 @@ def topk(name: str) -> Iterator[dict[str, Any]]:
 def from_hidden(name: str) -> Iterator[dict[str, Any]]:
     N, D, V = HIDDEN
     dtype = DTYPES[name]
-    scales = ((N, D), 1.0), ((V, D), 2 * D**-0.5), ((N, D), 1.0), ((V, D), 2 * D**-0.5)
-    given = [draw(*shape, dtype=dtype, scale=scale, seed=i) for i, (shape, scale) in enumerate(scales)]
-    runs: Runs = {"nanonet": partial(ours_hidden, *given), "chunked eager": partial(eager_hidden, *given)}
-    errors = {}
-    few = [y[: min(N, 128)] if i % 2 == 0 else y for i, y in enumerate(given)]
-    _, exact = eager_exact(*(y.double() for y in few))
-    for run, form in (("nanonet", ours_hidden), ("chunked eager", eager_hidden)):
-        errors[run] = error_of(form(*few)[1], exact)
-    runs["products alone"] = partial(products, *given)
-    must = {"chunked eager": "5x", "products alone": "at most 1.3x"}
-    yield from _lines("distill_linear_loss kl", {"N": N, "D": D, "V": V}, name, runs, errors, must)
+    given = inputs(N, D, V, dtype)
+    few = [y[: min(N, ROWS_CHECKED)] if i % 2 == 0 else y for i, y in enumerate(given)]
+    forms = {"nanonet": ours_hidden, "liger": hidden_peers.liger, "trl": hidden_peers.trl}
+    for beta in (0.0, 0.5):
+        runs: Runs = {run: partial(form, *given, beta) for run, form in forms.items()}
+        exact = exact_hidden(few, beta)
+        errors = {run: error_of(form(*few, beta)[1], exact) for run, form in forms.items()}
+        runs["products alone"] = partial(products, *given)
+        must = {"liger": "5x", "trl": "5x", "products alone": "at most 1.3x"}
+        op = f"distill_linear_loss {'js 0.5' if beta else 'kl'}"
+        yield from _lines(op, {"N": N, "D": D, "V": V}, name, runs, errors, must)
     x, weight, t, teacher_weight = given
     stack = torch.stack([draw(N // 4, D, dtype=dtype, seed=10 + k) for k in range(STUDENTS)])
-    heads = torch.stack([weight] * STUDENTS)
-    runs = {"nanonet": partial(ours_hidden, stack, heads, t[: N // 4], teacher_weight)}
-    runs["four calls"] = lambda: [ours_hidden(one, weight, t[: N // 4], teacher_weight) for one in stack]
-    shape = {"K": STUDENTS, "N": N // 4, "D": D, "V": V}
-    yield from _lines("distill_linear_loss kl", shape, name, runs, {}, {"four calls": "1.3x"})
+    known = t[: N // 4], teacher_weight
+    for heads in ("apart", "shared"):
+        each = torch.stack([weight] * STUDENTS) if heads == "apart" else weight
+        runs = {"nanonet": partial(ours_hidden, stack, each, *known, 0.0)}
+        runs["four calls"] = lambda: [ours_hidden(one, weight, *known, 0.0) for one in stack]
+        shape = {"K": STUDENTS, "N": N // 4, "D": D, "V": V}
+        yield from _lines(f"distill_linear_loss kl, heads {heads}", shape, name, runs, {}, {"four calls": "1.3x"})
+
+
+def inputs(N: int, D: int, V: int, dtype: torch.dtype) -> list[Tensor]:
+    """x, weight, and the teacher's."""
+    scales = ((N, D), 1.0), ((V, D), 2 * D**-0.5), ((N, D), 1.0), ((V, D), 2 * D**-0.5)
+    return [draw(*shape, dtype=dtype, scale=scale, seed=i) for i, (shape, scale) in enumerate(scales)]
 
 
 def _lines(op: str, shape: dict[str, int], name: str, runs: Runs, errors: dict[str, float], must: dict[str, str]):
-    own, peer = errors.get("nanonet"), next((e for run, e in errors.items() if run != "nanonet"), None)
+    own, peer = errors.get("nanonet"), min((e for run, e in errors.items() if run != "nanonet"), default=None)
     if own is not None and peer is not None and not own <= 2 * peer + 1e-5:
         raise InputError(f"{op} is wrong by {own:.3g} (the eager form: {peer:.3g}): not timed")
     memory = {run: peak_mb(call) for run, call in runs.items()}

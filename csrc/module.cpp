@@ -1,6 +1,7 @@
 // nanonet._C: importing it registers the ops (register.cpp) and chooses the instruction set.
 #include <pybind11/pybind11.h>
 
+#include "amx.h"
 #include "isa.h"
 #include "pool.h"
 
@@ -21,6 +22,7 @@ static pybind11::dict build_info() {
   info["isa_compiled"] = compiled;
   info["isa_supported"] = supported;
   info["isa_in_use"] = nanonet::kernels_in_use().name;
+  info["amx"] = nanonet::amx_ready();
   info["cuda_arches"] = architectures;
   return info;
 }

@@ -28,7 +28,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from nanonet.kernels import cohort_linear, distill, launch
+from nanonet.kernels import cohort_linear, distill, launch, topk
 from nanonet.reference import Divergence
 
 ARCHITECTURES = (80, 90, 100)
@@ -64,6 +64,13 @@ def terms(K: int, N: int, C: int, dtype: torch.dtype, divergence: int = KL, temp
     student, teacher, label = tensor(K, N, C, dtype=dtype), tensor(N, C, dtype=dtype), tensor(N, dtype=torch.int64)
     _, stats = distill.distill_terms_fwd(student, teacher, label, temperature, divergence, 0.5)
     distill.distill_terms_bwd(tensor(3, K, N), student, teacher, label, stats, temperature, divergence, 0.5)
+
+
+def top(K: int, N: int, C: int, k: int, dtype: torch.dtype, divergence: int = KL, tail: int = 1, label: bool = True):
+    ids, logprobs = torch.empty(N, k, dtype=torch.int64, device="meta"), tensor(N, k)
+    y = torch.empty(N, dtype=torch.int64, device="meta") if label else None
+    student = [tensor(N, C, dtype=dtype)] * K
+    topk.distill_topk_loss_fwd(student, ids, logprobs, tail, y, tensor(3), None, None, 2.0, divergence, 0.5, True)
 
 
 def linear(K: int, M: int, D: int, F: int, R: int, dtype: torch.dtype, shared_x=False, shared_w=False, dropout=0.1):
@@ -107,6 +114,13 @@ CASES: dict[str, Callable[[], object]] = {
     "terms N=1024 C=100 K=4 bf16": partial(terms, 4, 1024, 100, BF16),
     "terms N=8192 C=128256 K=4 bf16": partial(terms, 4, 8192, 128256, BF16),
     "terms N=8192 C=32000 K=4 fp32 js": partial(terms, 4, 8192, 32000, FP32, JS),
+    # k likeliest classes: each tail, a divergence of each kind
+    "top N=8192 C=128256 K=1 k=64 bf16": partial(top, 1, 8192, 128256, 64, BF16, label=False),
+    "top N=8192 C=128256 K=4 k=64 bf16 js": partial(top, 4, 8192, 128256, 64, BF16, JS),
+    "top N=1024 C=32000 K=2 k=1000 fp32 renormalised skew_reverse_kl": partial(
+        top, 2, 1024, 32000, 1000, FP32, SKEW_REVERSE_KL, 2
+    ),
+    "top N=1024 C=32000 K=2 k=20 fp16 left out symmetric_kl": partial(top, 2, 1024, 32000, 20, FP16, SYMMETRIC_KL, 0),
     # a large layer; encoder layers; a shared input; rows aligned to 16 bytes but not to 32; ragged rows; exact float32
     "linear M=8192 D=F=4096 R=16 K=1 bf16": partial(linear, 1, 8192, 4096, 4096, 16, BF16, shared_w=True, dropout=0.0),
     "linear M=2048 D=F=768 R=8 K=4 bf16": partial(linear, 4, 2048, 768, 768, 8, BF16, dropout=0.0),

@@ -33,6 +33,8 @@ SCHEMAS = {
     f" {_OPTIONS}, bool need_grad) -> (Tensor loss, Tensor means, Tensor dstudent)",
     # logits (R,V) = x (R,D) weight^T + bias, in the dtype of logits, which the products are accumulated in
     "project_into_": "(Tensor(a!) logits, Tensor x, Tensor weight, Tensor? bias) -> ()",
+    # the same without bias, of float32 and twice bfloat16, each with a dense last dimension
+    "bfloat16_product_": "(Tensor(a!) logits, Tensor x, Tensor weight) -> ()",
     # hidden one (K,N,D) or K of (N,D), weight and bias one or K, teacher as hidden states, logits or ids; the gradients
     # of the groups hidden, weight, bias that `needs` names, in that order
     "distill_linear_loss": "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor? teacher_hidden,"

@@ -19,6 +19,7 @@ RANKS = {
     "reference_linear": 1,
     "reference_topk": 1,
     "eager": 1,
+    "eager_topk": 1,
     "schemas": 1,
     "testing": 2,
     "files": 1,
@@ -50,7 +51,13 @@ RANKS = {
     "__main__": 14,
 }
 # eager is the reference under the ops' names
-WITHIN_A_RANK = {("eager", "reference"), ("reference", "reference_linear"), ("reference_topk", "reference")}
+WITHIN_A_RANK = {
+    ("eager", "reference"),
+    ("eager_topk", "eager"),
+    ("eager_topk", "reference_topk"),
+    ("reference", "reference_linear"),
+    ("reference_topk", "reference"),
+}
 NEVER = {("ops", "backends"), ("backends", "ops")}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanonet import eager, reference
+from nanonet import eager, eager_topk, reference
 from nanonet.backends import gate
 
 NO_DEVICE = "torch finds no CUDA device"
@@ -25,6 +25,11 @@ NOT_INSTALLED = "triton is not installed (pip install 'nanonet[triton]'): the re
 # baddbmm and about 370 us by our kernels (tiny tensors, no driver; 330 measured for seven launches); so many operations
 # take a GPU of 600 TFLOP/s 107 us, twice that with the gradient of x.
 HOST_BOUND = 64e9
+TOPK = {
+    "distill_topk_terms": "distill_topk_terms_fwd",
+    "distill_topk_terms_backward": "distill_topk_terms_bwd",
+    "distill_topk_loss": "distill_topk_loss_fwd",
+}
 _LIBRARY = torch.library.Library("nanonet", "FRAGMENT")
 
 
@@ -47,20 +52,22 @@ def gated() -> dict[str, Callable[..., Any]]:
     """The ops by name: by the kernels on a GPU that they may serve, else by the reference."""
 
     def choose(kernel: Callable[..., Any], by_reference: Callable[..., Any]) -> Callable[..., Any]:
-        def call(first: Tensor, *others):
-            if first.is_cuda and not gate.serves(gate.TRITON, first.device.index):
+        def call(first: Tensor | list[Tensor], *others):
+            device = _device_of(first)
+            if device.type == "cuda" and not gate.serves(gate.TRITON, device.index):
                 return by_reference(first, *others)
             return kernel(first, *others)
 
         return call
 
-    others = {"cohort_linear": reference.cohort_linear, "cohort_linear_backward": _contiguous_backward}
+    others = eager_topk.OPS | {"cohort_linear": reference.cohort_linear, "cohort_linear_backward": _contiguous_backward}
     return {op: choose(kernel, (eager.OPS | others)[op]) for op, kernel in implementations().items()}
 
 
 def implementations() -> dict[str, Callable[..., Any]]:
     """The ops by name. With Triton's interpreter (TRITON_INTERPRET=1) they take CPU tensors too."""
     distill: Any = importlib.import_module("nanonet.kernels.distill")
+    topk: Any = importlib.import_module("nanonet.kernels.topk")
     linear: Any = importlib.import_module("nanonet.kernels.cohort_linear")
 
     def or_eager(kernel: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -85,8 +92,21 @@ def implementations() -> dict[str, Callable[..., Any]]:
         "distill_scale_": distill.distill_scale,
     }
     functions = {name: or_eager(kernel, name) for name, kernel in kernels.items()}
+    functions |= {name: _or_reference(getattr(topk, kernel), topk.MOST_CLASSES, name) for name, kernel in TOPK.items()}
     functions |= {"cohort_linear": cohort_linear, "cohort_linear_backward": cohort_linear_backward}
     return {name: _on_its_device(function) for name, function in functions.items()}
+
+
+def _or_reference(kernel: Callable[..., Any], most: int, name: str) -> Callable[..., Any]:
+    """`kernel`, but the reference for float64, and for more classes of a row than it holds."""
+    first = int(name == "distill_topk_terms_backward")
+
+    def call(*given):
+        student, ids = given[first : first + 2]
+        by_kernel = student[0].dtype != torch.float64 and ids.shape[-1] <= most
+        return kernel(*given) if by_kernel else eager_topk.OPS[name](*given)
+
+    return call
 
 
 def _contiguous_backward(*arguments):
@@ -103,11 +123,16 @@ def _by_reference(x: Tensor, weight: Tensor, lora_a: Tensor | None, dropout: flo
     return x.is_cuda and not dropout and operations <= HOST_BOUND
 
 
+def _device_of(first: Tensor | list[Tensor]) -> torch.device:
+    return (first if isinstance(first, Tensor) else first[0]).device
+
+
 def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """Launch on the device of the first argument, on its current stream."""
 
-    def launch(first: Tensor, *others):
-        with torch.no_grad(), torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+    def launch(first: Tensor | list[Tensor], *others):
+        device = _device_of(first)
+        with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return function(first, *others)
 
     return launch

@@ -1,5 +1,5 @@
 """Liger-Kernel's losses over our ops: of probabilities, rows (N,C) of a student and of a constant teacher; and from
-hidden states the fused linear JSD and its chunked form with labels, which are exact.
+hidden states the fused linear KL and JSD, and the chunked JSD with labels, which are exact.
 
 Exact: values, and the gradient of whatever the student's `log_softmax` (`softmax` for TVD) was taken of; ignored rows;
 the reductions batchmean, sum and mean. Rows are normalised once more, within the rounding of their dtype; to check that
@@ -44,14 +44,24 @@ def _log_rows(name: str, x: Tensor, log: bool, counted: Tensor | None = None) ->
     return wide if x.device.type == "cpu" else torch.where(good, wide, torch.nan)
 
 
-def _reduced(divergence: str, student: Tensor, teacher: Tensor, reduction: str, counted: Tensor | None, **beta: Any):
-    rows: Tensor | int = len(student) if counted is None else counted.sum()
-    sizes: dict[str, Tensor | int] = {"batchmean": rows, "sum": 1, "mean": rows * student.shape[-1]}
+def _denominator(reduction: str, like: Tensor, counted: Tensor | None) -> Tensor | int:
+    rows: Tensor | int = len(like) if counted is None else counted.sum()
+    sizes: dict[str, Tensor | int] = {"batchmean": rows, "sum": 1, "mean": rows * like.shape[-1]}
     if reduction not in sizes:
         raise ValueError(
             f"reduction: expected {', '.join(sizes)}, got {reduction!r}: an element a class is not offered"
         )
-    return mean_divergence(student, teacher, sizes[reduction], row_weight=counted, divergence=divergence, **beta)
+    return sizes[reduction]
+
+
+def _reduced(divergence: str, student: Tensor, teacher: Tensor, reduction: str, counted: Tensor | None, **beta: Any):
+    denominator = _denominator(reduction, student, counted)
+    return mean_divergence(student, teacher, denominator, row_weight=counted, divergence=divergence, **beta)
+
+
+def _check_eps(eps: float) -> None:
+    if eps != 1e-10:
+        raise ValueError(f"eps: nothing needs it here, 0 log 0 is 0; leave it out, got {eps}")
 
 
 class LigerKLDIVLoss(nn.KLDivLoss):
@@ -59,8 +69,7 @@ class LigerKLDIVLoss(nn.KLDivLoss):
 
     def __init__(self, eps: float = 1e-10, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if eps != 1e-10:
-            raise ValueError(f"eps: nothing needs it here, 0 log 0 is 0; leave it out, got {eps}")
+        _check_eps(eps)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
         student, teacher = _log_rows("y_pred", y_pred, True), _log_rows("y_true", y_true, self.log_target)
@@ -134,6 +143,46 @@ class LigerFusedLinearJSD(nn.Module):
         student, teacher = (student_input, student_weight), (teacher_input, teacher_weight)
         options = (self.jsd_beta, self.ignore_index, self.temperature)
         return _linear_jsd(student, teacher, shift_labels, (None, None), (0.0, 1.0), *options)[0]
+
+
+class LigerFusedLinearKLDivLoss(nn.Module):
+    """KL(target, softmax(student_input student_weight^T / temperature)), target (N,V) probabilities."""
+
+    def __init__(
+        self,
+        reduction: str = "batchmean",
+        ignore_index: int = -100,
+        temperature: float = 1.0,
+        eps: float = 1e-10,
+        accum_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_eps(eps)
+        self.reduction, self.ignore_index, self.temperature = reduction, ignore_index, temperature
+
+    def forward(
+        self, student_input: Tensor, student_weight: Tensor, target: Tensor, shift_labels: Tensor | None = None
+    ) -> Tensor:
+        counted = None if shift_labels is None else shift_labels != self.ignore_index
+        teacher = _log_rows("target", target, False, counted) * self.temperature
+        wide = torch.float64 if student_input.dtype == torch.float64 else torch.float32
+        rows = _denominator(self.reduction, target, counted)
+        return distill_linear_loss(
+            student_input,
+            student_weight,
+            teacher,
+            weights=(0.0, self.temperature**-2, 0.0),
+            row_weight=counted,
+            denominators=torch.as_tensor(rows, dtype=wide, device=target.device).repeat(2),
+            temperature=self.temperature,
+        )[0]
+
+
+class LigerFusedLinearCosineSimilarityLoss:
+    """Not offered: the cosine of two rows of logits is no divergence of distributions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("LigerFusedLinearCosineSimilarityLoss: no divergence; take LigerFusedLinearJSDLoss")
 
 
 class LigerFusedLinearJSDLoss(nn.Module):

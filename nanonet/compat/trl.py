@@ -5,10 +5,11 @@ Exact: beta from 0 (KL(teacher, student)) to 1 (KL(student, teacher)), temperatu
 where TRL's has the logits' dtype; where no row counts it is 0.
 Not offered: reduction="none", an element for each class, and a gradient of the teacher, which raise.
 
-`server_forward_kl_loss` is the loss of TRL's ServerDistillationTrainer at beta 0, from what a vLLM server returns; its
-top-1 form at a beta above 0, whose reverse part stands on another token, is not offered.
-`chunked_divergence` takes the arguments of TRL 1.16's `ChunkedDivergenceFunction` and the row weights: it returns the
-weighted sum, where TRL's has a value for each row.
+`server_forward_kl_loss` is the loss of TRL's ServerDistillationTrainer at beta 0, from what a vLLM server returns, and
+`server_top_1_loss` its form at a beta above 0. `chunked_divergence` takes the arguments of TRL 1.16's
+`ChunkedDivergenceFunction` and the row weights: it returns the weighted sum, where TRL's has a value for each row.
+`chunked_sparse_divergence` is the loss of its AsyncDistillationTrainer: hidden states, and a teacher's candidates.
+GOLDTrainer's `generalized_jsd_loss` is GKDTrainer's; its form of the probabilities of matched tokens raises.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ def generalized_jsd_loss(
     temperature: float = 1.0,
     reduction: str = "batchmean",
     num_items_in_batch: Tensor | int | None = None,
+    logits_are_probs: bool = False,
 ) -> Tensor:
     """beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q, over the rows whose label is not -100.
 
-    Logits (...,C), labels (...). Raises ValueError for another reduction.
+    Logits (...,C), labels (...). Raises ValueError for another reduction, NotImplementedError for logits_are_probs.
     """
+    if logits_are_probs:
+        raise NotImplementedError("logits_are_probs: probabilities of matched tokens do not sum to 1; give logits")
     counted = None if labels is None else labels != IGNORED
     denominator: Tensor | float
     if num_items_in_batch is not None:
@@ -78,6 +82,36 @@ def server_forward_kl_loss(
     ids = torch.where((logprobs > -torch.inf) & counted[..., None], ids, -1)
     teacher = TopK(ids, logprobs.clamp_max(0), True if loss_add_tail else "renormalise")
     return mean_divergence(student_log_probs, teacher, counted.sum().clamp_min(1), row_weight=counted)
+
+
+def server_top_1_loss(
+    teacher_result: dict[str, Tensor],
+    student_log_probs: Tensor,
+    completion_tokens: Tensor,
+    labels: Tensor,
+    beta: float,
+    loss_add_tail: bool = True,
+) -> Tensor:
+    """The generalised JSD on the teacher's likeliest token and the one that was sampled, as `server_forward_kl_loss`.
+
+    teacher_result: topk_logprobs and topk_token_ids (B,T,1), and actual_logprobs (B,T) of completion_tokens (B,T).
+    At beta 1 the sampled token stands alone.
+    """
+    counted = labels != IGNORED
+    ids, logprobs = completion_tokens[..., None], teacher_result["actual_logprobs"][..., None]
+    if beta < 1:
+        first, of_first = teacher_result["topk_token_ids"], teacher_result["topk_logprobs"]
+        ids = torch.cat([first, torch.where(ids == first, -1, ids)], -1)
+        logprobs = torch.cat([of_first, logprobs], -1)
+    missing = counted[..., None] & (ids >= 0) & ~logprobs.isfinite()
+    if missing.any():  # TRL looks too
+        raise ValueError(
+            f"teacher_result: log-probabilities are missing at {int(missing.any(-1).sum())} counted tokens"
+        )
+    ids = torch.where(counted[..., None], ids, -1)
+    teacher = TopK(ids, logprobs.clamp_max(0), True if loss_add_tail else "renormalise")
+    denominator = counted.sum().clamp_min(1)
+    return mean_divergence(student_log_probs, teacher, denominator, row_weight=counted, divergence="js", beta=beta)
 
 
 def chunked_divergence(
@@ -120,6 +154,41 @@ def chunked_divergence(
         student_entropy=True,
     )
     return loss, means[3, 0] / rows.to(dtype)
+
+
+def chunked_sparse_divergence(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    target_ids: Tensor,
+    teacher_logprobs: Tensor,
+    candidate_mask: Tensor | None,
+    beta: float,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    final_logit_softcapping: float | None = None,
+    add_tail_bucket: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """sum_n D(p_n, q_n) and the student's mean entropy, from hidden states (N,D) and a teacher's candidates (N,k).
+
+    candidate_mask (N,k): False where a row has fewer. The student is taken at the temperature, the teacher as it is.
+    """
+    dtype = torch.float64 if student_hidden.dtype == torch.float64 else torch.float32
+    ids = target_ids if candidate_mask is None else torch.where(candidate_mask, target_ids, -1)
+    loss, means = distill_linear_loss(
+        student_hidden,
+        student_weight,
+        TopK(ids, teacher_logprobs.clamp_max(0), True if add_tail_bucket else "renormalise"),
+        bias=student_bias,
+        transform=_transform(logit_scale, final_logit_softcapping),
+        weights=(0.0, temperature**-2, 0.0),
+        denominators=torch.ones(2, dtype=dtype, device=student_hidden.device),
+        temperature=temperature,
+        divergence="js",
+        beta=beta,
+        student_entropy=True,
+    )
+    return loss, means[3, 0] / max(len(student_hidden), 1)
 
 
 def _transform(scale: float, softcap: float | None) -> Any:

@@ -20,7 +20,7 @@ from nanonet import cohort_linear, distill_loss, distill_terms
 from nanonet.backends import gate, triton
 from nanonet.reference import DIVERGENCES
 from nanonet.schemas import SCHEMAS
-from nanonet.testing import Check, Report, check_cohort_linear, check_distillation, check_loss_ops
+from nanonet.testing import Check, Report, check_cohort_linear, check_distillation, check_loss_ops, check_topk_ops
 
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GPU_DTYPES = CPU_DTYPES[:3]  # the reference serves float64 there
@@ -38,6 +38,9 @@ def steps(kernels: str, device: torch.device, public: bool) -> Iterator[Step]:
         options: dict[str, Any] = {"divergence": divergence, "device": device}
         options |= {"dtypes": some, "students": students} if device.type == "cuda" else {"dtypes": CPU_DTYPES}
         yield f"the loss, {divergence}", partial(check_loss_ops, ops, **options)
+        if divergence != "mse" and kernels != gate.CUDA:  # which has none for these ops
+            options.pop("students", None)
+            yield f"a TopK teacher, {divergence}", partial(check_topk_ops, ops, **options)
     if not public:
         return
     dtypes = GPU_DTYPES if device.type == "cuda" else CPU_DTYPES

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nanonet.ops.autograd import _refuse_second_derivative, _register, _scaled
-from nanonet.ops.linear_chunks import Heads, Loss, Teacher, Transform, chunked_loss, project_into, widest
+from nanonet.ops.linear_chunks import Loss, Teacher, Transform, chunked_loss
+from nanonet.ops.linear_products import Heads, product_into, project_into, widest
 
 
 class Call(NamedTuple):
@@ -88,4 +89,5 @@ def as_op(heads: Heads, call: Call, needs: tuple[bool, bool, bool]) -> tuple[Ten
 
 
 _register("project_into_", project_into, lambda logits, x, weight, bias: None)
+_register("bfloat16_product_", product_into, lambda logits, x, weight: None)
 _register("distill_linear_loss", _by_schema, _fake, _autograd)

@@ -1,48 +1,12 @@
-"""The ops of the loss against a TopK teacher in torch: reference, fakes, backwards, registration, in that order."""
+"""The ops of the loss against a TopK teacher in torch: fakes, backwards, registration, in that order."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from nanonet import eager, reference_topk
+from nanonet import eager_topk
 from nanonet.ops.autograd import _refuse_second_derivative, _register, _scaled, _statistic
-
-
-def _flat(student, ids, logprobs, label):
-    """(K,N,C), (N,k), (N,k), (N,) and the leading shape, of K students of any leading shape."""
-    C, k, leading = student[0].shape[-1], ids.shape[-1], student[0].shape[:-1]
-    rows = torch.stack([one.reshape(-1, C) for one in student])
-    label = None if label is None else label.reshape(-1).long()
-    return rows, ids.reshape(-1, k), logprobs.reshape(-1, k), label, leading
-
-
-def _terms(student, ids, logprobs, tail, label, *options):
-    rows, ids, logprobs, label, leading = _flat(student, ids, logprobs, label)
-    with torch.no_grad():
-        terms = reference_topk.distill_topk_terms(rows, ids, logprobs, tail, label, *options)
-    return terms.reshape(3, len(student), *leading)
-
-
-def _terms_backward(dterms, student, ids, logprobs, tail, label, *options):
-    rows, ids, logprobs, label, leading = _flat(student, ids, logprobs, label)
-    upstream = dterms.reshape(3, len(student), math.prod(leading))
-    dstudent = reference_topk.topk_gradient(upstream, rows, ids, logprobs, tail, label, *options)
-    return dstudent.reshape(len(student), *student[0].shape)
-
-
-def _loss(student, ids, logprobs, tail, label, weights, row_weight, denominators, *options):
-    *numbers, need_grad = options
-    rows, ids, logprobs, label, leading = _flat(student, ids, logprobs, label)
-    row_weight = eager.flat_weight(row_weight, len(student), leading)
-    with torch.no_grad():
-        loss, means, dstudent = reference_topk.distill_topk_loss(
-            rows, ids, logprobs, tail, label, weights, row_weight, denominators, *numbers
-        )
-    shape = len(student), *student[0].shape
-    return loss, means, dstudent.reshape(shape) if need_grad else dstudent.new_empty(0)
 
 
 def _terms_fake(student, *others):
@@ -131,6 +95,6 @@ def _loss_autograd(student, *others):
     return DistillTopkLoss.apply(False, others, *student)
 
 
-_register("distill_topk_terms", _terms, _terms_fake, _terms_autograd)
-_register("distill_topk_terms_backward", _terms_backward, _terms_backward_fake)
-_register("distill_topk_loss", _loss, _loss_fake, _loss_autograd)
+_register("distill_topk_terms", eager_topk.distill_topk_terms, _terms_fake, _terms_autograd)
+_register("distill_topk_terms_backward", eager_topk.distill_topk_terms_backward, _terms_backward_fake)
+_register("distill_topk_loss", eager_topk.distill_topk_loss, _loss_fake, _loss_autograd)

@@ -1,7 +1,6 @@
 """The loss from hidden states, chunk of rows by chunk: logits, their loss and gradient, and what that is to the inputs.
 
-No more than one chunk's logits exist at a time. Products of bfloat16 are accumulated in float32 and the logits stay
-float32; where hidden and weight are bfloat16 their gradient is rounded to it for the two products of the backward.
+No more than one chunk's logits exist at a time.
 """
 
 from __future__ import annotations
@@ -13,137 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nanonet.ops.linear_products import Gradients, Heads, of_student, widest
 from nanonet.reference import Divergence
 
 Transform = Callable[[Tensor], Tensor]
-BUDGET = 96 << 20  # bytes that the chunks of logits and of their gradient may take together
-BLOCK = 4 << 20  # bytes of a weight that is converted at a time
-
-
-class Heads(NamedTuple):
-    """What makes the logits.
-
-    hidden: one (K,N,D) or K of (N,D); weight: one (V,D), one (K,V,D) or K of (V,D); bias: none, or like weight.
-    """
-
-    hidden: list[Tensor]
-    weight: list[Tensor]
-    bias: list[Tensor]
-
-    @property
-    def K(self) -> int:
-        return self.hidden[0].shape[0] if self.hidden[0].dim() == 3 else len(self.hidden)
-
-    @property
-    def N(self) -> int:
-        return self.hidden[0].shape[-2]
-
-    @property
-    def V(self) -> int:
-        return self.weight[0].shape[-2]
-
-    @property
-    def shared(self) -> bool:
-        """Whether all students have one weight and one bias: their rows go through one product."""
-        return len(self.weight) == 1 and self.weight[0].dim() == 2 and (not self.bias or self.bias[0].dim() == 1)
-
-
-def of_student(tensors: list[Tensor], k: int, dims: int) -> Tensor:
-    """Student k's part of tensors that are stacked, one each or shared; dims: of one student's."""
-    if len(tensors) > 1:
-        return tensors[k]
-    return tensors[0][k] if tensors[0].dim() > dims else tensors[0]
-
-
-def widest(*tensors: Tensor) -> torch.dtype:
-    """What logits are in."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def chunk_rows(heads: Heads, logits_of_teacher: bool, transformed: bool) -> int:
-    """Rows of a chunk that keep the logits and their gradient within the budget."""
-    copies = 2 * heads.K + logits_of_teacher + 2 * heads.K * transformed
-    row = heads.V * copies * widest(heads.hidden[0], heads.weight[0]).itemsize
-    return max(1, min(heads.N, BUDGET // row))
-
-
-def project_into(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """logits (R,V) = x (R,D) weight^T + bias, in the dtype of logits; the reference of the op `project_into_`."""
-    x, V, D = x.to(logits.dtype), *weight.shape
-    step = V if weight.dtype == logits.dtype else max(1, BLOCK // (D * 4))
-    for v in range(0, V, step):
-        block = logits[:, v : v + step]
-        torch.mm(x, weight[v : v + step].to(logits.dtype).t(), out=block)
-    if bias is not None:
-        logits += bias
-
-
-def _dhidden_into(dx: Tensor, dlogits: Tensor, weight: Tensor) -> None:
-    """dx (R,D) = dlogits (R,V) weight."""
-    if dlogits.dtype == weight.dtype == dx.dtype:
-        torch.mm(dlogits, weight, out=dx)
-        return
-    total = dlogits.new_zeros(dx.shape)
-    step = max(1, BLOCK // (weight.shape[1] * 4))
-    for v in range(0, weight.shape[0], step):
-        total.addmm_(dlogits[:, v : v + step], weight[v : v + step].to(dlogits.dtype))
-    dx.copy_(total)
-
-
-def _add_dweight(dweight: Tensor, dlogits: Tensor, x: Tensor) -> None:
-    """dweight (V,D) += dlogits^T (V,R) x (R,D), in the dtype of dweight."""
-    x = x.to(dlogits.dtype)
-    if dweight.dtype == dlogits.dtype:
-        dweight.addmm_(dlogits.t(), x)
-        return
-    step = max(1, BLOCK // (x.shape[1] * 4))
-    for v in range(0, dweight.shape[0], step):
-        dweight[v : v + step] += dlogits[:, v : v + step].t() @ x
-
-
-class Gradients:
-    """What the chunks add to, one tensor for each of Heads."""
-
-    def __init__(self, heads: Heads, needs: tuple[bool, bool, bool], dtype: torch.dtype) -> None:
-        self.heads = heads
-        self.hidden = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in heads.hidden if needs[0]]
-        # where a sum in float32 would break the budget it is rounded once a chunk
-        small = sum(w.numel() for w in heads.weight) * 4 <= BUDGET
-        self.weight = [torch.zeros_like(w, dtype=dtype if small else w.dtype) for w in heads.weight if needs[1]]
-        self.bias = [torch.zeros_like(b, dtype=dtype) for b in heads.bias if needs[2]]
-        both_bfloat16 = heads.hidden[0].dtype == heads.weight[0].dtype == torch.bfloat16
-        self.low = torch.bfloat16 if both_bfloat16 else None
-
-    def add(self, dlogits: Tensor, x: list[Tensor], begin: int, spare: Tensor) -> None:
-        """dlogits (K,R,V) of rows [begin, begin + R), x K of (R,D); spare: memory of as many elements."""
-        for k in range(len(dlogits)):
-            if self.bias:
-                of_student(self.bias, k, 1).add_(dlogits[k].sum(0))
-        if self.low is not None and (self.hidden or self.weight):
-            dlogits = spare.view(self.low)[: dlogits.numel()].view(dlogits.shape).copy_(dlogits)
-        K, R, V = dlogits.shape
-        if self.heads.shared and K > 1:
-            rows = torch.cat(x)
-            if self.weight:
-                _add_dweight(self.weight[0], dlogits.view(K * R, V), rows)
-            if self.hidden:
-                dx = torch.empty_like(rows)
-                _dhidden_into(dx, dlogits.view(K * R, V), self.heads.weight[0])
-                for k in range(K):
-                    of_student(self.hidden, k, 2)[begin : begin + R] = dx[k * R : (k + 1) * R]
-            return
-        for k in range(K):
-            if self.weight:
-                _add_dweight(of_student(self.weight, k, 2), dlogits[k], x[k])
-            if self.hidden:
-                dx = of_student(self.hidden, k, 2)[begin : begin + R]
-                _dhidden_into(dx, dlogits[k], of_student(self.heads.weight, k, 2))
-
-    def finished(self) -> list[Tensor]:
-        """In the dtypes of Heads, in its order."""
-        weight = [g.to(w.dtype) for g, w in zip(self.weight, self.heads.weight, strict=False)]
-        bias = [g.to(b.dtype) for g, b in zip(self.bias, self.heads.bias, strict=False)]
-        return [*self.hidden, *weight, *bias]
 
 
 class Teacher(NamedTuple):
@@ -223,40 +95,61 @@ def chunked_loss(
     K, N, V = heads.K, heads.N, heads.V
     dtype, device = widest(*heads.hidden, *heads.weight), heads.hidden[0].device
     R = max(1, min(chunk, N))
-    direct = transform is None and teacher.ids is None and any(needs)
-    logits_memory = torch.empty(K * R * V, dtype=dtype, device=device)
-    dlogits_memory = torch.empty(K * R * V if direct else 0, dtype=dtype, device=device)
-    teacher_memory = torch.empty(0 if teacher.weight is None else R * len(teacher.weight), dtype=dtype, device=device)
-    gradients = Gradients(heads, needs, dtype)
+    gradients = Gradients(heads, needs, dtype, R)
+    plain = transform is None and teacher.ids is None
+    sizes = (
+        K * R * V,
+        K * R * V * (plain and gradients.wanted and not gradients.direct),
+        0 if teacher.weight is None else R * len(teacher.weight),
+    )
+    memory = [torch.empty(size, dtype=dtype, device=device) for size in sizes]
     total = torch.zeros((), dtype=dtype, device=device)
     means = torch.zeros(3 + entropy, K, dtype=dtype, device=device)
     for begin in range(0, N, R):
         rows = slice(begin, min(begin + R, N))
-        shape = K, rows.stop - begin, V
-        x = [of_student(heads.hidden, k, 2)[rows] for k in range(K)]
-        logits = _part(logits_memory, *shape)
-        _project_students(logits, x, heads)
-        given = teacher.of_rows(rows, teacher_memory, teacher_transform)
-        leaf = logits
-        student = logits
-        if transform is not None:
-            with torch.enable_grad():
-                leaf = logits.detach().requires_grad_()
-                student = transform(leaf)
-        by, into = loss.of_rows(rows), _part(dlogits_memory, *shape) if direct else None
-        try:
-            one, mean, dlogits = _loss_of(student.detach(), given, by, any(needs), into)
-        except ValueError as error:  # its indices count from the chunk's first row
-            raise ValueError(f"rows {begin} to {rows.stop - 1}: {error}") from None
+        parts = teacher.of_rows(rows, memory[2], teacher_transform), loss.of_rows(rows)
+        one, mean = _add_chunk(gradients, memory, rows, *parts, entropy, transform)
         total += one
-        means[:3] += mean
-        if entropy:
-            means[3] += by.entropies(student.detach())
-        if any(needs):
-            if transform is not None:
-                dlogits = torch.autograd.grad(student, leaf, dlogits)[0].contiguous()
-            gradients.add(dlogits, x, begin, logits_memory)
+        means += mean
+        del parts
+    memory.clear()  # before the gradients are copied
     return total, means, gradients.finished()
+
+
+def _add_chunk(
+    gradients: Gradients,
+    memory: list[Tensor],
+    rows: slice,
+    teacher: Teacher,
+    loss: Loss,
+    entropy: bool,
+    transform: Transform | None,
+) -> tuple[Tensor, Tensor]:
+    """loss and means of these rows; memory: for their logits, and for the gradient of these or none."""
+    heads, K = gradients.heads, gradients.heads.K
+    shape = K, rows.stop - rows.start, heads.V
+    x = [of_student(heads.hidden, k, 2)[rows] for k in range(K)]
+    leaf = student = logits = _part(memory[0], *shape)
+    _project_students(logits, x, heads)
+    if transform is not None:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            student = transform(leaf)
+    into = _part(memory[1], *shape) if len(memory[1]) else None
+    placed = gradients.direct and transform is None and teacher.ids is None
+    if placed:
+        into = gradients.place(shape[1])
+    try:
+        one, means, dlogits = _loss_of(student.detach(), teacher, loss, gradients.wanted, into)
+    except ValueError as error:  # its indices count from the chunk's first row
+        raise ValueError(f"rows {rows.start} to {rows.stop - 1}: {error}") from None
+    if entropy:
+        means = torch.cat([means, loss.entropies(student.detach())[None]])
+    if gradients.wanted:
+        if transform is not None:
+            dlogits = torch.autograd.grad(student, leaf, dlogits)[0]
+        gradients.add(dlogits, placed)
+    return one, means
 
 
 def _part(memory: Tensor, *shape: int) -> Tensor:

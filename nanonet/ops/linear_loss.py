@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanonet.ops import autograd_linear, linear_chunks
+from nanonet.ops import autograd_linear
 from nanonet.ops.check import FLOATS, LABELS, as_tensor, check_divergence, check_logits, check_weights, expect, kind_of
-from nanonet.ops.linear_chunks import Heads, Loss, Teacher, Transform, of_student
+from nanonet.ops.linear_chunks import Loss, Teacher, Transform
+from nanonet.ops.linear_products import Heads, chunk_rows, of_student
 from nanonet.ops.topk import TAILS, TopK
 from nanonet.reference import UNLABELLED
 
@@ -51,7 +52,8 @@ def distill_linear_loss(
         bias, teacher_bias: like weight without its last dimension, or None.
         transform, teacher_transform: logits -> logits, differentiable: a softcap, a scale, a cut of the vocabulary.
             They get (K,R,V) and (R,V) of R rows and must treat the rows one by one; torch.compile's graph breaks there.
-        chunk: rows R of a chunk; by default as many as keep logits and their gradient within 96 MiB.
+        chunk: rows R of a chunk; by default as many as keep logits and their gradient within 32 MiB. As much again
+            holds gradients that wait; 72 MiB each where V is so large that the rows would be few.
         the rest: as `distill_loss`.
     Returns:
         loss () and means (3,K), as `distill_loss`.
@@ -60,7 +62,7 @@ def distill_linear_loss(
 
     Logits are float32 (float64 where an input is), whatever the inputs and under autocast too. Where hidden and weight
     are bfloat16, the gradient of the logits is rounded to it for the products of the backward. The gradient of a weight
-    is summed over the chunks in float32, or, where that sum would take more than 96 MiB, in the dtype of the weight.
+    is one product, or a sum of several in float32, or, where that would take more than 96 MiB, in its own dtype.
     """
     teacher, heads, leading = _arguments(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, label)
     plain = transform is None and teacher_transform is None
@@ -72,7 +74,7 @@ def distill_linear_loss(
     soft = as_tensor("weights", weights, first), row_weight, denominators
     label, given, masks, totals = _weighing(label, *soft, heads, leading)
     loss = Loss(label, given, masks, totals, temperature, code, beta)
-    rows = chunk or linear_chunks.chunk_rows(heads, teacher.weight is not None, transform is not None)
+    rows = chunk or chunk_rows(heads, teacher.weight is not None, transform is not None)
     call = autograd_linear.Call(teacher, loss, rows, student_entropy, transform, teacher_transform)
     enabled = torch.is_grad_enabled()
     needs: Any = tuple(enabled and any(t.requires_grad for t in group) for group in heads)

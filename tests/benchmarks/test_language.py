@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from nanonet.benchmarks import bench_language
+from nanonet.benchmarks import bench_language, hidden_peers
 from nanonet.cli.main import main
 
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, value in {"TOPK": (8, 300, 8), "HIDDEN": (16, 8, 200), "EAGER_ROWS": 5, "SECONDS": 0.01}.items():
+    for name, value in {"TOPK": (8, 300, 8), "HIDDEN": (16, 8, 200), "SECONDS": 0.01}.items():
         monkeypatch.setattr(bench_language, name, value)
     monkeypatch.setattr(bench_language, "peak_mb", lambda call: 1.0)
 
@@ -25,13 +25,18 @@ def test_a_suite_has_its_records(suite, small, capsys):
     assert all(line["peak_mem_mb"] == 1.0 for line in lines)
 
 
-def test_the_eager_forms_are_the_same_loss():
-    x, w, t, tw = (bench_language.draw(*shape, dtype=torch.float64) for shape in ((9, 4), (30, 4), (9, 4), (30, 4)))
-    loss, gradients = bench_language.eager_hidden(x, w, t, tw)
-    expected, exact = bench_language.ours_hidden(x, w, t, tw)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradients, exact, rtol=1e-4, atol=1e-5)  # the eager form takes its loss in float32
-    torch.testing.assert_close(bench_language.eager_exact(x, w, t, tw), (expected, exact))
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_the_other_projects_forms_are_the_same_loss(beta, monkeypatch):
+    monkeypatch.setattr(hidden_peers, "CHUNK", 5)
+    monkeypatch.setattr(hidden_peers, "TILE", (4, 7))
+    given = [bench_language.draw(*shape, dtype=torch.float32, seed=n) for n, shape in enumerate([(9, 4), (30, 4)] * 2)]
+    loss, gradients = bench_language.ours_hidden(*given, beta)
+    for form in (hidden_peers.liger, hidden_peers.trl):
+        value, found = form(*given, beta)
+        torch.testing.assert_close(value, loss, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-5)
+    exact = bench_language.exact_hidden(given, beta)
+    torch.testing.assert_close([g.double() for g in gradients], exact, rtol=1e-4, atol=1e-5)
 
 
 def test_a_wrong_result_is_not_timed(small, monkeypatch, capsys):

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from nanonet.compat.liger import LigerFusedLinearJSD, LigerFusedLinearJSDLoss, LigerJSD, LigerKLDIVLoss, LigerTVDLoss
+from nanonet.compat.liger import (
+    LigerFusedLinearCosineSimilarityLoss,
+    LigerFusedLinearJSD,
+    LigerFusedLinearJSDLoss,
+    LigerFusedLinearKLDivLoss,
+    LigerJSD,
+    LigerKLDIVLoss,
+    LigerTVDLoss,
+)
 
 REDUCTIONS = {
     "batchmean": lambda rows, V: rows.mean(),
@@ -159,3 +167,22 @@ def test_the_fused_linear_losses_are_the_formula(beta):
     torch.testing.assert_close(torch.autograd.grad(got[0], leaves), torch.autograd.grad(expected[0], wide))
     alone = LigerFusedLinearJSD(beta, -1, 2.0)(x, w, t, tw, labels)
     torch.testing.assert_close(alone, formula(x, w, 0 * b, (0.0, 1.0))[0])
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
+def test_the_fused_linear_kl_is_the_formula(reduction):
+    g = torch.Generator().manual_seed(0)
+    x, w, t = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((7, 5), (13, 5), (7, 13)))
+    target, labels = t.softmax(-1), torch.arange(7) % 3 - 1
+    counted = labels != -1
+    given, wide = ([y.clone().requires_grad_() for y in (x, w)] for _ in range(2))
+    loss = LigerFusedLinearKLDivLoss(reduction, -1, 2.0)(*given, target, labels)
+    q = (wide[0] @ wide[1].T / 2).softmax(-1)
+    rows = (target * (target / q).log()).sum(-1)[counted]
+    expected = {"batchmean": rows.mean(), "sum": rows.sum(), "mean": rows.mean() / 13}[reduction]
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, given), torch.autograd.grad(expected, wide))
+    with pytest.raises(ValueError, match=r"target\[0\]: expected probabilities"):
+        LigerFusedLinearKLDivLoss()(x, w, 2 * target)
+    with pytest.raises(NotImplementedError, match="take LigerFusedLinearJSDLoss"):
+        LigerFusedLinearCosineSimilarityLoss(beta=0.5)

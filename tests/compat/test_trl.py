@@ -89,6 +89,8 @@ def test_what_is_not_offered_raises(draw):
         generalized_jsd_loss(student, teacher, reduction="none")
     with pytest.raises(ValueError, match="teacher"):
         generalized_jsd_loss(student, student)
+    with pytest.raises(NotImplementedError, match="logits_are_probs"):
+        generalized_jsd_loss(student, teacher, logits_are_probs=True)
     with pytest.raises(ValueError, match="beta: expected a number from 0 to 1"):
         generalized_jsd_loss(student, teacher, beta=1.5)
 
@@ -169,3 +171,65 @@ def test_the_chunked_divergence_is_the_formula(beta):
     torch.testing.assert_close(torch.autograd.grad(loss, given), torch.autograd.grad(expected, wide))
     q = (student / 2).softmax(-1)
     torch.testing.assert_close(entropy, -(q * q.log()).sum(-1)[mask].mean())
+
+
+def mixed(p, q, beta):
+    """The generalised JSD of rows of probabilities, 0 log 0 = 0."""
+    m = beta * p + (1 - beta) * q
+    of = lambda a, b: torch.where(a > 0, a * (a.clamp_min(1e-30) / b.clamp_min(1e-30)).log(), 0 * a).sum(-1)  # noqa: E731
+    return of(p, q) if beta == 0 else of(q, p) if beta == 1 else beta * of(p, m) + (1 - beta) * of(q, m)
+
+
+def over(x, tail):
+    return torch.cat([x, 1 - x.sum(-1, keepdim=True)], -1) if tail else x / x.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("add_tail", [True, False])
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+def test_the_top_1_loss_of_the_server_is_the_formula(beta, add_tail, draw, same):
+    student, teacher, labels = draw(2, 6, 11)
+    log_p = teacher.double().log_softmax(-1)
+    tokens = torch.randint(0, 11, (2, 6), generator=torch.Generator().manual_seed(2))
+    top = log_p.topk(1)
+    tokens[0, 1] = top.indices[0, 1, 0]
+    counted = labels != -100
+    actual = log_p.gather(-1, tokens[..., None])[..., 0]
+    result = {"topk_logprobs": top.values.float(), "topk_token_ids": top.indices}
+    result["actual_logprobs"] = torch.where(counted, actual, -torch.inf).float()
+
+    def formula(s, t):
+        ids = tokens[..., None] if beta == 1 else torch.cat([top.indices, tokens[..., None]], -1)
+        once = torch.ones_like(ids, dtype=torch.bool)
+        once[..., 1:] = ids[..., 1:] != ids[..., :1]
+        p, q = (over(x.softmax(-1).gather(-1, ids) * once, add_tail) for x in (t, s))
+        return mixed(p, q, beta)[counted].mean()
+
+    same(
+        lambda s, t: trl.server_top_1_loss(result, s.log_softmax(-1), tokens, labels, beta, add_tail),
+        formula,
+        student,
+        teacher,
+    )
+    result["actual_logprobs"][counted] = -torch.inf
+    with pytest.raises(ValueError, match=f"missing at {int(counted.sum()) - int(beta < 1 and counted[0, 1])} counted"):
+        trl.server_top_1_loss(result, student, tokens, labels, beta, add_tail)
+
+
+@pytest.mark.parametrize("add_tail", [True, False])
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_the_chunked_sparse_divergence_is_the_formula(beta, add_tail):
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias, t = (torch.randn(*n, generator=g).double() for n in ((7, 5), (13, 5), (13,), (7, 13)))
+    top = t.log_softmax(-1).topk(4)
+    mask = torch.ones(7, 4, dtype=torch.bool)
+    mask[2, 2:] = False
+    given, wide = ([x.clone().requires_grad_() for x in (hidden, weight, bias)] for _ in range(2))
+    loss, entropy = trl.chunked_sparse_divergence(
+        *given, top.indices, top.values, mask, beta, 2.0, 0.5, 3.0, add_tail_bucket=add_tail
+    )
+    probabilities = (3 * torch.tanh((wide[0] @ wide[1].T + wide[2]) * 0.5 / 3) / 2).softmax(-1)
+    q = over(probabilities.gather(-1, top.indices) * mask, add_tail)
+    expected = mixed(over(top.values.exp() * mask, add_tail), q, beta).sum()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, given), torch.autograd.grad(expected, wide))
+    torch.testing.assert_close(entropy, -(probabilities * probabilities.log()).sum(-1).mean())

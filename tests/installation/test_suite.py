@@ -12,10 +12,11 @@ from nanonet import cohort_linear
 from nanonet.installation import suite
 from nanonet.reference import DIVERGENCES
 from nanonet.schemas import SCHEMAS
-from nanonet.testing import Check, Report, check_cohort_linear, check_loss_ops
+from nanonet.testing import Check, Report, check_cohort_linear, check_loss_ops, check_topk_ops
 
 CPU = torch.device("cpu")
-NOT_JUDGED = {"distill_topk_terms", "distill_topk_terms_backward", "distill_topk_loss", "distill_linear_loss"}
+TOPK = {"distill_topk_terms", "distill_topk_terms_backward", "distill_topk_loss"}
+NOT_JUDGED = {*TOPK, "distill_linear_loss"}
 OPS = {
     name: getattr(torch.ops.nanonet, name).default
     for name in SCHEMAS
@@ -29,6 +30,28 @@ def test_our_ops_pass_and_none_is_left_out(divergence: str) -> None:
     report = check_loss_ops(OPS, divergence=divergence, dtypes=FLOAT32)
     report.raise_failures()
     assert {check.what for check in report.checks} == OPS.keys()
+
+
+TOPK_OPS = {name: getattr(torch.ops.nanonet, name).default for name in TOPK}
+
+
+@pytest.mark.parametrize("divergence", ["kl", "js", "tv"])
+def test_the_ops_of_a_topk_teacher_pass(divergence: str) -> None:
+    report = check_topk_ops(TOPK_OPS, divergence=divergence)
+    report.raise_failures()
+    assert {check.what for check in report.checks} == TOPK
+
+
+@pytest.mark.parametrize("op", sorted(TOPK))
+def test_a_mutant_of_a_topk_teacher_is_found(op: str) -> None:
+    def off(*given):
+        found = TOPK_OPS[op](*given)
+        return 1.01 * found if torch.is_tensor(found) else (found[0], found[1], 1.01 * found[2])
+
+    report = check_topk_ops({**TOPK_OPS, op: off}, divergence="reverse_kl", dtypes=FLOAT32)
+    assert {check.what for check in report.failures} == {op}
+    with pytest.raises(KeyError):
+        check_topk_ops(TOPK_OPS, divergence="mse")
 
 
 def test_the_linear_layer_passes() -> None:
@@ -115,7 +138,7 @@ def test_every_divergence_and_the_public_functions_are_steps() -> None:
     for divergence in DIVERGENCES:
         assert {f"{what}, {divergence}" for what in ("the loss", "distill_terms", "distill_loss")} <= set(names)
     assert names[-1] == "cohort_linear"
-    assert len(list(suite.steps("C++ avx2", CPU, public=False))) == len(DIVERGENCES)
+    assert len(list(suite.steps("C++ avx2", CPU, public=False))) == 2 * len(DIVERGENCES) - 1
 
 
 def test_all_dtypes_are_judged_on_a_gpu() -> None:

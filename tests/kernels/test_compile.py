@@ -42,8 +42,9 @@ def test_no_kernel_spills(compiled):
 GLOBALS = """
 from triton.runtime.jit import JITFunction
 from nanonet.kernels import cohort_linear, distill, distill_rows, distill_tiles, divergences
-from nanonet.kernels import low_rank, reduction, rowwise
-for module in (cohort_linear, distill, distill_rows, distill_tiles, divergences, low_rank, reduction, rowwise):
+from nanonet.kernels import low_rank, reduction, rowwise, topk_rows
+loss = distill, distill_rows, distill_tiles, divergences, reduction, rowwise, topk_rows
+for module in (cohort_linear, low_rank, *loss):
     for kernel in filter(lambda one: isinstance(one, JITFunction), vars(module).values()):
         assert kernel.cache_key
         for (name, _), (value, scope) in kernel.used_global_vals.items():

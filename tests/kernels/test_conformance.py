@@ -5,7 +5,7 @@ import torch
 
 from nanonet.backends import triton
 from nanonet.reference import DEFAULT_BETA, DIVERGENCES
-from nanonet.testing import check_distillation, check_loss_ops, loss_ops
+from nanonet.testing import check_distillation, check_loss_ops, check_topk_ops, loss_ops, topk
 
 
 class Terms(torch.autograd.Function):
@@ -41,7 +41,14 @@ def test_the_ops_of_the_check_pass(device, monkeypatch):
     names = ("1 x 4", "same classes at -inf", "row weights of each", "no teacher")
     few = [case for case in loss_ops._cases(torch.float32, (), 0, device) if case[0] in names]
     monkeypatch.setattr(loss_ops, "_cases", lambda *_: few)
-    ops = {name: op for name, op in triton.implementations().items() if name.startswith("distill")}
+    ops = {n: op for n, op in triton.implementations().items() if n.startswith("distill") and "topk" not in n}
     report = check_loss_ops(ops, divergence="js", dtypes=(torch.float32,), device=device)
     report.raise_failures()
     assert {check.what for check in report.checks} == ops.keys()
+
+
+@pytest.mark.slow
+def test_the_ops_of_a_topk_teacher_pass(device, monkeypatch):
+    cases = topk._cases
+    monkeypatch.setattr(topk, "_cases", lambda *given: [case for case in cases(*given) if case[0] != "long rows"])
+    check_topk_ops(triton.implementations(), divergence="js", dtypes=(torch.float32,), device=device).raise_failures()

@@ -8,7 +8,7 @@ from support.distill import assert_no_worse
 from torch.library import opcheck
 
 from nanonet import TopK, distill_linear_loss, distill_loss
-from nanonet.ops import linear_chunks
+from nanonet.ops import linear_products
 
 K, N, D, E, V = 3, 10, 6, 5, 23
 
@@ -103,8 +103,8 @@ def test_students_of_different_widths_and_any_leading_shape():
 def test_a_frozen_weight_gets_no_gradient_and_no_product(monkeypatch):
     hidden, weight, bias, t, tw, label = draw()
     called = []
-    before = linear_chunks._add_dweight
-    monkeypatch.setattr(linear_chunks, "_add_dweight", lambda *given: (called.append(1), before(*given)))
+    before = linear_products._add_dweight
+    monkeypatch.setattr(linear_products, "_add_dweight", lambda *given: (called.append(1), before(*given)))
     leaf = hidden.clone().requires_grad_()
     loss, _ = distill_linear_loss(leaf, weight, t, tw, label)
     loss.backward()
@@ -117,9 +117,16 @@ def test_a_frozen_weight_gets_no_gradient_and_no_product(monkeypatch):
 
 
 def test_default_chunks_keep_to_the_budget(monkeypatch):
-    monkeypatch.setattr(linear_chunks, "BUDGET", 7 * 4 * V * 2)  # two rows of two copies of K = 3, and the teacher
-    heads = linear_chunks.Heads([torch.zeros(K, N, D)], [torch.zeros(K, V, D)], [])
-    assert linear_chunks.chunk_rows(heads, True, False) == 2
+    row = 7 * 4 * V  # two copies of K = 3, and the teacher
+    monkeypatch.setattr(linear_products, "BUDGET", 2 * row)
+    heads = linear_products.Heads([torch.zeros(K, N, D)], [torch.zeros(K, V, D)], [])
+    monkeypatch.setattr(linear_products, "MOST", 5 * row)
+    assert linear_products.chunk_rows(heads, True, False) == 5
+    monkeypatch.setattr(linear_products, "FEW_ROWS", 3)
+    assert linear_products.chunk_rows(heads, True, False) == 3
+    monkeypatch.setattr(linear_products, "MOST", 0)
+    monkeypatch.setattr(linear_products, "LARGE_SUM", 2 * row)
+    assert linear_products.chunk_rows(heads, True, False) == 2
     hidden, weight, bias, t, tw, label = draw(torch.bfloat16)
     # the sum of the weights' gradient is over the budget too, so it stays bfloat16
     got = run(distill_linear_loss, (hidden, weight, bias), (t, tw, label))
