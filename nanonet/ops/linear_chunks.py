@@ -67,10 +67,24 @@ def chunk_rows(heads: Heads, logits_of_teacher: bool, transformed: bool) -> int:
     return max(1, min(heads.N, BUDGET // row))
 
 
+def _block_rows(D: int) -> int:
+    """Rows of D numbers that are converted at a time."""
+    return max(1, BLOCK // max(4 * D, 1))
+
+
 def project_into(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """logits (R,V) = x (R,D) weight^T + bias, in the dtype of logits; the reference of the op `project_into_`."""
+    floats = logits.is_floating_point() and x.is_floating_point() and weight.is_floating_point()
+    fits = logits.dim() == x.dim() == weight.dim() == 2 and x.shape[1] == weight.shape[1]
+    if (
+        not floats
+        or not fits
+        or logits.shape != (len(x), len(weight))
+        or (bias is not None and bias.shape != logits.shape[1:])
+    ):
+        raise ValueError("logits: expected (R,V) of x (R,D), weight (V,D) and bias (V,), all floating")
     x, V, D = x.to(logits.dtype), *weight.shape
-    step = V if weight.dtype == logits.dtype else max(1, BLOCK // (D * 4))
+    step = max(V, 1) if weight.dtype == logits.dtype else _block_rows(D)
     for v in range(0, V, step):
         block = logits[:, v : v + step]
         torch.mm(x, weight[v : v + step].to(logits.dtype).t(), out=block)
@@ -84,7 +98,7 @@ def _dhidden_into(dx: Tensor, dlogits: Tensor, weight: Tensor) -> None:
         torch.mm(dlogits, weight, out=dx)
         return
     total = dlogits.new_zeros(dx.shape)
-    step = max(1, BLOCK // (weight.shape[1] * 4))
+    step = _block_rows(weight.shape[1])
     for v in range(0, weight.shape[0], step):
         total.addmm_(dlogits[:, v : v + step], weight[v : v + step].to(dlogits.dtype))
     dx.copy_(total)
@@ -96,7 +110,7 @@ def _add_dweight(dweight: Tensor, dlogits: Tensor, x: Tensor) -> None:
     if dweight.dtype == dlogits.dtype:
         dweight.addmm_(dlogits.t(), x)
         return
-    step = max(1, BLOCK // (x.shape[1] * 4))
+    step = _block_rows(x.shape[1])
     for v in range(0, dweight.shape[0], step):
         dweight[v : v + step] += dlogits[:, v : v + step].t() @ x
 
