@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 TIMEOUT = 120  # seconds that a command may take
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "nanonet.cli.main", "nanonet.training.pipeline", "nanonet.inference.export"])
+CONTEXT.set_forkserver_preload(
+    ["torch", "nanonet.cli.main", "nanonet.training.pipeline", "nanonet.inference.export", "nanonet.api"]
+)
 
 
 class Answer(NamedTuple):
@@ -36,11 +38,23 @@ def command(words: list[str], folder: Path, out: Path | None) -> None:
     torch.set_num_threads(1)
     code = 1
     try:
-        code = main(words)
+        code = in_python(*words) if "." in words[0] else main(words)
     finally:
         sys.stderr.flush()
         (folder / "peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
     sys.exit(code)
+
+
+def in_python(name: str, folder: str) -> int:
+    """nanonet.load or Distiller.load of a folder, as a command: its InputError is the line and the code 2."""
+    import nanonet
+
+    try:
+        {"nanonet.load": nanonet.load, "Distiller.load": nanonet.Distiller.load}[name](folder)
+    except nanonet.errors.InputError as error:
+        print(f"nanonet: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def start(words: list[str], folder: Path, out: Path | None = None) -> BaseProcess:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, seed, settings
 
 from nanonet.schemas import SCHEMAS
 
-MEMORY = 1 << 30  # bytes, beside those that are taken before the first call
+MEMORY = 2 << 30  # bytes, beside those that are taken before the first call
 FUZZERS = (fuzz_loss, fuzz_topk, fuzz_linear_loss, fuzz_layer)
 
 
