@@ -164,8 +164,11 @@ class Distiller(ClassifierMixin, BaseEstimator):
             raise InputError(f"folder {folder} is not empty: give another one")
         temporary = target.with_name(f".{target.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(self.folder_, temporary)
-        temporary.rename(target)  # an empty folder is replaced
+        try:
+            shutil.copytree(self.folder_, temporary)
+            temporary.rename(target)  # an empty folder is replaced
+        finally:  # of a full disk nothing half-written stays
+            shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Distiller:
