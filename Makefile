@@ -18,7 +18,7 @@ help:
 	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
 	@echo "make test      set up .venv, then lint, types, C++ tests and Python tests"
 	@echo "make test-all  the same with every cell of the slow grids: before a release, or after a change of a kernel"
-	@echo "make attack    kill trainings, feed hostile files, fuzz the ops: under 10 minutes"
+	@echo "make attack    kill trainings, fill disks, feed hostile files, fuzz the ops: under 10 minutes"
 	@echo "make floors    run some of the tests with the oldest versions of the dependencies (floors.txt)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make native    the C++ tests alone"
@@ -76,8 +76,8 @@ test-all: lint native
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not attack"
 
 attack: .venv/test
-	@echo "== attack: kills, hostile files, wild arguments"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/attack -m attack
+	@echo "== attack: kills, full disks, hostile files, wild arguments"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal tests/attack -m attack
 
 # In a virtual environment of its own, which holds an installed nanonet: .venv and the tree stay as they are.
 floors:

@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from nanonet.config.presets import PRESETS, expand
 from nanonet.config.train import RUN_CONFIG, TrainConfig
 from nanonet.data.lines import Limits
 from nanonet.data.memory import dataset_of, from_names, label_indices, label_list, label_type
+from nanonet.data.problems import shorten
 from nanonet.errors import InputError, as_arguments
-from nanonet.files import write
+from nanonet.files import read_small, write
 from nanonet.inference.classifier import Classifier, load
 from nanonet.training.output_folder import LABEL_TYPE, REPORT
 from nanonet.training.pipeline import train
@@ -31,6 +33,7 @@ OF_FILES = {
     "output", "data", "unlabelled", "text_column", "label_column", "max_data_bytes",
     "soft_labels", "soft_labels_are", "soft_label_weights",
 }  # fmt: skip
+CURE = "give a folder that Distiller.save or nanonet train wrote"
 FIELDS = tuple(field for field in dataclasses.fields(TrainConfig) if field.name not in OF_FILES)
 
 
@@ -161,8 +164,11 @@ class Distiller(ClassifierMixin, BaseEstimator):
             raise InputError(f"folder {folder} is not empty: give another one")
         temporary = target.with_name(f".{target.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(self.folder_, temporary)
-        temporary.rename(target)  # an empty folder is replaced
+        try:
+            shutil.copytree(self.folder_, temporary)
+            temporary.rename(target)  # an empty folder is replaced
+        finally:  # of a full disk nothing half-written stays
+            shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Distiller:
@@ -174,7 +180,8 @@ class Distiller(ClassifierMixin, BaseEstimator):
         path = Path(folder).expanduser()
         if not (path / REPORT).is_file():
             raise InputError(f"folder {folder} holds no finished run: give one that Distiller.save wrote")
-        settings = yaml.safe_load((path / RUN_CONFIG).read_text(encoding="utf-8"))
+        with as_arguments():
+            settings = _stored(path / RUN_CONFIG, yaml.safe_load)
         known = {field.name for field in FIELDS}
         return cls(**{name: value for name, value in settings.items() if name in known})._read(path, None)
 
@@ -185,12 +192,18 @@ class Distiller(ClassifierMixin, BaseEstimator):
 
     def _read(self, folder: Path, temporary: tempfile.TemporaryDirectory | None) -> Distiller:
         """Take what is learnt from the folder of a finished run."""
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report = _stored(folder / REPORT, json.loads)
+        students, best = report.get("students"), report.get("best")
+        if not isinstance(students, list) or not isinstance(best, int) or not 0 <= best < len(students):
+            raise InputError(f"{folder / REPORT}: names no best of its students; {CURE}")
         file = folder / LABEL_TYPE
-        kind = json.loads(file.read_text(encoding="utf-8"))["labels"] if file.exists() else "str"
-        self.students_ = [load(folder, student) for student in range(len(report["students"]))]
-        self.best_: Classifier = self.students_[report["best"]]
-        self.classes_ = np.array(from_names(self.best_.classes, kind))
+        kind = _stored(file, json.loads).get("labels") if file.exists() else "str"
+        self.students_ = [load(folder, student) for student in range(len(students))]
+        self.best_: Classifier = self.students_[best]
+        try:
+            self.classes_ = np.array(from_names(self.best_.classes, str(kind)))
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{file}: {shorten(kind, 30)} is no type of its labels; {CURE}") from None
         self.report_, self.folder_, self._temporary = report, folder, temporary
         return self
 
@@ -226,6 +239,17 @@ class Distiller(ClassifierMixin, BaseEstimator):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
             self._read(folder, temporary)
+
+
+def _stored(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The content of a file of a run. Raises InputError unless it is one table of names."""
+    try:
+        found = parse(read_small(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: damaged ({shorten(str(error))}); {CURE}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: damaged, no table of names; {CURE}")
+    return found
 
 
 def _temporary() -> tempfile.TemporaryDirectory:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+SMALL = 100_000_000  # bytes that a file of settings or a report may have
 
 
 @contextmanager
@@ -28,6 +31,18 @@ def write(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_small(path: Path) -> str:
+    """The text of a file of settings.
+
+    Raises:
+        OSError: it cannot be read, is a pipe or a device, which may never end, or has more than SMALL bytes.
+        UnicodeDecodeError: it is not utf-8.
+    """
+    if path.exists() and not (path.is_file() and path.stat().st_size <= SMALL):
+        raise OSError(errno.EINVAL, f"no file of {SMALL} bytes or fewer", str(path))
+    return path.read_text(encoding="utf-8")
 
 
 def remove(path: Path) -> None:

@@ -13,18 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from nanonet.errors import escape_controls
+
 
 def note(text: str) -> None:
     """Tell the user one line on standard error, once: of several processes the first one does."""
     if os.environ.get("RANK", "0") == "0":
         print(f"nanonet: {escape_controls(text)}", file=sys.stderr, flush=True)
-
-
-def escape_controls(text: str) -> str:
-    """One line of `text`: white space as single spaces, other control characters as escapes, which a terminal would
-    obey."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in line)
 
 
 class Progress:

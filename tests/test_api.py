@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,7 @@ from nanonet.config.check import check_types
 from nanonet.config.parse import parse
 from nanonet.config.train import TrainConfig
 from nanonet.data.memory import as_list, from_names, label_list, label_type
+from nanonet.errors import InputError
 
 SETTINGS: dict[str, Any] = {
     "teacher_steps": 2, "steps": 12, "labelled_batch": 5, "unlabelled_batch": 11, "learning_rate": 3e-3,
@@ -149,6 +152,63 @@ def test_it_is_saved_and_pickled(fitted: Distiller, rows: Rows, tmp_path: Path) 
         fitted.save(tmp_path / "saved")
     with pytest.raises(ValueError, match="no finished run"):
         Distiller.load(tmp_path)
+
+
+def test_a_copy_that_fails_leaves_nothing(fitted: Distiller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "half").write_text("x")
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(OSError, match="No space left"):
+        fitted.save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+DAMAGES = {
+    "report.json": [
+        "[]",
+        '{"students": [',
+        "[" * 100_000,
+        '{"students": [], "best": 0}',
+        '{"students": [{}], "best": 9}',
+    ],
+    "config.yaml": ["- 1", "a: [b", "a: !!python/object/apply:os.getcwd []", "[" * 100_000],
+    "label_type.json": ["[]", '{"labels": "date"}', '{"labels": ["int"]}', "{}"],
+}
+DAMAGES["report.json"] += ['{"students": [{}], "best": "first"}', '{"students": {"a": 1}, "best": 0}']
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, one) for name, several in DAMAGES.items() for one in several])
+def test_a_damaged_run_is_named(name: str, content: str, trained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    (run / name).write_text(content)
+    with pytest.raises(InputError) as caught:
+        Distiller.load(run)
+    message = str(caught.value)
+    assert name in message and "give a folder that Distiller.save" in message and message.isprintable()
+
+
+def test_a_run_of_pipes_is_not_waited_for(trained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    for name in ("config.yaml", "label_type.json"):
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    with pytest.raises(InputError, match="config.yaml: damaged"):
+        Distiller.load(run)
+    with pytest.raises(InputError, match="config.json"):  # it is no run without its settings
+        nanonet.load(run)
+    assert nanonet.load(run / "student-0").predict(["a cat"])[0]
+
+
+def test_an_escape_in_a_folder_is_shown_not_obeyed(trained_run: Path, tmp_path: Path) -> None:
+    bad = Path(shutil.copytree(trained_run / "best", tmp_path / "m"))
+    settings = json.loads((bad / "config.json").read_text())
+    (bad / "config.json").write_text(json.dumps(settings | {"model_type": "\x1b[2J"}))
+    with pytest.raises(InputError) as caught:
+        nanonet.load(bad)
+    assert str(caught.value).isprintable() and r"\x1b[2J" in str(caught.value)
 
 
 def test_the_temporary_folder_goes_with_the_object(fitted: Distiller) -> None:

@@ -11,10 +11,10 @@ import torch
 
 from nanonet.backends import gate
 from nanonet.config.commands import CheckConfig
-from nanonet.errors import InputError
+from nanonet.errors import InputError, escape_controls
 from nanonet.installation import parts
 from nanonet.installation.parts import Part, Result, Row
-from nanonet.progress import escape_controls, note
+from nanonet.progress import note
 from nanonet.versions import versions
 
 HEAD = ("kernels", "device", "op", "checks", "error / bar", "")

@@ -28,8 +28,7 @@ from nanonet.config.commands import (
 )
 from nanonet.config.parse import parse
 from nanonet.config.train import TrainConfig
-from nanonet.errors import InputError
-from nanonet.progress import escape_controls
+from nanonet.errors import InputError, escape_controls
 
 AGAIN_S = 5.0  # longer than what has to be deleted takes
 

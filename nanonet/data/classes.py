@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -79,8 +80,8 @@ def rename_classes(names: Sequence[str], class_map: Mapping[str, str], what: str
         InputError: two classes would have one name.
     """
     new = [class_map.get(name, name) for name in map(one_form, names)]
-    for name in new:
-        if new.count(name) > 1:
+    for name, count in Counter(new).items():
+        if count > 1:
             raise InputError(f"{what}: two of its classes would be {shorten(name, 40)}; rename them by --class-map")
     return new
 

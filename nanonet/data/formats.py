@@ -46,11 +46,18 @@ def read_rows(path: Path, columns: Mapping[str, str], limits: Limits = DEFAULT_L
     Raises InputError.
     """
     kind = _check_file(path, limits)
-    if kind == ".parquet":
-        return _parquet(path, columns, limits)
-    if kind in (".csv", ".tsv"):
-        return _separated(path, columns, limits)
-    return _json(path, columns, limits)
+    read = _parquet if kind == ".parquet" else _separated if kind in (".csv", ".tsv") else _json
+    return _short(read(path, columns, limits), path, columns, limits)
+
+
+def _short(rows: Iterator[TableRow], path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator[TableRow]:
+    """The rows, whose texts are bounded as lines are: Parquet has none, and a JSON array may be one."""
+    for place, values in rows:
+        for column, value in zip(columns.values(), values, strict=True):
+            if isinstance(value, str) and len(value) > limits.text:
+                what = f"the text has more than {limits.text} characters: cut it, or raise --max-text-bytes"
+                raise problem(path, what, place, column)
+        yield place, values
 
 
 def read_column_names(path: Path, columns: Mapping[str, str], limits: Limits = DEFAULT_LIMITS) -> list[str]:
@@ -277,11 +284,13 @@ def _parquet(path: Path, columns: Mapping[str, str], limits: Limits) -> Iterator
                 what = f"{size} bytes of data, more than {limits.data}: split the file, or raise --max-data-bytes"
                 raise problem(path, what)
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(dict.fromkeys(columns.values()))):
-                total += batch.nbytes
-                if total > limits.data:
-                    what = f"more than {limits.data} bytes of data: split the file, or raise --max-data-bytes"
-                    raise problem(path, what, f"after row {number}")
-                for values in zip(*(batch.column(column).to_pylist() for column in columns.values()), strict=True):
+                # one by one: a dictionary holds a text once, however often its column repeats it
+                for scalars in zip(*(batch.column(column) for column in columns.values()), strict=True):
+                    values = [scalar.as_py() for scalar in scalars]
+                    total += sum(len(value) for value in values if isinstance(value, str | bytes))
+                    if total > limits.data:
+                        what = f"more than {limits.data} bytes of data: split the file, or raise --max-data-bytes"
+                        raise problem(path, what, f"after row {number}")
                     number += 1
                     yield f"row {number}", [_shared(value, long) for value in values]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -20,6 +20,7 @@ from nanonet.data.batches import Encoded, encode, encode_any
 from nanonet.data.memory import text_list
 from nanonet.device import device
 from nanonet.errors import InputError, as_arguments
+from nanonet.files import read_small
 from nanonet.inference.forward import BATCH_ROWS, logits_of, run
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
@@ -224,7 +225,15 @@ def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
 def _run_tokens(folder: Path) -> int:
     """--max-tokens of the run that `folder` lies in; 0 where there is none."""
     try:
-        settings = yaml.safe_load((folder.absolute().parent / RUN_CONFIG).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(read_small(folder.absolute().parent / RUN_CONFIG))
         return max(int(settings["max_tokens"]), 0)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # some other folder's file of that name
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        yaml.YAMLError,
+    ):  # some other folder's file of that name
         return 0

@@ -10,17 +10,26 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from nanonet import cohort_linear, distill_loss, distill_terms
+from nanonet import TopK, cohort_linear, distill_linear_loss, distill_loss, distill_terms
 from nanonet.backends import gate, triton
+from nanonet.ops.topk import TAILS
 from nanonet.reference import DIVERGENCES
 from nanonet.schemas import SCHEMAS
-from nanonet.testing import Check, Report, check_cohort_linear, check_distillation, check_loss_ops, check_topk_ops
+from nanonet.testing import (
+    Check,
+    Report,
+    check_cohort_linear,
+    check_distillation,
+    check_linear_loss,
+    check_loss_ops,
+    check_topk_ops,
+)
 
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GPU_DTYPES = CPU_DTYPES[:3]  # the reference serves float64 there
@@ -39,14 +48,17 @@ def steps(kernels: str, device: torch.device, public: bool) -> Iterator[Step]:
         options |= {"dtypes": some, "students": students} if device.type == "cuda" else {"dtypes": CPU_DTYPES}
         yield f"the loss, {divergence}", partial(check_loss_ops, ops, **options)
         if divergence != "mse" and kernels != gate.CUDA:  # which has none for these ops
-            options.pop("students", None)
-            yield f"a TopK teacher, {divergence}", partial(check_topk_ops, ops, **options)
+            every = divergence == "kl"  # else pairs of dtype and tail take turns
+            topk: dict[str, Any] = {"divergence": divergence, "device": device, "every_tail": every}
+            topk["dtypes"] = CPU_DTYPES if every else (CPU_DTYPES[0], CPU_DTYPES[1 + i % 3])
+            yield f"TopK, {divergence}", partial(check_topk_ops, ops, **topk)
     if not public:
         return
     dtypes = GPU_DTYPES if device.type == "cuda" else CPU_DTYPES
     for divergence in DIVERGENCES if device.type == "cpu" else ("kl", "js"):
         yield f"distill_terms, {divergence}", partial(_terms, divergence, device)
         yield f"distill_loss, {divergence}", partial(_loss, divergence, device)
+        yield f"distill_linear_loss, {divergence}", partial(linear_loss, divergence, dtypes, device)
     if kernels != gate.CUDA:  # it has none for this op
         yield "cohort_linear", partial(check_cohort_linear, cohort_linear, dtypes=dtypes, device=device)
 
@@ -67,6 +79,16 @@ def _loss(divergence: str, device: torch.device) -> Report:
         loss, divergence=divergence, reduction="mean", mask=lambda keep: {"keep": keep}, device=device
     )
     return _named("distill_loss", report)
+
+
+def linear_loss(divergence: str, dtypes: Sequence[torch.dtype], device: torch.device) -> Report:
+    tails = {number: tail for tail, number in TAILS.items()}
+
+    def make(ids, logprobs, tail):
+        return TopK(ids, logprobs, tails[tail])
+
+    given: dict[str, Any] = {"divergence": divergence, "dtypes": dtypes, "device": device}
+    return check_linear_loss(distill_linear_loss, make_topk=make, **given)
 
 
 def _named(op: str, report: Report) -> Report:

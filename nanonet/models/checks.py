@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from nanonet.errors import InputError
+from nanonet.files import read_small
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.parts import find_parts
 
@@ -33,11 +34,14 @@ LARGEST = {
 
 
 def check_files(source: str, local: bool, what: str) -> None:
-    """Refuse a config.json with absurd sizes or class names, and shards that are not files of this folder.
+    """Refuse special files, a config.json with absurd sizes or class names, and shards that are no files in it.
 
     Raises:
         InputError: says what is wrong with which file.
     """
+    for path in sorted(Path(source).iterdir()) if Path(source).is_dir() else ():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"{what}: {path.name} in it is a pipe, socket or device; get the model again")
     config = _read_json(source, "config.json", local, what)
     for name, most in LARGEST.items():
         value = config.get(name)
@@ -72,7 +76,7 @@ def _read_json(source: str, name: str, local: bool, what: str) -> dict:
     if path is None:
         return {}
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(read_small(Path(path)))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{what}: {name} is no JSON object ({type(error).__name__}); get the model again") from error
     if not isinstance(found, dict):

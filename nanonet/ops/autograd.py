@@ -129,7 +129,7 @@ class DistillLoss(torch.autograd.Function):
 
 
 class DistillLossUntraced(torch.autograd.Function):
-    """DistillLoss without the gradient among its outputs, which costs autograd as much as the kernel of a few classes."""
+    """DistillLoss without the gradient among its outputs: of few classes that costs as much as the kernel."""
 
     @staticmethod
     def forward(ctx, student, *others):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nanonet.ops.autograd import _refuse_second_derivative, _register, _scaled
+from nanonet.ops.linear_check import check_call
 from nanonet.ops.linear_chunks import Loss, Teacher, Transform, chunked_loss
 from nanonet.ops.linear_products import Heads, product_into, project_into, widest
 
@@ -30,10 +31,21 @@ def run(heads: Heads, call: Call, needs: tuple[bool, bool, bool]) -> tuple[Tenso
         return chunked_loss(heads, call.teacher, call.loss, call.chunk, needs, call.entropy, *transforms)
 
 
-def _by_schema(hidden, weight, bias, *others):
-    teacher, loss, (chunk, entropy, needs) = Teacher(*others[:6]), Loss(*others[6:13]), others[13:]
+def _of_schema(hidden, weight, bias, *others) -> tuple[Heads, Call, tuple[bool, bool, bool]]:
+    """The arguments of the op, checked."""
+    heads, teacher, loss, (chunk, entropy, needs) = (
+        Heads(hidden, weight, bias),
+        Teacher(*others[:6]),
+        Loss(*others[6:13]),
+        others[13:],
+    )
+    check_call(heads, teacher, loss, chunk, needs)
+    return heads, Call(teacher, loss, chunk, entropy), tuple(needs)
+
+
+def _by_schema(*arguments):
     with torch.no_grad():
-        return run(Heads(hidden, weight, bias), Call(teacher, loss, chunk, entropy), needs)
+        return run(*_of_schema(*arguments))
 
 
 def _fake(hidden, weight, bias, *others):
@@ -77,9 +89,8 @@ def apply(heads: Heads, call: Call, needs: tuple[bool, bool, bool]) -> tuple[Ten
     return loss, means, gradients
 
 
-def _autograd(hidden, weight, bias, *others):
-    teacher, loss, (chunk, entropy, needs) = Teacher(*others[:6]), Loss(*others[6:13]), others[13:]
-    return apply(Heads(hidden, weight, bias), Call(teacher, loss, chunk, entropy), tuple(needs))
+def _autograd(*arguments):
+    return apply(*_of_schema(*arguments))
 
 
 def as_op(heads: Heads, call: Call, needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -82,6 +82,8 @@ def _check(x, weight, bias, lora_a, lora_b, scale, seed, dropout) -> None:
     if (lora_a is None) != (lora_b is None):
         raise ValueError("lora_a and lora_b: expected both or neither")
     K, (F, D) = _students(x, weight, bias, lora_a), weight.shape[-2:]
+    if K < 1:
+        raise ValueError(f"expected one student or more, got x {_shape(x)} and weight {_shape(weight)}")
     R = 0 if lora_a is None or lora_a.dim() != 3 else lora_a.shape[1]
     wanted = {
         "x": (x, ((x.shape[-2], D), (K, x.shape[-2], D))),
@@ -155,12 +157,34 @@ class _CohortLinear(torch.autograd.Function):
         return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None, None
 
 
+def _reference(*arguments):
+    _check(*arguments)  # of the op called by itself too: torch would broadcast
+    return reference.cohort_linear(*arguments)
+
+
+def _check_backward(dy, x, low, weight, lora_a, lora_b, scale, seed, dropout, shared_x, needs) -> None:
+    if dy.dim() != 3 or weight.dim() not in (2, 3) or len(needs) != 5:
+        raise ValueError(
+            f"expected dy (K,M,F), weight (F,D) or (K,F,D) and 5 needs, got {_shape(dy)}, {_shape(weight)}"
+        )
+    K, M, F = dy.shape
+    rows = x if x is not None else dy.new_empty(()).expand(*(() if shared_x else (K,)), M, weight.shape[-1])
+    if rows.dim() != 3 - shared_x or (
+        low is not None and low.shape != (K, M, 0 if lora_a is None else lora_a.shape[1])
+    ):
+        raise ValueError(f"x, low: expected of dy's {K} students and {M} rows, got {_shape(x)} and {_shape(low)}")
+    if rows.shape[-2] != M or weight.shape[-2] != F:
+        raise ValueError(f"dy: expected (K,M,F) of x {_shape(x)} and weight {_shape(weight)}, got {_shape(dy)}")
+    _check(rows, weight, dy[:, 0] if M else dy.new_empty(K, F), lora_a, lora_b, scale, seed, dropout)
+
+
 def _backward_reference(*arguments):
+    _check_backward(*arguments)
     # contiguous, as the fake says: a product of transposes can come out transposed
     return tuple(gradient.contiguous() for gradient in reference.cohort_linear_backward(*arguments))
 
 
-_LIBRARY.impl("cohort_linear", reference.cohort_linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("cohort_linear", _reference, "CompositeExplicitAutograd")
 _LIBRARY.impl("cohort_linear_backward", _backward_reference, "CompositeExplicitAutograd")
 _LIBRARY.impl("cohort_linear", lambda *arguments: _CohortLinear.apply(*arguments), "Autograd")
 torch.library.register_fake("nanonet::cohort_linear", _fake, lib=_LIBRARY)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nanonet.ops import autograd_linear
 from nanonet.ops.check import FLOATS, LABELS, as_tensor, check_divergence, check_logits, check_weights, expect, kind_of
+from nanonet.ops.linear_check import check_heads, shapes_of
 from nanonet.ops.linear_chunks import Loss, Teacher, Transform
-from nanonet.ops.linear_products import Heads, chunk_rows, of_student
+from nanonet.ops.linear_products import Heads, chunk_rows
 from nanonet.ops.topk import TAILS, TopK
 from nanonet.reference import UNLABELLED
 
@@ -141,7 +142,7 @@ def _arguments(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bia
         one.reshape((K, N, -1) if stacked else (N, one.shape[-1])) if N else _empty(one, K, stacked) for one in each
     ]
     heads = Heads(rows, _each("weight", weight, K, 2), [] if bias is None else _each("bias", bias, K, 1))
-    _check_heads(heads, first)
+    check_heads(heads, first)
     return _teacher(teacher_hidden, teacher_weight, teacher_bias, leading, heads.V, first), heads, leading
 
 
@@ -161,27 +162,8 @@ def _each(name: str, given: Each, K: int, dims: int) -> list[Tensor]:
         good = len(each) == K and all(one.dim() == dims for one in each)
     if not good:
         shape = "(V,D)" if dims == 2 else "(V,)"
-        raise ValueError(f"{name}: expected {shape}, or (K,...) or a list of K = {K}, got {_shapes(each)}")
+        raise ValueError(f"{name}: expected {shape}, or (K,...) or a list of K = {K}, got {shapes_of(each)}")
     return each
-
-
-def _shapes(each: list[Tensor]) -> str:
-    return ", ".join(str(tuple(one.shape)) for one in each)
-
-
-def _check_heads(heads: Heads, first: Tensor) -> None:
-    V = heads.V
-    for k in range(heads.K):
-        x, w = of_student(heads.hidden, k, 2), of_student(heads.weight, k, 2)
-        b = of_student(heads.bias, k, 1) if heads.bias else None
-        if w.shape != (V, x.shape[-1]) or V < 1:
-            raise ValueError(f"weight: expected (V,D) with the D of hidden, got {_shapes(heads.weight)}")
-        if b is not None and b.shape != (V,):
-            raise ValueError(f"bias: expected ({V},) like weight, got {_shapes(heads.bias)}")
-    for tensors in heads[1:]:
-        for one in tensors:
-            if one.device != first.device:
-                raise ValueError(f"weight, bias: expected on {first.device} like hidden, got {one.device}")
 
 
 def _teacher(given, weight: Tensor | None, bias: Tensor | None, leading, V: int, first: Tensor) -> Teacher:

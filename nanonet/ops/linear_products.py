@@ -79,8 +79,24 @@ def _sum_bytes(heads: Heads) -> int:
     return 4 * sum(w.numel() for w in heads.weight)
 
 
+def _block_rows(D: int) -> int:
+    """Rows of D numbers that are converted at a time."""
+    return max(1, BLOCK // max(4 * D, 1))
+
+
+def _check_product(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Nothing may be broadcast, nor read as integers."""
+    floats = all(t.is_floating_point() for t in (logits, x, weight))
+    fits = logits.dim() == x.dim() == weight.dim() == 2 and x.shape[1] == weight.shape[1]
+    if not (
+        floats and fits and logits.shape == (len(x), len(weight)) and (bias is None or bias.shape == logits.shape[1:])
+    ):
+        raise ValueError("logits: expected (R,V) of x (R,D), weight (V,D) and bias (V,), all floating")
+
+
 def project_into(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """logits (R,V) = x (R,D) weight^T + bias, in the dtype of logits; the reference of the op `project_into_`."""
+    _check_product(logits, x, weight, bias)
     dense = logits.stride(1) == x.stride(1) == weight.stride(1) == 1
     if dense and logits.dtype == torch.float32 and x.dtype == weight.dtype == torch.bfloat16:
         torch.ops.nanonet.bfloat16_product_(logits, x, weight)
@@ -92,8 +108,9 @@ def project_into(logits: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None)
 
 def product_into(logits: Tensor, x: Tensor, weight: Tensor) -> None:
     """logits (R,V) = x (R,D) weight^T, in the dtype of logits; the reference of the op `bfloat16_product_`."""
+    _check_product(logits, x, weight, None)
     x, V, D = x.to(logits.dtype), *weight.shape
-    step = V if weight.dtype == logits.dtype else max(1, BLOCK // (D * 4))
+    step = max(V, 1) if weight.dtype == logits.dtype else _block_rows(D)
     for v in range(0, V, step):
         block = logits[:, v : v + step]
         torch.mm(x, weight[v : v + step].to(logits.dtype).t(), out=block)
@@ -105,7 +122,7 @@ def _dhidden_into(dx: Tensor, dlogits: Tensor, weight: Tensor) -> None:
         torch.mm(dlogits, weight, out=dx)
         return
     total = dlogits.new_zeros(dx.shape)
-    step = max(1, BLOCK // (weight.shape[1] * 4))
+    step = _block_rows(weight.shape[1])
     for v in range(0, weight.shape[0], step):
         total.addmm_(dlogits[:, v : v + step], weight[v : v + step].to(dlogits.dtype))
     dx.copy_(total)
@@ -117,7 +134,7 @@ def _add_dweight(dweight: Tensor, dlogits: Tensor, x: Tensor) -> None:
     if dweight.dtype == dlogits.dtype:
         dweight.addmm_(dlogits.t(), x)
         return
-    step = max(1, BLOCK // (x.shape[1] * 4))
+    step = _block_rows(x.shape[1])
     for v in range(0, dweight.shape[0], step):
         dweight[v : v + step] += dlogits[:, v : v + step].t() @ x
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from nanonet.errors import escape_controls
 from nanonet.inference.reliability import COVERAGES
-from nanonet.progress import escape_controls
 
 Reliabilities = Sequence[tuple[str, dict[str, Any]]]  # name, and what `reliability` returns
 COLUMNS = ("confidence", "calibration error", *(f"top {percent}%" for percent in COVERAGES))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape as escape_html
 from typing import Any, NamedTuple
 
+from nanonet.errors import escape_controls
 from nanonet.inference.scores import wilson
-from nanonet.progress import escape_controls
 from nanonet.report import figures
 from nanonet.report.confidence import confidence_lines, confidence_table
 from nanonet.report.speed import speed_lines, speed_table

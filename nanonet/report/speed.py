@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from nanonet.progress import escape_controls
+from nanonet.errors import escape_controls
 
 Speeds = Sequence[tuple[str, dict[str, Any]]]  # name; megabytes, rows_per_s, texts_per_s
 COLUMNS = {"megabytes": "megabytes", "rows_per_s": "rows/s in batches of 32", "texts_per_s": "texts/s one at a time"}

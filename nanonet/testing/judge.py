@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ def judge(
 ) -> list[Check]:
     """The value and the gradient of one case, or the error that it ended in; of the rows in `keep`, where given."""
     arguments = {} if keep is None or mask is None else mask(keep)
-    dtype = str(leaf.dtype).removeprefix("torch.")
+    dtype = name_of(leaf.dtype)
     N = len(leaf)
     leaf = leaf.detach()
     student = leaf[:, : teacher.shape[1]].clone()
@@ -121,8 +121,36 @@ def judge(
     return checks if same else [*checks, Check(name, dtype, "inputs", math.inf, 0.0, "an input was written over")]
 
 
+def check_value(case: str, dtype: torch.dtype, what: str, found: Tensor, plain: Tensor, exact: Tensor) -> Check:
+    """The values of an op beside those of torch in the same dtype."""
+    bar = 2 * value_error(plain, exact) + ALLOWED[dtype][0]
+    return Check(case, name_of(dtype), what, value_error(found, exact), bar)
+
+
+def check_gradient(
+    case: str, dtype: torch.dtype, what: str, found: Tensor, plain: Tensor, exact: Tensor, scale: Tensor
+) -> Check:
+    """The gradient of an op beside that of torch in the same dtype; scale: the upstream of each row."""
+    bar = 2 * gradient_error(plain, exact, scale) + ALLOWED[dtype][1]
+    return Check(case, name_of(dtype), what, gradient_error(found, exact, scale), bar)
+
+
+def check_bits(case: str, dtype: torch.dtype, what: str, one: Sequence[Tensor], two: Sequence[Tensor]) -> Check:
+    same = all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(one, two, strict=True))
+    note = "" if same else "the second call differs"
+    return Check(case, name_of(dtype), what, 0.0 if same else math.inf, 0.0, note)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def value_error(value: Tensor, exact: Tensor) -> float:
-    """The largest |value - exact| over max(1, |exact|); infinities have to be the same."""
+    """The largest |value - exact| over max(1, |exact|); infinities have to be the same, and the shapes."""
+    if value.shape != exact.shape:
+        return math.inf
+    if not exact.numel():
+        return 0.0
     same = (value.double() == exact) | exact.isnan()
     error = (value.double() - exact).abs() / exact.abs().clamp_min(1)
     return torch.where(same, 0, error.nan_to_num(math.inf)).max().item()
@@ -130,6 +158,10 @@ def value_error(value: Tensor, exact: Tensor) -> float:
 
 def gradient_error(gradient: Tensor, exact: Tensor, scale: Tensor) -> float:
     """The largest |gradient - exact| / |exact| of a row in the Euclidean norm, of rows that have a finite one."""
+    if gradient.shape != exact.shape:
+        return math.inf
+    if not exact.numel():
+        return 0.0
     size = torch.maximum(exact.norm(dim=-1), (LEAST_GRADIENT * scale).double()).clamp_min(1e-30)
     error = (gradient.double() - exact).norm(dim=-1) / size
     return torch.where(exact.isfinite().all(-1), error.nan_to_num(math.inf), 0).max().item()

@@ -126,14 +126,14 @@ def _judge(fn: Callable[..., Tensor], case: str, arguments: Arguments, dropout: 
         return [ended(case, dtype, error)]
     checks = []
     for name, truth in exact.items():
-        bar = 2 * _error(plain[name], truth) + ALLOWED[x.dtype]
-        checks.append(Check(case, dtype, name, _error(found[name], truth), bar))
+        bar = 2 * error_of(plain[name], truth) + ALLOWED[x.dtype]
+        checks.append(Check(case, dtype, name, error_of(found[name], truth), bar))
     same = all(torch.equal(found[name], again[name]) for name in exact)
     checks.append(Check(case, dtype, "bits", 0.0 if same else math.inf, 0.0, "" if same else "the second call differs"))
     return checks
 
 
-def _error(value: Tensor, exact: Tensor) -> float:
+def error_of(value: Tensor, exact: Tensor) -> float:
     """The largest |value - exact| over the largest |exact|, or over 1e-3; infinite where a shape is another."""
     if value.shape != exact.shape:
         return math.inf

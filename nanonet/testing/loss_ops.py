@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from nanonet import reference
 from nanonet.reference import DEFAULT_BETA, DIVERGENCES, UNLABELLED
 from nanonet.testing.check import pair_cases
-from nanonet.testing.judge import ALLOWED, gradient_error, value_error
+from nanonet.testing.judge import check_bits, check_gradient, check_value, name_of
 from nanonet.testing.report import Check, Report, ended
 
 Ops = Mapping[str, Callable[..., Any]]
@@ -84,37 +85,29 @@ def _cases(
     yield "denominators of each", (student, teacher, label), (own, each)
 
 
-def _wide(*given: Tensor | None) -> list[Any]:
+def wide(*given: Tensor | None) -> list[Any]:
     return [x.double() if x is not None and x.is_floating_point() else x for x in given]
 
 
 def _judge(ops: Ops, case: str, inputs: Inputs, more: tuple, options: tuple) -> list[Check]:
-    student = inputs[0]
-    dtype = str(student.dtype).removeprefix("torch.")
-    exact_in = _wide(*inputs)
+    student, dtype = inputs[0], inputs[0].dtype
+    exact_in = wide(*inputs)
     own, exact = (reference.distill_terms(*some, *options) for some in (inputs, exact_in))
-    g = torch.Generator().manual_seed(seed_of(case))
-    upstream = torch.randn(own.shape, generator=g, dtype=torch.float64).to(own)
-    upstream[:, :, 2::5] = 0
+    upstream = draw_upstream(case, own)
     slopes = [
         reference.row_gradient(up, *some, *options) for up, some in ((upstream, inputs), (upstream.double(), exact_in))
     ]
     weights = torch.tensor(WEIGHTS, dtype=own.dtype, device=own.device)
     given: tuple[Any, ...] = (weights, *more)
     losses = [
-        reference.distill_loss(*some, *extra, *options) for some, extra in ((inputs, given), (exact_in, _wide(*given)))
+        reference.distill_loss(*some, *extra, *options) for some, extra in ((inputs, given), (exact_in, wide(*given)))
     ]
-    # a gradient is judged relative to the slopes of its row, but not below a share of the largest upstream
-    scale = upstream.abs().sum(0), torch.full_like(upstream[0], sum(WEIGHTS) / max(student.shape[1], 1))
-    allowed = ALLOWED[student.dtype]
-
-    def value(what: str, found: Tensor, plain: Tensor, truth: Tensor) -> Check:
-        return Check(case, dtype, what, value_error(found, truth), 2 * value_error(plain, truth) + allowed[0])
-
-    def gradient(what: str, found: Tensor, plain: Tensor, truth: Tensor, size: Tensor) -> Check:
-        bar = 2 * gradient_error(plain, truth, size) + allowed[1]
-        return Check(case, dtype, what, gradient_error(found, truth, size), bar)
-
+    # a gradient is judged relative to the slopes of its row, but not below a share of what it is a difference of, which
+    # is as large as the upstream and the temperature
+    scale = (
+        upstream.abs().sum(0) * max(options[0], 1.0),
+        torch.full_like(upstream[0], sum(WEIGHTS) / max(student.shape[1], 1)),
+    )
     checks: list[Check] = []
     for end, first in (("", student), ("_each", list(student))):
         name, op = f"distill_terms{end}", ops.get(f"distill_terms{end}")
@@ -122,57 +115,62 @@ def _judge(ops: Ops, case: str, inputs: Inputs, more: tuple, options: tuple) -> 
             continue
         try:
             terms, stats = op(first, *inputs[1:], *options)
-            checks.append(value(name, terms, own, exact))
+            checks.append(check_value(case, dtype, name, terms, own, exact))
             backward = ops[f"{name}_backward"]
             found = backward(upstream, first, *inputs[1:], stats, *options)
-            checks.append(gradient(f"{name}_backward", found, slopes[0], slopes[1], scale[0]))
+            checks.append(check_gradient(case, dtype, f"{name}_backward", found, slopes[0], slopes[1], scale[0]))
             again = backward(upstream, first, *inputs[1:], stats, *options)
-            checks.append(_bits(case, dtype, f"{name}_backward", (found,), (again,)))
+            checks.append(check_bits(case, dtype, f"{name}_backward", (found,), (again,)))
         except Exception as error:
-            checks.append(ended(case, dtype, error, name))
+            checks.append(ended(case, name_of(dtype), error, name))
     for end, first in (("", student), ("_each", list(student))):
         name, op = f"distill_loss{end}", ops.get(f"distill_loss{end}")
-        if op is None:
-            continue
-        try:
-            found = op(first, *inputs[1:], weights, *more, *options, True)
-            checks += [value(name, found[i], losses[0][i], losses[1][i]) for i in range(2)]
-            checks.append(gradient(name, found[2], losses[0][2], losses[1][2], scale[1]))
-            again = op(first, *inputs[1:], weights, *more, *options, True)
-            checks.append(_bits(case, dtype, name, found, again))
-            alone = op(first, *inputs[1:], weights, *more, *options, False)
-            checks += [value(name, alone[i], losses[0][i], losses[1][i]) for i in range(2)]
-        except Exception as error:
-            checks.append(ended(case, dtype, error, name))
-    return checks + _in_place(ops, case, dtype, inputs, (weights, *more, *options), losses, gradient, scale[1])
+        if op is not None:
+            call = partial(op, first, *inputs[1:], weights, *more, *options)
+            checks += judge_loss(case, dtype, name, call, losses, scale[1])
+    return checks + _in_place(ops, case, inputs, (weights, *more, *options), losses, scale[1])
 
 
-def _in_place(ops: Ops, case: str, dtype: str, inputs: Inputs, rest: tuple, losses, gradient, scale) -> list[Check]:
+def draw_upstream(case: str, terms: Tensor) -> Tensor:
+    """(3,K,N), 0 in places."""
+    g = torch.Generator().manual_seed(sum(case.encode()))
+    upstream = torch.randn(terms.shape, generator=g, dtype=torch.float64).to(terms)
+    upstream[:, :, 2::5] = 0
+    return upstream
+
+
+def judge_loss(case: str, dtype: torch.dtype, name: str, call: Callable[[bool], Any], losses, scale) -> list[Check]:
+    """Loss, means and gradient of call(need_grad), twice, and the first two without a gradient; losses: the same in
+    the dtype, and in float64."""
+    plain, exact = losses
+    try:
+        found, again, alone = call(True), call(True), call(False)
+        checks = [
+            check_value(case, dtype, name, some[i], plain[i], exact[i]) for some in (found, alone) for i in (0, 1)
+        ]
+        checks.append(check_gradient(case, dtype, name, found[2], plain[2], exact[2], scale))
+        return [*checks, check_bits(case, dtype, name, found, again)]
+    except Exception as error:
+        return [ended(case, name_of(dtype), error, name)]
+
+
+def _in_place(ops: Ops, case: str, inputs: Inputs, rest: tuple, losses, scale) -> list[Check]:
     """distill_loss_into_ into memory of NaN, and distill_scale_."""
-    checks = []
+    checks, dtype = [], inputs[0].dtype
     if "distill_loss_into_" in ops:
-        room = torch.full(inputs[0].shape, math.nan, dtype=inputs[0].dtype, device=inputs[0].device)
+        room = torch.full(inputs[0].shape, math.nan, dtype=dtype, device=inputs[0].device)
         try:
             ops["distill_loss_into_"](room, *inputs, *rest)
-            checks.append(gradient("distill_loss_into_", room, losses[0][2], losses[1][2], scale))
+            checks.append(check_gradient(case, dtype, "distill_loss_into_", room, losses[0][2], losses[1][2], scale))
         except Exception as error:
-            checks.append(ended(case, dtype, error, "distill_loss_into_"))
+            checks.append(ended(case, name_of(dtype), error, "distill_loss_into_"))
     if "distill_scale_" in ops:
         scaled = inputs[0].nan_to_num(0, 0, 0).contiguous().clone()
         factor = torch.tensor(0.3, device=scaled.device, dtype=torch.promote_types(scaled.dtype, torch.float32))
         exact, plain = scaled.double() * factor.double(), (scaled * factor).to(scaled.dtype)
         try:
             ops["distill_scale_"](scaled, factor)
-            checks.append(gradient("distill_scale_", scaled, plain, exact, torch.ones_like(scale)))
+            checks.append(check_gradient(case, dtype, "distill_scale_", scaled, plain, exact, torch.ones_like(scale)))
         except Exception as error:
-            checks.append(ended(case, dtype, error, "distill_scale_"))
+            checks.append(ended(case, name_of(dtype), error, "distill_scale_"))
     return checks
-
-
-def _bits(case: str, dtype: str, what: str, one: Sequence[Tensor], two: Sequence[Tensor]) -> Check:
-    same = all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(one, two, strict=True))
-    return Check(case, dtype, what, 0.0 if same else math.inf, 0.0, "" if same else "the second call differs")
-
-
-def seed_of(case: str) -> int:
-    return sum(case.encode())

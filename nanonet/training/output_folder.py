@@ -17,7 +17,7 @@ import yaml
 from nanonet.config.settings import changes
 from nanonet.config.train import RUN_CONFIG, TrainConfig
 from nanonet.errors import InputError
-from nanonet.files import lies_in, remove, write
+from nanonet.files import lies_in, read_small, remove, write
 from nanonet.teacher import frozen
 from nanonet.training import checkpoint
 
@@ -150,7 +150,7 @@ def _is_incomplete(folder: Path) -> bool:
 def _settings(folder: Path) -> dict:
     """The settings of the run in the folder; empty if there is none of ours."""
     try:
-        found = yaml.safe_load((folder / RUN_CONFIG).read_text(encoding="utf-8"))
+        found = yaml.safe_load(read_small(folder / RUN_CONFIG))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):  # somebody else's
         return {}
     known = {field.name for field in dataclasses.fields(TrainConfig)}

@@ -7,15 +7,9 @@ import random
 import time
 from pathlib import Path
 
-from safetensors.torch import load_file
-from support.attack import answer, start
+from support.attack import answer, start, weights
 
 KILLS = int(os.environ.get("NANONET_ATTACK_KILLS", "10"))
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    files = sorted(folder.glob("student-*/model.safetensors"))
-    return {f"{f.parent.name}/{k}": v.numpy().tobytes() for f in files for k, v in load_file(f).items()}
 
 
 def test_killed_runs_resume_bit_for_bit(tiny_data: Path, tiny_encoder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanonet.data.formats import extension, read_rows
+from nanonet.data.lines import Limits
 from nanonet.errors import InputError
 
 COLUMNS = {"text_column": "text", "label_column": "label"}
@@ -74,6 +75,31 @@ def test_parquet_with_two_columns_of_a_name_or_bytes_of_another_alphabet(tmp_pat
     parquet.write_table(pyarrow.table({"text": latin, "label": [0]}), path)
     with pytest.raises(InputError, match="not sound Parquet"):
         list(read_rows(path, COLUMNS))
+
+
+def test_texts_that_parquet_stores_once_count_as_often_as_they_stand_there(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "table.parquet"
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), pyarrow.array(["a" * 500]))
+    parquet.write_table(pyarrow.table({"text": text, "label": [0] * 1000}), path)
+    assert path.stat().st_size < 10_000
+    assert len(list(read_rows(path, COLUMNS, Limits(500, 500_000)))) == 1000
+    with pytest.raises(InputError, match=r"after row 800: more than 400000 bytes of data"):
+        list(read_rows(path, COLUMNS, Limits(500, 400_000)))
+
+
+def test_a_long_text_without_lines_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["a", "a" * 501], "label": [0, 1]}), tmp_path / "t.parquet")
+    (tmp_path / "t.json").write_text(json.dumps([{"text": "a", "label": 0}, {"text": "a" * 501, "label": 1}]))
+    for name in ("t.parquet", "t.json"):
+        with pytest.raises(InputError, match="the text has more than 500 characters"):
+            list(read_rows(tmp_path / name, COLUMNS, Limits(500)))
+        assert len(list(read_rows(tmp_path / name, COLUMNS, Limits(501)))) == 2
 
 
 def test_a_json_file_may_also_hold_lines(tmp_path: Path) -> None:

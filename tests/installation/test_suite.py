@@ -8,20 +8,16 @@ import math
 import pytest
 import torch
 
-from nanonet import cohort_linear
+from nanonet import cohort_linear, distill_linear_loss
 from nanonet.installation import suite
 from nanonet.reference import DIVERGENCES
 from nanonet.schemas import SCHEMAS
-from nanonet.testing import Check, Report, check_cohort_linear, check_loss_ops, check_topk_ops
+from nanonet.testing import Check, Report, check_cohort_linear, check_linear_loss, check_loss_ops, check_topk_ops
 
 CPU = torch.device("cpu")
-TOPK = {"distill_topk_terms", "distill_topk_terms_backward", "distill_topk_loss"}
-NOT_JUDGED = {*TOPK, "distill_linear_loss"}
-OPS = {
-    name: getattr(torch.ops.nanonet, name).default
-    for name in SCHEMAS
-    if name.startswith("distill") and name not in NOT_JUDGED
-}
+ALL = {name: getattr(torch.ops.nanonet, name).default for name in SCHEMAS if name.startswith("distill")}
+TOPK_OPS = {name: op for name, op in ALL.items() if "topk" in name}
+OPS = {name: op for name, op in ALL.items() if name not in TOPK_OPS and name != "distill_linear_loss"}
 FLOAT32 = (torch.float32,)
 
 
@@ -32,26 +28,27 @@ def test_our_ops_pass_and_none_is_left_out(divergence: str) -> None:
     assert {check.what for check in report.checks} == OPS.keys()
 
 
-TOPK_OPS = {name: getattr(torch.ops.nanonet, name).default for name in TOPK}
-
-
-@pytest.mark.parametrize("divergence", ["kl", "js", "tv"])
-def test_the_ops_of_a_topk_teacher_pass(divergence: str) -> None:
-    report = check_topk_ops(TOPK_OPS, divergence=divergence)
+@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "tv"])
+def test_our_topk_ops_pass_and_none_is_left_out(divergence: str) -> None:
+    report = check_topk_ops(ALL, divergence=divergence, dtypes=FLOAT32)
     report.raise_failures()
-    assert {check.what for check in report.checks} == TOPK
+    assert {check.what for check in report.checks} == TOPK_OPS.keys()
+    less = check_topk_ops(ALL, divergence=divergence, dtypes=suite.CPU_DTYPES[:3], students=(2,), every_tail=False)
+    assert len({check.case for check in less.checks}) == len({check.case for check in report.checks}) - 3 * 3
 
 
-@pytest.mark.parametrize("op", sorted(TOPK))
-def test_a_mutant_of_a_topk_teacher_is_found(op: str) -> None:
-    def off(*given):
-        found = TOPK_OPS[op](*given)
-        return 1.01 * found if torch.is_tensor(found) else (found[0], found[1], 1.01 * found[2])
+def test_the_loss_from_hidden_states_passes() -> None:
+    for divergence in ("kl", "mse"):
+        report = suite.linear_loss(divergence, (*FLOAT32, torch.bfloat16), CPU)
+        report.raise_failures()
+        assert {check.what for check in report.checks} == {"distill_linear_loss"}
+        assert any("top-k" in check.case for check in report.checks) == (divergence == "kl")
 
-    report = check_topk_ops({**TOPK_OPS, op: off}, divergence="reverse_kl", dtypes=FLOAT32)
-    assert {check.what for check in report.failures} == {op}
-    with pytest.raises(KeyError):
-        check_topk_ops(TOPK_OPS, divergence="mse")
+
+def test_every_op_is_judged() -> None:
+    judged = {"cohort_linear", "cohort_linear_backward"}  # by the linear layer, with autograd
+    judged |= {"project_into_", "bfloat16_product_"}  # by the loss from hidden states
+    assert judged | {*OPS, *TOPK_OPS, "distill_linear_loss"} == SCHEMAS.keys()
 
 
 def test_the_linear_layer_passes() -> None:
@@ -115,6 +112,56 @@ def test_a_mutant_of_every_op_is_found(op: str) -> None:
     assert report.failures and {check.what for check in report.failures} == {op}
 
 
+def renormalises(student, ids, logprobs, tail, *given):
+    return TOPK_OPS["distill_topk_terms"](student, ids, logprobs, 2, *given)
+
+
+def forgets_the_last_class(student, ids, logprobs, *given):
+    return TOPK_OPS["distill_topk_loss"](
+        student, ids.clone().index_fill_(1, torch.tensor(ids.shape[1] - 1), -1), logprobs, *given
+    )
+
+
+def takes_anything(student, ids, logprobs, *given):
+    ids = ids.clamp_max(student[0].shape[-1] - 1)
+    return TOPK_OPS["distill_topk_terms"](student, ids, logprobs, *given)
+
+
+TOPK_MUTANTS = [
+    ("distill_topk_terms", renormalises),
+    ("distill_topk_terms", takes_anything),
+    ("distill_topk_terms_backward", lambda *given: 1.01 * TOPK_OPS["distill_topk_terms_backward"](*given)),
+    ("distill_topk_loss", forgets_the_last_class),
+]
+
+
+@pytest.mark.parametrize(("op", "mutant"), TOPK_MUTANTS)
+def test_a_mutant_of_every_topk_op_is_found(op: str, mutant) -> None:
+    report = check_topk_ops(TOPK_OPS | {op: mutant}, divergence="kl", dtypes=FLOAT32, students=())
+    assert {check.what for check in report.failures} == {op}
+
+
+def forgets_bias(*given, bias, **named):
+    return distill_linear_loss(*given, bias=None, **named)
+
+
+def rounds_logits(hidden, weight, *given, **named):
+    return distill_linear_loss(hidden, weight, *given, **named | {"transform": lambda x: x.bfloat16().float()})
+
+
+def doubles_the_gradient(*given, **named):
+    loss, means = distill_linear_loss(*given, **named)
+    return 2 * loss - loss.detach(), means
+
+
+@pytest.mark.parametrize("mutant", [forgets_bias, rounds_logits, doubles_the_gradient])
+def test_a_mutant_of_the_loss_from_hidden_states_is_found(mutant) -> None:
+    def named(hidden, weight, teacher_hidden, teacher_weight, label, **options):
+        return mutant(hidden, weight, teacher_hidden, teacher_weight, label, **options)
+
+    assert check_linear_loss(named, divergence="kl", dtypes=FLOAT32).failures
+
+
 def forgets_scale(x, weight, bias, lora_a, lora_b, scale, **given):
     return cohort_linear(x, weight, bias, lora_a, lora_b, None, **given)
 
@@ -136,7 +183,8 @@ def test_a_mutant_of_the_linear_layer_is_found(mutant) -> None:
 def test_every_divergence_and_the_public_functions_are_steps() -> None:
     names = [name for name, _ in suite.steps("C++ avx2", CPU, public=True)]
     for divergence in DIVERGENCES:
-        assert {f"{what}, {divergence}" for what in ("the loss", "distill_terms", "distill_loss")} <= set(names)
+        steps = ["the loss", "distill_terms", "distill_loss", "distill_linear_loss", *["TopK"] * (divergence != "mse")]
+        assert {f"{what}, {divergence}" for what in steps} <= set(names)
     assert names[-1] == "cohort_linear"
     assert len(list(suite.steps("C++ avx2", CPU, public=False))) == 2 * len(DIVERGENCES) - 1
 

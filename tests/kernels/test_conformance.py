@@ -5,7 +5,7 @@ import torch
 
 from nanonet.backends import triton
 from nanonet.reference import DEFAULT_BETA, DIVERGENCES
-from nanonet.testing import check_distillation, check_loss_ops, check_topk_ops, loss_ops, topk
+from nanonet.testing import check_distillation, check_loss_ops, check_topk_ops, loss_ops, topk_ops
 
 
 class Terms(torch.autograd.Function):
@@ -49,6 +49,10 @@ def test_the_ops_of_the_check_pass(device, monkeypatch):
 
 @pytest.mark.slow
 def test_the_ops_of_a_topk_teacher_pass(device, monkeypatch):
-    cases = topk._cases
-    monkeypatch.setattr(topk, "_cases", lambda *given: [case for case in cases(*given) if case[0] != "long rows"])
+    cases = topk_ops._cases
+    monkeypatch.setattr(
+        topk_ops, "_cases", lambda *given: [case for case in cases(*given) if case[0] != "several chunks"]
+    )
+    if device.type == "cpu":  # the interpreter's rows that are refused are NaN, as a GPU's are
+        monkeypatch.setattr(topk_ops, "_refusals", lambda *_: ())
     check_topk_ops(triton.implementations(), divergence="js", dtypes=(torch.float32,), device=device).raise_failures()

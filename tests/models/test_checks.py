@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,15 @@ def test_shards_of_the_folder_are_loaded(folder: Path, tiny_encoder: Path) -> No
     (folder.parent / "elsewhere.safetensors").rename(folder / "part-1.safetensors")
     found, wanted = load_encoder(str(folder)), load_encoder(str(tiny_encoder))
     assert torch.equal(found.get_input_embeddings().weight, wanted.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json", "notes"])
+def test_a_pipe_in_the_folder_is_refused(name: str, folder: Path) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    load = load_tokenizer if name != "config.json" else load_encoder
+    words = "the folder has no config.json" if name == "config.json" else f"{name} in it is a pipe"
+    refused(load, folder, words)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def replace(file: Path, kind: str) -> None:
     if kind == "fifo":
         os.mkfifo(file)
     else:
-        file.symlink_to("/dev/zero")
+        file.symlink_to("/dev/zero" if kind == "zero" else kind)
 
 
 def shards(folder: Path, name: str) -> None:
