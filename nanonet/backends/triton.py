@@ -124,7 +124,7 @@ def _by_reference(x: Tensor, weight: Tensor, lora_a: Tensor | None, dropout: flo
 
 
 def _device_of(first: Tensor | list[Tensor]) -> torch.device:
-    return (first if isinstance(first, Tensor) else first[0]).device
+    return (first[0] if isinstance(first, list) else first).device
 
 
 def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
