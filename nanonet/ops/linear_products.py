@@ -13,7 +13,7 @@ from torch import Tensor
 
 BUDGET = 32 << 20  # bytes for the logits of a chunk, with their gradient; and as many for gradients that wait
 # fewer rows than these waste the products: so many are taken where that takes no more than MOST bytes
-FEW_ROWS, FEW_WAITING, MOST = 32, 128, 72 << 20
+FEW_ROWS, FEW_WAITING, MOST = 64, 128, 72 << 20
 LARGE_SUM = 96 << 20  # bytes of a sum of a weight's gradient from which it is not kept in float32
 BLOCK = 4 << 20  # bytes of a weight that is converted at a time
 

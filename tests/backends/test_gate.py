@@ -107,6 +107,7 @@ def test_the_reference_takes_the_calls_of_an_unchecked_gpu(monkeypatch: pytest.M
     gpu = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
     with pytest.warns(UserWarning, match="not checked"):
         assert call(gpu, 1) == "reference"
+    assert call([gpu], 1) == "reference"  # students apart
     gate.write_record(KEY, {TRITON: True})
     gate.forget()
     assert call(gpu, 1) == f"kernel {names[0]}"
