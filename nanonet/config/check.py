@@ -41,6 +41,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("sharpen lora_alpha", lambda value: 0 < value < float("inf"), "give a number above 0"),
     ("temperature", lambda value: 0.01 <= value <= 100, "give 0.01 to 100"),
     ("warmup lora_dropout test_fraction", lambda value: 0 <= value < 1, "give a fraction of at least 0 and below 1"),
+    (
+        "vocabulary",
+        lambda value: value in ("auto", "all") or value.isascii() and value.isdecimal() and 0 < int(value) < 2**31,
+        "give auto, all or a number of word pieces",
+    ),
     ("beta", lambda value: value is None or 0 < value < 1, "give a number above 0 and below 1"),
 )
 
@@ -80,6 +85,11 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
         "student_model",
         lambda c: c.teacher_mode == "online" and bool(c.student_model),
         "an online teacher reads the students' tokens; leave it out, or give --teacher-mode frozen",
+    ),
+    (
+        "vocabulary",
+        lambda c: c.teacher_mode == "online" and c.vocabulary not in ("auto", "all"),
+        "an online teacher reads the students' tokens; give auto or all, or --teacher-mode frozen",
     ),
     (
         "relation_weight",

@@ -74,6 +74,7 @@ class CohortSettings:
     students: int
     student: Literal["encoder", "cnn"]
     embedding_width: int
+    vocabulary: str
     student_layers: int
     layer_mapping: str
     views: str
@@ -202,6 +203,7 @@ def cohort_settings(config: TrainConfig) -> CohortSettings:
         students=config.students,
         student=config.student,
         embedding_width=config.embedding_width,
+        vocabulary=config.vocabulary,
         student_layers=config.student_layers,
         layer_mapping=config.layer_mapping,
         views=config.views,

@@ -67,6 +67,9 @@ class TrainConfig:
     student: Literal["encoder", "cnn"] = "encoder"
     # width of a cnn student's word embeddings, which are factorised from the teacher's
     embedding_width: int = 100
+    # word pieces of the students: `auto` keeps those that the texts to train on use, `all` every one, a number so many
+    # of the most frequent; special tokens and single characters always stay. A frozen teacher keeps its own
+    vocabulary: str = "auto"
     # layers per student [layers]; 0 takes all
     student_layers: int = 2
     # teacher layers that the students start from: `bottom-top`, `interleaved`, or lists such as `0,5;1,4`

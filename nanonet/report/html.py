@@ -116,6 +116,13 @@ def remarks(report: dict[str, Any]) -> list[str]:
             found.append(f"The best student gives {_percent(best['validation_agreement'])}% of {rows} its label.")
     elif _interval(best["accuracy"], data["test"]):
         found.append(f"{data['test']} test rows: in brackets the 95% interval of the accuracy.")
+    pieces = report.get("vocabulary")
+    if pieces and pieces["after"] < pieces["before"]:
+        found.append(
+            f"The students know {pieces['after']} word pieces of {pieces['before']}; --vocabulary all keeps every one."
+        )
+    elif pieces and pieces["why"]:
+        found.append(f"The students know all {pieces['before']} word pieces: {pieces['why']}.")
     if data.get("test_in_train"):
         found.append(
             f"{data['test_in_train']} of the test texts are training texts too; --deduplicate drops them there."

@@ -32,6 +32,7 @@ from nanonet.teacher.source import Source
 from nanonet.training.pretrained import STUDENT, TEACHER, load_pretrained
 from nanonet.training.teacher_source import find_known_classes, make_source
 from nanonet.training.training_set import check_parts
+from nanonet.training.vocabulary import Vocabulary, fit_vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Run:
         another precision
     tokenizer, data: the students' tokenizer, and all rows in its tokens; student_key: fingerprint of their encoder,
         "" where it is the source's
+    vocabulary: word pieces of that encoder, and of the students
     views, mapping: view of each student, and the layers that it starts from
     online: the teacher that trains beside its students, in the online mode
     ensure_ours: raises if another run has replaced the output folder
@@ -54,6 +56,7 @@ class Run:
     tokenizer: Any
     data: RunData
     student_key: str
+    vocabulary: Vocabulary
     source: Source
     make_source: Callable[[StageSettings, Accelerator], Source]
     views: list[str]
@@ -116,16 +119,21 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator,
     check_parts(settings.batches, settings.loss.relation_weight, labelled, unlabelled, accelerator.num_processes)
     with students.named():
         check_encoder(students.model, layers=wanted.student != "cnn")
+        max_tokens = settings.data.max_tokens
+        tokenizer, own, vocabulary = fit_vocabulary(students, texts, data, wanted.vocabulary, max_tokens)
         cohort, online = _build_models(settings, students.model, mapping, data.classes)
+    for model in filter(None, (cohort, online)):
+        vocabulary.cut(model)
     teacher_is_base = flag == TEACHER and not known.files  # and in the fingerprint of the source
     return Run(
         settings=settings,
         folder=folder,
         accelerator=accelerator,
         progress=progress,
-        tokenizer=students.tokenizer,
-        data=data,
+        tokenizer=tokenizer,
+        data=own,
         student_key=teacher_cache.fingerprint_of_encoder(students.model, data.rows) if not teacher_is_base else "",
+        vocabulary=vocabulary,
         source=source,
         make_source=remake,
         views=views,
