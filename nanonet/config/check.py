@@ -123,14 +123,14 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     ),
     (
         "tuning",
-        lambda c: c.student == "cnn" and c.tuning != "full",
-        "a cnn student starts from scratch, so all of it is trained; leave it at full",
+        lambda c: c.student != "encoder" and c.tuning != "full",
+        "a cnn or static student starts from scratch, so all of it is trained; leave it at full",
     ),
 )
 
 # whether a choice was made, its name, the fields that mean nothing under it
 IDLE: tuple[tuple[Callable[[TrainConfig], bool], str, str], ...] = (
-    (lambda c: c.student == "cnn", "--student cnn", "student_layers layer_mapping"),
+    (lambda c: c.student != "encoder", "--student {student}", "student_layers layer_mapping"),
     (lambda c: c.student == "encoder", "--student encoder", "embedding_width"),
     (lambda c: c.teacher_mode == "online", "--teacher-mode online", "teacher_steps"),
     (lambda c: bool(c.soft_labels), "--soft-labels", "teacher_mode teacher_steps targets"),
@@ -161,7 +161,11 @@ def check_train(config: TrainConfig) -> None:
     for chosen, choice, names in IDLE:
         for name in names.split() if chosen(config) else ():
             if getattr(config, name) != getattr(TrainConfig, name):
-                _refuse(config, name, f"it means nothing to {choice.format(tuning=config.tuning)}; leave it out")
+                _refuse(
+                    config,
+                    name,
+                    f"it means nothing to {choice.format(tuning=config.tuning, student=config.student)}; leave it out",
+                )
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard: tensorboard is not installed; pip install 'nanonet[tensorboard]'")
     if config.resume and config.overwrite:

@@ -72,7 +72,7 @@ class CohortSettings:
 
     student_model: str
     students: int
-    student: Literal["encoder", "cnn"]
+    student: Literal["encoder", "cnn", "static"]
     embedding_width: int
     vocabulary: str
     student_layers: int

@@ -56,7 +56,8 @@ def report_rows(report: dict[str, Any]) -> list[ReportRow]:
     table.append(ReportRow(name, teacher["accuracy"], teacher["macro_f1"], size, None, size and 1.0))
     for k, student in enumerate(students):
         layers = ", ".join(map(str, student["layers"]))
-        name = f"student {k} (layers {layers})" if layers else f"student {k} (CNN)"
+        kind = "CNN" if report["config"].get("student", "cnn") == "cnn" else report["config"]["student"]
+        name = f"student {k} (layers {layers})" if layers else f"student {k} ({kind})"
         count, trained = student["parameters"]["total"], student["parameters"]["trainable"]
         scores = student["accuracy"], student["macro_f1"]
         table.append(ReportRow(name, *scores, count, trained, size and size / count, k == report["best"]))

@@ -18,6 +18,7 @@ from nanonet.cohort.cnn import build_cnn_cohort
 from nanonet.cohort.mapping import choose_layers
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.stack import build_cohort
+from nanonet.cohort.static import build_static_cohort
 from nanonet.cohort.views import parse_views
 from nanonet.config.settings import StageSettings
 from nanonet.data.batches import Encoded
@@ -118,7 +119,7 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator,
     unlabelled = len(data.rows) - labelled
     check_parts(settings.batches, settings.loss.relation_weight, labelled, unlabelled, accelerator.num_processes)
     with students.named():
-        check_encoder(students.model, layers=wanted.student != "cnn")
+        check_encoder(students.model, layers=wanted.student == "encoder")
         max_tokens = settings.data.max_tokens
         tokenizer, own, vocabulary = fit_vocabulary(students, texts, data, wanted.vocabulary, max_tokens)
         cohort, online = _build_models(settings, students.model, mapping, data.classes)
@@ -146,7 +147,7 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator,
 def _mapping(settings: StageSettings, encoder: PreTrainedModel) -> list[list[int]]:
     """The layers of the encoder that each student starts from; none for students that are built from scratch."""
     wanted = settings.cohort
-    if wanted.student == "cnn":
+    if wanted.student != "encoder":
         return [[] for _ in range(wanted.students)]
     return choose_layers(wanted.layer_mapping, wanted.students, wanted.student_layers, encoder)
 
@@ -159,6 +160,8 @@ def _build_models(
     lora = Lora(wanted.lora_rank, wanted.lora_alpha, wanted.lora_dropout)
     if wanted.student == "cnn":
         cohort = build_cnn_cohort(encoder, classes, wanted.students, wanted.embedding_width, seed)
+    elif wanted.student == "static":
+        cohort = build_static_cohort(encoder, classes, wanted.students, wanted.embedding_width, seed)
     else:
         cohort = build_cohort(encoder, mapping, classes, wanted.tuning, lora=lora, seed=seed)
     cohort.checkpointing = wanted.gradient_checkpointing
