@@ -120,9 +120,10 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator,
     check_parts(settings.batches, settings.loss.relation_weight, labelled, unlabelled, accelerator.num_processes)
     with students.named():
         check_encoder(students.model, layers=wanted.student == "encoder")
-        max_tokens = settings.data.max_tokens
-        tokenizer, own, vocabulary = fit_vocabulary(students, texts, data, wanted.vocabulary, max_tokens)
         cohort, online = _build_models(settings, students.model, mapping, data.classes)
+        max_tokens = settings.data.max_tokens
+        # last: what it says does not come before an error
+        tokenizer, own, vocabulary = fit_vocabulary(students, texts, data, wanted.vocabulary, max_tokens)
     for model in filter(None, (cohort, online)):
         vocabulary.cut(model)
     teacher_is_base = flag == TEACHER and not known.files  # and in the fingerprint of the source
