@@ -40,6 +40,20 @@ def factorise(table: Tensor, width: int) -> Tensor:
     return (small / small.square().mean().sqrt()).float()
 
 
+def word_table(teacher: PreTrainedModel, width: int) -> Tensor:
+    """The teacher's word embeddings (V,D).
+
+    Raises:
+        InputError: they are narrower than `width`.
+    """
+    table: Any = teacher.get_input_embeddings()
+    D = table.weight.shape[1]
+    if width > D:
+        raise InputError(f"--embedding-width {width}: the teacher's word embeddings have {D}; give {D} or less")
+    words: Tensor = table.weight
+    return words
+
+
 def build_cnn_cohort(
     teacher: PreTrainedModel, labels: Sequence[str], students: int, width: int, seed: int = 0
 ) -> Cohort:
@@ -48,19 +62,16 @@ def build_cnn_cohort(
     Raises:
         InputError: the teacher's embeddings are narrower than that.
     """
-    word: Any = teacher.get_input_embeddings()
-    V, D = word.weight.shape
-    if width > D:
-        raise InputError(f"--embedding-width {width}: the teacher's word embeddings have {D}; give {D} or less")
+    words = word_table(teacher, width)
     names = dict(enumerate(labels))
     config = CnnConfig(
-        vocab_size=V,
+        vocab_size=len(words),
         embedding_size=width,
         pad_token_id=teacher.config.pad_token_id,
         id2label=names,
         label2id={label: i for i, label in names.items()},
     )
-    table, models = factorise(word.weight, width), []
+    table, models = factorise(words, width), []
     for k in range(students):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed * 1009 + k)
@@ -69,8 +80,8 @@ def build_cnn_cohort(
     return stack_cnns(models)
 
 
-def stack_cnns(models: Sequence[CnnForSequenceClassification]) -> Cohort:
-    """K plain CNNs of one shape as one cohort in training mode; `models` are not changed."""
+def stack_cnns(models: Sequence[PreTrainedModel]) -> Cohort:
+    """K plain CNNs, or static students, of one shape as one cohort in training mode; `models` are not changed."""
     span, skeleton = Span(0, len(models)), copy.deepcopy(models[0])
     for name, module in list(skeleton.named_modules()):
         states = [model.get_submodule(name).state_dict() for model in models]

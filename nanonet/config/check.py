@@ -41,6 +41,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("sharpen lora_alpha", lambda value: 0 < value < float("inf"), "give a number above 0"),
     ("temperature", lambda value: 0.01 <= value <= 100, "give 0.01 to 100"),
     ("warmup lora_dropout test_fraction", lambda value: 0 <= value < 1, "give a fraction of at least 0 and below 1"),
+    (
+        "vocabulary",
+        lambda value: value in ("", "auto", "all") or value.isascii() and value.isdecimal() and 0 < int(value) < 2**31,
+        "give auto, all or a number of word pieces",
+    ),
     ("beta", lambda value: value is None or 0 < value < 1, "give a number above 0 and below 1"),
 )
 
@@ -82,6 +87,11 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
         "an online teacher reads the students' tokens; leave it out, or give --teacher-mode frozen",
     ),
     (
+        "vocabulary",
+        lambda c: c.teacher_mode == "online" and c.vocabulary not in ("", "auto", "all"),
+        "an online teacher reads the students' tokens; give auto or all, or --teacher-mode frozen",
+    ),
+    (
         "relation_weight",
         lambda c: bool(c.relation_weight) and (bool(c.soft_labels) or c.targets == "head"),
         "it compares with embeddings, which soft labels from files or a head lack; give 0",
@@ -113,14 +123,14 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     ),
     (
         "tuning",
-        lambda c: c.student == "cnn" and c.tuning != "full",
-        "a cnn student starts from scratch, so all of it is trained; leave it at full",
+        lambda c: c.student != "encoder" and c.tuning != "full",
+        "a cnn or static student starts from scratch, so all of it is trained; leave it at full",
     ),
 )
 
 # whether a choice was made, its name, the fields that mean nothing under it
 IDLE: tuple[tuple[Callable[[TrainConfig], bool], str, str], ...] = (
-    (lambda c: c.student == "cnn", "--student cnn", "student_layers layer_mapping"),
+    (lambda c: c.student != "encoder", "--student {student}", "student_layers layer_mapping"),
     (lambda c: c.student == "encoder", "--student encoder", "embedding_width"),
     (lambda c: c.teacher_mode == "online", "--teacher-mode online", "teacher_steps"),
     (lambda c: bool(c.soft_labels), "--soft-labels", "teacher_mode teacher_steps targets"),
@@ -151,7 +161,11 @@ def check_train(config: TrainConfig) -> None:
     for chosen, choice, names in IDLE:
         for name in names.split() if chosen(config) else ():
             if getattr(config, name) != getattr(TrainConfig, name):
-                _refuse(config, name, f"it means nothing to {choice.format(tuning=config.tuning)}; leave it out")
+                _refuse(
+                    config,
+                    name,
+                    f"it means nothing to {choice.format(tuning=config.tuning, student=config.student)}; leave it out",
+                )
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard: tensorboard is not installed; pip install 'nanonet[tensorboard]'")
     if config.resume and config.overwrite:

@@ -72,8 +72,9 @@ class CohortSettings:
 
     student_model: str
     students: int
-    student: Literal["encoder", "cnn"]
+    student: Literal["encoder", "cnn", "static"]
     embedding_width: int
+    vocabulary: str
     student_layers: int
     layer_mapping: str
     views: str
@@ -202,6 +203,7 @@ def cohort_settings(config: TrainConfig) -> CohortSettings:
         students=config.students,
         student=config.student,
         embedding_width=config.embedding_width,
+        vocabulary=config.vocabulary or ("auto" if config.student == "encoder" else "all"),
         student_layers=config.student_layers,
         layer_mapping=config.layer_mapping,
         views=config.views,

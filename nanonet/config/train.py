@@ -63,10 +63,15 @@ class TrainConfig:
     # students in the cohort
     students: int = 2
     # architecture of a student: `encoder` starts from some of the teacher's layers; `cnn` is convolutional, trained
-    # from scratch on the teacher's word embeddings, far faster, and needs more texts and steps
-    student: Literal["encoder", "cnn"] = "encoder"
-    # width of a cnn student's word embeddings, which are factorised from the teacher's
+    # from scratch on the teacher's word embeddings, far faster, and needs more texts and steps; `static` is a weighted
+    # mean of word embeddings, blind to the order of words
+    student: Literal["encoder", "cnn", "static"] = "encoder"
+    # width of a cnn or static student's word embeddings, which are factorised from the teacher's
     embedding_width: int = 100
+    # word pieces of the students: `auto` keeps those that the texts to train on use, `all` every one, a number so many
+    # of the most frequent; special tokens and single characters always stay. A frozen teacher keeps its own. Empty
+    # chooses auto for encoder students and all for the others
+    vocabulary: str = ""
     # layers per student [layers]; 0 takes all
     student_layers: int = 2
     # teacher layers that the students start from: `bottom-top`, `interleaved`, or lists such as `0,5;1,4`
@@ -144,7 +149,7 @@ class TrainConfig:
     # unlabelled rows a step [rows]
     unlabelled_batch: int = 40
     # peak learning rate; 0 chooses by tuning: bias 3e-3, lora 1e-3, full 5e-4, head 1e-2;
-    # 2e-3 for cnn students
+    # 2e-3 for cnn students, 5e-3 for static ones
     learning_rate: float = 0.0
     # fraction of the steps in which the learning rate rises
     warmup: float = 0.1

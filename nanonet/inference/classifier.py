@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students, and of kept teachers
 import nanonet.models.pooled  # noqa: F401
+import nanonet.models.static  # noqa: F401
 from nanonet.config.train import RUN_CONFIG
 from nanonet.data.batches import Encoded, encode, encode_any
 from nanonet.data.memory import text_list

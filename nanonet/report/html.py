@@ -56,7 +56,8 @@ def report_rows(report: dict[str, Any]) -> list[ReportRow]:
     table.append(ReportRow(name, teacher["accuracy"], teacher["macro_f1"], size, None, size and 1.0))
     for k, student in enumerate(students):
         layers = ", ".join(map(str, student["layers"]))
-        name = f"student {k} (layers {layers})" if layers else f"student {k} (CNN)"
+        kind = "CNN" if report["config"].get("student", "cnn") == "cnn" else report["config"]["student"]
+        name = f"student {k} (layers {layers})" if layers else f"student {k} ({kind})"
         count, trained = student["parameters"]["total"], student["parameters"]["trainable"]
         scores = student["accuracy"], student["macro_f1"]
         table.append(ReportRow(name, *scores, count, trained, size and size / count, k == report["best"]))
@@ -116,6 +117,13 @@ def remarks(report: dict[str, Any]) -> list[str]:
             found.append(f"The best student gives {_percent(best['validation_agreement'])}% of {rows} its label.")
     elif _interval(best["accuracy"], data["test"]):
         found.append(f"{data['test']} test rows: in brackets the 95% interval of the accuracy.")
+    pieces = report.get("vocabulary")
+    if pieces and pieces["after"] < pieces["before"]:
+        found.append(
+            f"The students know {pieces['after']} word pieces of {pieces['before']}; --vocabulary all keeps every one."
+        )
+    elif pieces and pieces["why"]:
+        found.append(f"The students know all {pieces['before']} word pieces: {pieces['why']}.")
     if data.get("test_in_train"):
         found.append(
             f"{data['test_in_train']} of the test texts are training texts too; --deduplicate drops them there."

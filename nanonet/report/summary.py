@@ -39,6 +39,7 @@ class Facts:
     labels_per_class: labels drawn per class; 0 where every label is used
     teacher, parameters: name and size of the teacher; None where it is not a model but files of soft labels
     teacher_speed, speed: megabytes, rows_per_s and texts_per_s of the teacher and of each student, where measured
+    vocabulary: word pieces of the students' encoder (before) and of the students (after), and why none went
     """
 
     config: TrainConfig
@@ -57,6 +58,7 @@ class Facts:
     parameters: int | None = None
     teacher_speed: dict[str, Any] | None = None
     speed: Sequence[dict[str, Any]] = ()
+    vocabulary: dict[str, Any] | None = None
 
 
 def write_report(
@@ -81,6 +83,7 @@ def write_report(
             "data": _data(facts, len(test_label)),
             "teacher": _teacher(facts, choice) | _scores(teacher, test_label) | _reliability(teacher, test_label),
             "linear_probe": None if probe is None else _scores(probe, test_label),
+            "vocabulary": facts.vocabulary,
             "students": _students(facts, cohort, students, test_label),
             "best": facts.best,
             "ensemble": _scores(None if students is None else students.softmax(-1).mean(0).log(), test_label),

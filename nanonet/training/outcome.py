@@ -56,6 +56,7 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
         run.source.parameters,
         teacher_speed,
         speed,
+        run.vocabulary.facts(),
     )
     report = summary.write_report(
         run.folder, facts, run.cohort, teacher.frozen.choice, logits, run.data.test_label, run.progress.seconds

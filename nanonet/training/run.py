@@ -18,6 +18,7 @@ from nanonet.cohort.cnn import build_cnn_cohort
 from nanonet.cohort.mapping import choose_layers
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.cohort.stack import build_cohort
+from nanonet.cohort.static import build_static_cohort
 from nanonet.cohort.views import parse_views
 from nanonet.config.settings import StageSettings
 from nanonet.data.batches import Encoded
@@ -32,6 +33,7 @@ from nanonet.teacher.source import Source
 from nanonet.training.pretrained import STUDENT, TEACHER, load_pretrained
 from nanonet.training.teacher_source import find_known_classes, make_source
 from nanonet.training.training_set import check_parts
+from nanonet.training.vocabulary import Vocabulary, fit_vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,7 @@ class Run:
         another precision
     tokenizer, data: the students' tokenizer, and all rows in its tokens; student_key: fingerprint of their encoder,
         "" where it is the source's
+    vocabulary: word pieces of that encoder, and of the students
     views, mapping: view of each student, and the layers that it starts from
     online: the teacher that trains beside its students, in the online mode
     ensure_ours: raises if another run has replaced the output folder
@@ -54,6 +57,7 @@ class Run:
     tokenizer: Any
     data: RunData
     student_key: str
+    vocabulary: Vocabulary
     source: Source
     make_source: Callable[[StageSettings, Accelerator], Source]
     views: list[str]
@@ -115,17 +119,23 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator,
     unlabelled = len(data.rows) - labelled
     check_parts(settings.batches, settings.loss.relation_weight, labelled, unlabelled, accelerator.num_processes)
     with students.named():
-        check_encoder(students.model, layers=wanted.student != "cnn")
+        check_encoder(students.model, layers=wanted.student == "encoder")
         cohort, online = _build_models(settings, students.model, mapping, data.classes)
+        max_tokens = settings.data.max_tokens
+        # last: what it says does not come before an error
+        tokenizer, own, vocabulary = fit_vocabulary(students, texts, data, wanted.vocabulary, max_tokens)
+    for model in filter(None, (cohort, online)):
+        vocabulary.cut(model)
     teacher_is_base = flag == TEACHER and not known.files  # and in the fingerprint of the source
     return Run(
         settings=settings,
         folder=folder,
         accelerator=accelerator,
         progress=progress,
-        tokenizer=students.tokenizer,
-        data=data,
+        tokenizer=tokenizer,
+        data=own,
         student_key=teacher_cache.fingerprint_of_encoder(students.model, data.rows) if not teacher_is_base else "",
+        vocabulary=vocabulary,
         source=source,
         make_source=remake,
         views=views,
@@ -138,7 +148,7 @@ def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator,
 def _mapping(settings: StageSettings, encoder: PreTrainedModel) -> list[list[int]]:
     """The layers of the encoder that each student starts from; none for students that are built from scratch."""
     wanted = settings.cohort
-    if wanted.student == "cnn":
+    if wanted.student != "encoder":
         return [[] for _ in range(wanted.students)]
     return choose_layers(wanted.layer_mapping, wanted.students, wanted.student_layers, encoder)
 
@@ -151,6 +161,8 @@ def _build_models(
     lora = Lora(wanted.lora_rank, wanted.lora_alpha, wanted.lora_dropout)
     if wanted.student == "cnn":
         cohort = build_cnn_cohort(encoder, classes, wanted.students, wanted.embedding_width, seed)
+    elif wanted.student == "static":
+        cohort = build_static_cohort(encoder, classes, wanted.students, wanted.embedding_width, seed)
     else:
         cohort = build_cohort(encoder, mapping, classes, wanted.tuning, lora=lora, seed=seed)
     cohort.checkpointing = wanted.gradient_checkpointing

@@ -10,6 +10,7 @@ from typing import Any
 
 from nanonet.cohort.cnn import LEARNING_RATE as CNN_LEARNING_RATE
 from nanonet.cohort.model import Cohort
+from nanonet.cohort.static import LEARNING_RATE as STATIC_LEARNING_RATE
 from nanonet.teacher import cache as teacher_cache
 from nanonet.training.backbone import (
     BackboneFeatures,
@@ -22,6 +23,8 @@ from nanonet.training.frozen_teacher import Teacher
 from nanonet.training.loop import fit
 from nanonet.training.run import Run
 from nanonet.training.training_set import OnlineTeacher, TrainingSet
+
+FROM_SCRATCH = {"cnn": CNN_LEARNING_RATE, "static": STATIC_LEARNING_RATE}
 
 
 def check_cached_features(run: Run) -> None:
@@ -41,8 +44,8 @@ def train_students(run: Run, teacher: Teacher) -> None:
     settings, general = run.settings, run.settings.general
     online, rows = _online_teacher(run, teacher), _training_set(run, teacher)
     optimizer = settings.optimizer
-    if settings.cohort.student == "cnn" and not optimizer.learning_rate:
-        optimizer = replace(optimizer, learning_rate=CNN_LEARNING_RATE)
+    if settings.cohort.student in FROM_SCRATCH and not optimizer.learning_rate:
+        optimizer = replace(optimizer, learning_rate=FROM_SCRATCH[settings.cohort.student])
     if general.tensorboard:
         run.accelerator.init_trackers("tensorboard")
     run.ensure_ours()

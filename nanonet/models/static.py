@@ -1,0 +1,87 @@
+"""A text classifier without order as a Hugging Face model: the weighted mean of word vectors, and a small dense head.
+
+    word vectors -> mean over the text, each piece by its own trained weight -> dense -> head
+
+Importing this module makes it known to AutoConfig and AutoModelForSequenceClassification. A program that has one of
+these folders needs
+
+    import nanonet.models.static
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+
+B rows, L tokens, W width of the word vectors, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+@strict
+class StaticConfig(PreTrainedConfig):
+    """The sizes of a static classifier."""
+
+    model_type = "nanonet_static"
+
+    vocab_size: int = 30522
+    # width of the word vectors; the table has one column more, the logarithm of a piece's weight
+    embedding_size: int = 100
+    # width of the layer between the mean and the head
+    dense_size: int = 100
+    dropout: float = 0.1
+    pad_token_id: int | None = 0
+
+
+class StaticForSequenceClassification(PreTrainedModel):
+    """forward: input_ids, attention_mask (B,L) -> logits (B,C), the same whatever the padding of the batch."""
+
+    config: StaticConfig
+    config_class = StaticConfig
+
+    def __init__(self, config: StaticConfig) -> None:
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size + 1)
+        self.dense = nn.Linear(config.embedding_size, config.dense_size)
+        self.dropout = nn.Dropout(config.dropout)
+        classes: Any = config.num_labels  # declared so that it may be None
+        self.classifier = nn.Linear(config.dense_size, classes)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **ignored: Any,  # such as token_type_ids, which some tokenizers return
+    ) -> SequenceClassifierOutput:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        table = self.embeddings(input_ids)  # (B,L,W+1)
+        vectors, log_weight = table[..., :-1], table[..., -1].float()
+        weight = log_weight.masked_fill(mask == 0, torch.finfo(torch.float32).min).softmax(-1).to(vectors.dtype)
+        mean = (weight[:, None] @ vectors)[:, 0]  # (B,W)
+        logits = self.classifier(self.dropout(F.relu(self.dense(mean))))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every piece starts with the same weight."""
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+            module.weight[:, -1] = 0
+
+
+AutoConfig.register(StaticConfig.model_type, StaticConfig)
+AutoModelForSequenceClassification.register(StaticConfig, StaticForSequenceClassification)
