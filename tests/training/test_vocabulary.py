@@ -71,13 +71,20 @@ def test_auto_trains_the_same_students_with_fewer_pieces(config: TrainConfig, tm
     assert json.loads((tmp_path / "auto" / "report.json").read_text())["vocabulary"]["after"] == after
 
 
-@pytest.mark.parametrize("changes", [{"student": "cnn", "embedding_width": 8}, {"teacher_mode": "online"}])
+@pytest.mark.parametrize(
+    "changes", [{"student": "cnn", "embedding_width": 8, "vocabulary": "auto"}, {"teacher_mode": "online"}]
+)
 def test_other_students_are_cut_too(config: TrainConfig, changes: dict, tmp_path: Path) -> None:
     if changes.get("teacher_mode"):
         changes = changes | {"teacher_steps": TrainConfig.teacher_steps}
     vocabulary = train(replace(config, **changes))["vocabulary"]
     assert vocabulary["after"] <= vocabulary["before"] - 200
     assert len(AutoTokenizer.from_pretrained(tmp_path / "auto" / "best")) == vocabulary["after"]
+
+
+def test_students_from_scratch_keep_every_piece_by_default(config: TrainConfig) -> None:
+    vocabulary = train(replace(config, student="static", embedding_width=8))["vocabulary"]
+    assert vocabulary["after"] == vocabulary["before"]
 
 
 def test_a_number_keeps_fewer(config: TrainConfig) -> None:
@@ -88,7 +95,7 @@ def test_a_number_keeps_fewer(config: TrainConfig) -> None:
 
 def test_a_resumed_run_of_another_vocabulary_is_refused(config: TrainConfig) -> None:
     train(config)
-    with pytest.raises(InputError, match="vocabulary 'auto' -> 'all'"):
+    with pytest.raises(InputError, match="vocabulary .* -> 'all'"):
         train(replace(config, vocabulary="all", resume=True))
 
 
