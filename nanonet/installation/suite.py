@@ -48,17 +48,20 @@ def steps(kernels: str, device: torch.device, public: bool) -> Iterator[Step]:
         options |= {"dtypes": some, "students": students} if device.type == "cuda" else {"dtypes": CPU_DTYPES}
         yield f"the loss, {divergence}", partial(check_loss_ops, ops, **options)
         if divergence != "mse" and kernels != gate.CUDA:  # which has none for these ops
-            every = divergence == "kl"  # else pairs of dtype and tail take turns
+            every = divergence == "kl" and public  # else pairs of dtype and tail take turns
             topk: dict[str, Any] = {"divergence": divergence, "device": device, "every_tail": every}
             topk["dtypes"] = CPU_DTYPES if every else (CPU_DTYPES[0], CPU_DTYPES[1 + i % 3])
             yield f"TopK, {divergence}", partial(check_topk_ops, ops, **topk)
     if not public:
         return
     dtypes = GPU_DTYPES if device.type == "cuda" else CPU_DTYPES
-    for divergence in DIVERGENCES if device.type == "cpu" else ("kl", "js"):
+    for i, divergence in enumerate(DIVERGENCES if device.type == "cpu" else ("kl", "js")):
         yield f"distill_terms, {divergence}", partial(_terms, divergence, device)
         yield f"distill_loss, {divergence}", partial(_loss, divergence, device)
-        yield f"distill_linear_loss, {divergence}", partial(linear_loss, divergence, dtypes, device)
+        yield (
+            f"distill_linear_loss, {divergence}",
+            partial(linear_loss, divergence, (dtypes[0], dtypes[1 + i % (len(dtypes) - 1)]), device),
+        )
     if kernels != gate.CUDA:  # it has none for this op
         yield "cohort_linear", partial(check_cohort_linear, cohort_linear, dtypes=dtypes, device=device)
 

@@ -142,7 +142,9 @@ class DistillLossUntraced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dloss, _means):
-        return DistillLoss.backward(ctx, dloss, _means, None)
+        _refuse_second_derivative("distill_loss")
+        dstudent = None if dloss is None else _scaled(ctx.saved_tensors[0], dloss)
+        return dstudent, None, None, None, None, None, None, None, None, None
 
 
 class DistillLossEach(torch.autograd.Function):
