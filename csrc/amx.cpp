@@ -1,19 +1,14 @@
-// Compiled for AMX where the compiler knows it (CMakeLists.txt defines NANONET_AMX); runs only after `amx_ready`.
+// Compiled for AMX where the compiler knows it (CMakeLists.txt defines NANONET_AMX); runs only after `amx_ready`, which is
+// isa.cpp's: nothing here may run on other CPUs.
 //
 // A block of 32 x 32 outputs stays in four tiles while D is gone through 32 at a time. A tile of the second operand holds
 // pairs of its rows side by side, so 32 rows of weight are transposed, in words of two elements, before they are used.
 #include "amx.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <string>
 
 #if defined(NANONET_AMX)
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <cpuid.h>
 #endif
 
 namespace nanonet {
@@ -28,23 +23,6 @@ constexpr int64_t kTileBytes = 1024;
 static_assert(kBlock == kAmxColumns);
 
 int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
-
-bool has_unit() {
-  unsigned a, b, c, d;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  const bool amx = (d >> 22 & 1) && (d >> 24 & 1);  // bf16, tile
-  return amx && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-}
-
-bool has_permission() {
-  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM: without it the first tile ends the process
-  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-}
-
-bool is_wanted() {
-  const char* isa = std::getenv("NANONET_CPU_ISA");
-  return isa == nullptr || *isa == '\0' || std::string(isa) == "avx512";
-}
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -124,11 +102,6 @@ void store_tiles(float* to, int64_t stride) {
 
 }  // namespace
 
-bool amx_ready() {
-  static const bool ready = is_wanted() && has_unit() && has_permission();
-  return ready;
-}
-
 int64_t amx_packed_bytes(const Bf16Product& p) { return blocks_of(p.R) * blocks_of(p.D) * 2 * kTileBytes; }
 
 int64_t amx_scratch_bytes(const Bf16Product& p) { return blocks_of(p.D) * 2 * kTileBytes + kBlock * kBlock * 4; }
@@ -172,7 +145,6 @@ void amx_product(const Bf16Product& p, const void* packed, int64_t begin, int64_
 
 #else
 
-bool amx_ready() { return false; }
 int64_t amx_packed_bytes(const Bf16Product&) { return 0; }
 int64_t amx_scratch_bytes(const Bf16Product&) { return 0; }
 void amx_pack(const Bf16Product&, void*) {}

@@ -1,7 +1,15 @@
 #include "isa.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
+
+#include "amx.h"
+#if defined(NANONET_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace nanonet {
 
@@ -55,5 +63,29 @@ const Kernels& kernels_in_use() {
   static const Kernels& chosen = choose();
   return chosen;
 }
+
+#if defined(NANONET_AMX)
+static bool has_tiles() {
+  unsigned a, b, c, d;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  return (d >> 22 & 1) && (d >> 24 & 1);  // bf16, tile
+}
+
+static bool may_use_tiles() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM: without it the first tile ends the process
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+bool amx_ready() {
+  static const bool ready = [] {
+    const char* wanted = std::getenv("NANONET_CPU_ISA");
+    const bool narrower = wanted != nullptr && *wanted != '\0' && std::strcmp(wanted, "avx512") != 0;
+    return !narrower && kernels_supported().back() == &avx512::kernels && has_tiles() && may_use_tiles();
+  }();
+  return ready;
+}
+#else
+bool amx_ready() { return false; }
+#endif
 
 }  // namespace nanonet
