@@ -13,7 +13,11 @@ export NANONET_BUILD_DIR := build/module
 FLOOR_TESTS ?= tests/test_api.py tests/models tests/inference tests/cohort/test_extract.py tests/cohort/test_lora.py \
 	tests/cohort/test_stack.py tests/teacher tests/report tests/training/test_precision.py
 
-.PHONY: help demo test test-all attack floors lint native sanitize wheel wheels docs clean
+# tests that make sanitize-ops runs
+SANITIZED ?= tests/ops/test_raw_ops.py tests/ops/test_distill_shapes.py tests/ops/test_topk.py tests/ops/test_cohort_linear.py \
+	tests/backends/test_bfloat16_product.py tests/backends/test_pool.py
+
+.PHONY: help demo test test-all attack floors lint native sanitize sanitize-ops wheel wheels docs clean
 help:
 	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
 	@echo "make test      set up .venv, then lint, types, C++ tests and Python tests"
@@ -23,6 +27,7 @@ help:
 	@echo "make lint      ruff and mypy alone"
 	@echo "make native    the C++ tests alone"
 	@echo "make sanitize  the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize-ops  the tests of the ops under the same, through Python"
 	@echo "make wheel     build, repair and test a wheel in an empty environment; it lies in dist/"
 	@echo "make wheels    the same for Python 3.11, 3.12 and 3.13 (PYTHONS chooses)"
 	@echo "make docs      build the documentation into build/site, warnings as errors"
@@ -93,6 +98,16 @@ sanitize: .venv/base
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DNANONET_SANITIZE=ON > build/sanitize.log || (cat build/sanitize.log; false)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j $(JOBS)
+
+# The module is built and installed apart; the sanitizers' library has to come before Python's own.
+SITE := build/sanitize-ops/site
+sanitize-ops: .venv/test
+	@echo "== tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer"
+	rm -rf $(SITE)
+	NANONET_SANITIZE=1 NANONET_BUILD_DIR=build/sanitize-ops PATH="$(CURDIR)/$(BIN):$$PATH" \
+		$(BIN)/pip install -q --no-deps --no-build-isolation --target $(SITE) .
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=$(SITE) OMP_NUM_THREADS=1 $(BIN)/pytest -q -p no:cacheprovider -m "not slow" $(SANITIZED)
 
 # Repaired so that torch's libraries are not packed in, installed in an empty environment outside the tree, tested there.
 wheel: .venv/test

@@ -3,7 +3,8 @@ pyproject.toml.
 
 _C_cuda is built where torch has CUDA and nvcc is found. The environment variable NANONET_CUDA=0 leaves it out,
 NANONET_CUDA=1 builds it whatever torch is. NANONET_CUDA_ARCHES (such as 90a, or 80;90a) chooses the architectures,
-CUDACXX names another nvcc. NANONET_BUILD_DIR is a folder that keeps the compiled files from one build to the next."""
+CUDACXX names another nvcc. NANONET_BUILD_DIR is a folder that keeps the compiled files from one build to the next.
+NANONET_SANITIZE=1 builds for AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 import importlib.util
 import os
@@ -68,6 +69,7 @@ class CMakeBuild(build_ext):
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DNANONET_MODULE=ON",
             f"-DNANONET_CUDA={'ON' if cuda else 'OFF'}",
+            f"-DNANONET_SANITIZE={'ON' if os.environ.get('NANONET_SANITIZE') == '1' else 'OFF'}",
             f"-DCMAKE_CXX_COMPILER={compiler}",
             f"-DNANONET_VERSION={self.distribution.get_version()}",
             f"-DPython_EXECUTABLE={sys.executable}",

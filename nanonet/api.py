@@ -20,8 +20,9 @@ from nanonet.config.check import check_types
 from nanonet.config.presets import PRESETS, expand
 from nanonet.config.train import RUN_CONFIG, TrainConfig
 from nanonet.data.lines import Limits
-from nanonet.data.memory import dataset_of, from_names, label_indices, label_list, label_type
+from nanonet.data.memory import as_list, dataset_of, from_names, label_indices, label_list, label_type
 from nanonet.data.problems import shorten
+from nanonet.data.soft_label_memory import NAME, soft_label_table, soft_labels_of
 from nanonet.errors import InputError, as_arguments
 from nanonet.files import read_small, write
 from nanonet.inference.classifier import Classifier, load
@@ -88,6 +89,10 @@ class Distiller(ClassifierMixin, BaseEstimator):
         texts: N strings: a list, an array of numpy, a column of pandas, polars, pyarrow or datasets.
         labels: N names, numbers or booleans; None, NaN or -1 where a text has none.
         unlabelled: further texts.
+        soft_labels: (n,C) probabilities from anywhere, in the teacher's place, as `nanonet train --soft-labels` takes
+            them from a file: a row for each of `texts`, then of `unlabelled`; None or NaN where a text has none. A
+            table with a column for every class, a list of {class: probability}, or an array, whose columns are the
+            sorted classes of the labels (as in `classes_`), without any label 0 to C-1. No text needs a label then.
         validation: texts and labels on which the finished models are scored, as on a test table: nothing is trained on
             them, and nothing is chosen by them. The scores are in `report_`.
         output: the folder of the run; without one it is a temporary folder, which goes when this object does.
@@ -101,17 +106,24 @@ class Distiller(ClassifierMixin, BaseEstimator):
                 "nanonet generate --model gpt2 --labelled DIR --count 20000 --output generated.jsonl"
             )
         with as_arguments():
-            if soft_labels is not None:
-                raise InputError("soft_labels: not taken here; write them to a file for `nanonet train --soft-labels`")
             config = self._config()
+            texts, labels = as_list(texts, "texts"), None if labels is None else label_list(labels)
+            unlabelled = None if unlabelled is None else as_list(unlabelled, "unlabelled")
+            table = None if soft_labels is None else soft_label_table(soft_labels, config.class_map)
+            if table:
+                config = dataclasses.replace(config, soft_labels=(NAME,))
+                labels = [None] * len(texts) if labels is None else labels
+            classes = table.classes if table else []
             limits = Limits(config.max_text_bytes, config.max_data_bytes)
-            dataset = dataset_of(texts, labels, unlabelled, validation, limits, config.test_fraction)
+            dataset = dataset_of(texts, labels, unlabelled, validation, limits, config.test_fraction, classes)
+            given = soft_labels_of(table, [*texts, *(unlabelled or [])], dataset.classes) if table else None
             temporary, folder = None, Path(output or "").expanduser()
             if output is None:
                 temporary = _temporary()
                 folder = Path(temporary.name) / "run"
-            train(dataclasses.replace(config, output=str(folder)), dataset)
-        write(folder / LABEL_TYPE, json.dumps({"labels": label_type(label_list(labels))}))
+            train(dataclasses.replace(config, output=str(folder)), dataset, given)
+        known = labels if table is None or any(label is not None for label in labels) else table.keys
+        write(folder / LABEL_TYPE, json.dumps({"labels": label_type(known)}))
         return self._read(folder, temporary)
 
     def predict(self, texts: Any) -> np.ndarray:

@@ -118,6 +118,42 @@ def test_a_table_with_blanks_trains_the_weights_of_two_tables(
     assert_same(tmp_path / "run-one", tmp_path / "run-two")
 
 
+def test_soft_labels_train_the_weights_of_a_file_of_them(
+    rows: Rows, tiny_encoder: Path, tmp_path: Path, distiller: Distiller
+) -> None:
+    names = ["animals", "food", "weather"]
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], len(rows)).astype(np.float32)
+    p[3] = np.nan  # one text has no soft label
+    soft = [row | dict(zip(names, map(float, p[i]), strict=True)) for i, row in enumerate(rows) if i != 3]
+    few = [row | {"label": row["label"] if i % 2 else None} for i, row in enumerate(rows[:40])]
+    tables = {"train": few, "more": [{"text": row["text"]} for row in rows[40:]]}
+    tables["soft"] = [{name: value for name, value in row.items() if name != "label"} for row in soft]
+    write_files(tmp_path, {f"{name}.jsonl": "".join(json.dumps(r) + "\n" for r in t) for name, t in tables.items()})
+    own = {name: value for name, value in SETTINGS.items() if name not in ("teacher_steps", "targets")}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
+    places = f"--data {tmp_path}/train.jsonl --unlabelled {tmp_path}/more.jsonl --teacher {tiny_encoder}"
+    words = f"train {places} --soft-labels {tmp_path}/soft.jsonl --output {tmp_path}/run"
+    assert main([*words.split(), *flags]) == 0
+    distiller = Distiller(teacher=str(tiny_encoder), **own)
+    texts, labels, unlabelled = [r["text"] for r in few], [r["label"] for r in few], [r["text"] for r in rows[40:]]
+    dicts = [None if np.isnan(row).any() else dict(zip(names, row, strict=True)) for row in p]
+    # the same as an array, as a table with its columns in another order, and as dicts
+    for i, given in enumerate((p, pd.DataFrame(p, columns=names)[names[::-1]], dicts)):
+        distiller.fit(texts, labels, unlabelled=unlabelled, soft_labels=given, output=tmp_path / f"run-{i}")
+        assert_same(tmp_path / "run", tmp_path / f"run-{i}")
+    assert distiller.report_["teacher"]["targets"] == "files"
+
+
+def test_soft_labels_need_no_label(rows: Rows, tiny_encoder: Path) -> None:
+    distiller = Distiller(teacher=str(tiny_encoder), steps=2, students=1, max_tokens=32, threads=1)
+    p = np.random.default_rng(0).dirichlet([1, 1], len(rows))
+    texts = [row["text"] for row in rows]
+    assert distiller.fit(texts, soft_labels=p).classes_.tolist() == [0, 1]
+    assert distiller.fit(texts, soft_labels=pd.DataFrame(p, columns=["b", "a"])).classes_.tolist() == ["b", "a"]
+    with pytest.raises(ValueError, match="^soft_labels: its classes are 'b', 'a', those of the data are '0', '1'"):
+        distiller.fit(texts, [i % 2 for i in range(len(texts))], soft_labels=pd.DataFrame(p, columns=["b", "a"]))
+
+
 def test_predictions_are_labels_as_they_were_given(fitted: Distiller, rows: Rows) -> None:
     texts = [row["text"] for row in rows[:5]]
     p, labels = fitted.predict_proba(np.array(texts)), fitted.predict(pd.Series(texts))
@@ -279,7 +315,17 @@ def test_a_wrong_parameter_is_refused(settings: dict[str, Any], message: str) ->
         ({"texts": ["a", "b"], "labels": [1, -1]}, "every label is '1'"),
         ({"texts": ["a", "b"], "labels": [0, 1], "validation": ["c"]}, "validation: give two things"),
         ({"texts": ["a", "b"], "labels": [0, 1], "validation": (["c"], [2])}, "validation, index 0.*unknown label"),
-        ({"texts": ["a", "b"], "labels": [0, 1], "soft_labels": [[1, 0]]}, "soft_labels: not taken here"),
+        ({"texts": ["a", "b"], "labels": [0, 1], "soft_labels": [[1, 0]]}, "soft_labels: 1 rows for 2 texts"),
+        (
+            {"texts": ["a", "b"], "labels": [0, 1], "soft_labels": [[1, 0, 0]] * 2},
+            "3 columns for the 2 classes '0', '1'",
+        ),
+        ({"texts": ["a", "b"], "soft_labels": [[1, 0], [0.5, 0.6]]}, "soft_labels, index 1: .* sum to 1.1, not 1"),
+        ({"texts": ["a", "a"], "soft_labels": [[1, 0], [0, 1]]}, "index 1: the text of index 0 again, with other"),
+        ({"texts": ["a", "b"], "soft_labels": [[1, 0], [1]]}, "soft_labels: give an array with a column"),
+        ({"texts": ["a", "b"], "soft_labels": [{"x": 1, "y": 0}, {"x": 1}]}, "index 1: its classes are 'x'"),
+        ({"texts": ["a", "b"], "soft_labels": [None, None]}, "soft_labels: give an array"),
+        ({"texts": ["a", "b"], "soft_labels": "ab"}, "soft_labels is one string"),
     ],
 )
 def test_wrong_data_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path, distiller: Distiller) -> None:

@@ -71,12 +71,19 @@ def from_names(names: Sequence[str], kind: str) -> list[Any]:
 
 
 def dataset_of(
-    texts: Any, labels: Any, unlabelled: Any, validation: Any, limits: Limits, test_fraction: float
+    texts: Any,
+    labels: Any,
+    unlabelled: Any,
+    validation: Any,
+    limits: Limits,
+    test_fraction: float,
+    classes: Sequence[str] = (),
 ) -> Dataset:
     """The dataset of texts and labels in memory, which is that of a file of the same rows.
 
     labels: one a text, as `label_list` takes them. unlabelled: further texts, or None.
     validation: texts and labels that are used as a test table is, or None.
+    classes: what soft labels know; with them no text needs a label.
 
     Raises:
         InputError: says which argument, and where in it.
@@ -87,7 +94,7 @@ def dataset_of(
         if not isinstance(validation, tuple | list) or len(validation) != 2:
             raise InputError("validation: give two things, texts and their labels")
         test = _labelled_rows(validation[0], validation[1], ("validation[0]", "validation[1]"))
-    return load_rows(_labelled_rows(texts, labels), further, test, limits, test_fraction)
+    return load_rows(_labelled_rows(texts, labels), further, test, limits, test_fraction, classes)
 
 
 def label_indices(labels: Any, classes: Sequence[str], name: str = "labels") -> list[int]:

@@ -117,10 +117,11 @@ def load_rows(
     test: Iterable[TableRow] | None,
     limits: Limits,
     test_fraction: float,
+    classes: Sequence[str] = (),
 ) -> Dataset:
     """Return the dataset of rows in memory: (place, [text, label]), of unlabelled texts (place, [text]); a blank label
     is None. They are checked and used as those of files. Raises InputError."""
-    columns = Columns(limits=limits)
+    columns = Columns(limits=limits, classes=tuple(classes))
     table = _labelled(_collect("texts", train, columns, None, UNLABELLED), columns)
     if unlabelled is not None:
         further, _, _ = _collect("unlabelled", unlabelled, replace(columns, label=None), None, UNLABELLED)

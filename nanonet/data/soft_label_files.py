@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from nanonet.config.train import Scores
 from nanonet.data.classes import check_class_map, match_classes, read_class_map, rename_classes
 from nanonet.data.dataset import Split, one_line
 from nanonet.data.lines import Limits
-from nanonet.data.problems import listing, problem, shorten
-from nanonet.data.soft_label_rows import soft_label_rows
+from nanonet.data.problems import listing, located, problem, shorten
+from nanonet.data.soft_label_rows import SoftLabelRow, soft_label_rows
 from nanonet.errors import InputError
 from nanonet.progress import note
 
+FLAG = "--soft-labels"  # the source of those that are in memory
 FLOOR = 1e-6  # the smallest probability: what is rounded to 0 is not impossible
 
 
@@ -37,7 +38,7 @@ class SoftLabelFile:
 
     @property
     def what(self) -> str:
-        return f"--soft-labels {self.texts.source}"
+        return FLAG if self.texts.source == FLAG else f"{FLAG} {self.texts.source}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,11 @@ def read_soft_labels(settings: SoftLabelSettings, text_column: str, limits: Limi
         InputError: names the file, the line and the cure.
     """
     paths = [Path(name).expanduser() for name in settings.soft_labels]
-    files = [_read(path, settings.soft_labels_are, text_column, limits) for path in paths]
+    return combine([_read(path, settings.soft_labels_are, text_column, limits) for path in paths], settings)
+
+
+def combine(files: list[SoftLabelFile], settings: SoftLabelSettings) -> SoftLabelFiles:
+    """Several files as one, their classes renamed. Raises InputError where they have other classes."""
     class_map = read_class_map(settings.class_map)
     check_class_map(class_map, [name for file in files for name in file.classes], settings.class_map)
     files = [replace(file, classes=rename_classes(file.classes, class_map, file.what)) for file in files]
@@ -107,8 +112,13 @@ def read_soft_labels(settings: SoftLabelSettings, text_column: str, limits: Limi
 
 
 def _read(path: Path, scores: Scores, text_column: str, limits: Limits) -> SoftLabelFile:
-    """A file's texts and numbers. Raises InputError where rows have other classes, or contradict each other."""
+    """A file's texts and numbers. Raises InputError."""
     named, rows = soft_label_rows(path, scores, text_column, limits)
+    return collect(path, rows, named)
+
+
+def collect(source: Path | str, rows: Iterable[SoftLabelRow], named: bool = False) -> SoftLabelFile:
+    """Texts and numbers. Raises InputError where rows have other classes, or contradict each other."""
     texts: list[str] = []
     places: list[str] = []
     numbers: list[dict[str, float]] = []
@@ -121,19 +131,19 @@ def _read(path: Path, scores: Scores, text_column: str, limits: Limits) -> SoftL
         first = row_of.setdefault(one_line(row.text), len(texts))
         if first < len(texts):
             if numbers[first] != row.numbers:
-                raise problem(path, f"the text of {places[first]} again, with other numbers: keep one", row.place)
+                raise problem(source, f"the text of {places[first]} again, with other numbers: keep one", row.place)
             continue
         if numbers and not named and row.numbers.keys() != numbers[0].keys():
             what = f"its classes are {listing(row.numbers)}, those of {places[0]} are {listing(numbers[0])}"
-            raise problem(path, f"{what}: give every row all classes", row.place)
+            raise problem(source, f"{what}: give every row all classes", row.place)
         texts.append(row.text)
         places.append(row.place)
         numbers.append(row.numbers)
     if blank:
-        note(f"--soft-labels {path}: {blank} rows have no text or no numbers and are left out")
+        note(f"{FLAG} {source}: {blank} rows have no text or no numbers and are left out")
     if not texts:
-        raise problem(path, "no row has soft labels: give texts with probabilities")
-    split = Split(texts, None, shorten(path), places)
+        raise problem(source, "no row has soft labels: give texts with probabilities")
+    split = Split(texts, None, located(source), places)
     if not named:
         table = [[row[name] for name in numbers[0]] for row in numbers]
         return SoftLabelFile(split, list(numbers[0]), torch.tensor(table, dtype=torch.float64))

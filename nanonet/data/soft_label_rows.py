@@ -63,7 +63,7 @@ def soft_label_rows(
                 numbers = {label: values[1]}
             else:
                 numbers = None if named or set(values) <= {None, ""} else dict(zip(columns, values, strict=True))
-            checked = _checked(numbers, scores, named, path, place) if numbers else None
+            checked = check_numbers(numbers, scores, named, path, place) if numbers else None
             yield SoftLabelRow(place, text, checked)
 
     return named, rows()
@@ -85,7 +85,9 @@ def _object(value: object, path: Path, place: str, column: str) -> dict[str, obj
     return {check_unicode(name, "class", path, place, column): number for name, number in value.items()}
 
 
-def _checked(numbers: dict[str, object], scores: Scores, named: bool, path: Path, place: str) -> dict[str, float]:
+def check_numbers(
+    numbers: dict[str, object], scores: Scores, named: bool, path: Path | str, place: str
+) -> dict[str, float]:
     """The numbers of a row as such. Raises InputError unless they are what `scores` says."""
     found = {one_form(name): _number(number, path, place, name) for name, number in numbers.items()}
     if len(found) < len(numbers):
@@ -106,7 +108,7 @@ def _checked(numbers: dict[str, object], scores: Scores, named: bool, path: Path
     return found
 
 
-def _number(value: object, path: Path, place: str, name: str) -> float:
+def _number(value: object, path: Path | str, place: str, name: str) -> float:
     try:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             return float(value)

@@ -16,6 +16,7 @@ from nanonet.config.check import check_train
 from nanonet.config.settings import stage_settings
 from nanonet.config.train import TrainConfig
 from nanonet.data.dataset import Dataset
+from nanonet.data.soft_label_files import SoftLabelFiles
 from nanonet.device import threads
 from nanonet.errors import InputError
 from nanonet.files import write
@@ -32,10 +33,12 @@ from nanonet.training.run import prepare_run
 from nanonet.training.students import check_cached_features, train_students
 
 
-def train(config: TrainConfig, dataset: Dataset | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, dataset: Dataset | None = None, soft_labels: SoftLabelFiles | None = None
+) -> dict[str, Any]:
     """Run the job that `config` describes; returns the content of `output`/report.json, {} in all processes but one.
 
-    dataset: texts that are in memory already; `data` and the columns are not looked at then
+    dataset, soft_labels: what is in memory already; `data` and the columns, and the files, are not looked at then
 
     Raises:
         InputError: any bad input, before `output` is touched.
@@ -50,7 +53,7 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> dict[str, Any]
     accelerator = launch(settings.general.precision, settings.general.tensorboard, folder.path)
     if incomplete:
         return _complete(folder) if accelerator.is_main_process else {}
-    run = prepare_run(settings, folder.path, accelerator, dataset)
+    run = prepare_run(settings, folder.path, accelerator, dataset, soft_labels)
     if config.precision == "auto":
         config = replace(config, precision=choose_precision(run))
         settings = stage_settings(config)

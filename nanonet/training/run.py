@@ -24,6 +24,7 @@ from nanonet.config.settings import StageSettings
 from nanonet.data.batches import Encoded
 from nanonet.data.dataset import Dataset
 from nanonet.data.prepare import RunData, draw
+from nanonet.data.soft_label_files import SoftLabelFiles
 from nanonet.errors import InputError
 from nanonet.inference.forward import run
 from nanonet.models.checks import check_encoder
@@ -93,13 +94,19 @@ class Run:
             return run(lambda ids, mask: model(ids, mask).logits, rows, self.pad_id, self.device, done=tick)
 
 
-def prepare_run(settings: StageSettings, folder: Path, accelerator: Accelerator, dataset: Dataset | None = None) -> Run:
-    """Read the data, unless `dataset` holds it, and the encoder, and build the cohort.
+def prepare_run(
+    settings: StageSettings,
+    folder: Path,
+    accelerator: Accelerator,
+    dataset: Dataset | None = None,
+    soft_labels: SoftLabelFiles | None = None,
+) -> Run:
+    """Read the data and the soft labels, unless they are given, and the encoder, and build the cohort.
 
     Raises:
         InputError: any bad input.
     """
-    known, settings = find_known_classes(settings)
+    known, settings = find_known_classes(settings, soft_labels)
     wanted, progress = settings.cohort, Progress(accelerator.is_main_process)
     flag = STUDENT if wanted.student_model else TEACHER
     students = load_pretrained(wanted.student_model or settings.general.encoder, flag)

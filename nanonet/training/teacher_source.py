@@ -36,8 +36,10 @@ class KnownClasses:
     classifier: Classifier | None = None
 
 
-def find_known_classes(settings: StageSettings) -> tuple[KnownClasses, StageSettings]:
+def find_known_classes(settings: StageSettings, files: SoftLabelFiles | None) -> tuple[KnownClasses, StageSettings]:
     """What makes the soft labels without a label, if the user gives it, and the settings that follow from it.
+
+    files: soft labels that are in memory already
 
     Raises:
         InputError: a damaged file or model, or settings that do not go with it.
@@ -45,7 +47,7 @@ def find_known_classes(settings: StageSettings) -> tuple[KnownClasses, StageSett
     wanted, name = settings.soft_labels, settings.general.encoder
     if wanted.soft_labels:
         limits = Limits(settings.data.max_text_bytes, settings.data.max_data_bytes)
-        files = read_soft_labels(wanted, settings.data.text_column, limits)
+        files = files or read_soft_labels(wanted, settings.data.text_column, limits)
         known = KnownClasses(files.classes, files=files)
     elif classifier := find_head(name, settings.teacher):
         if settings.loss.relation_weight:
