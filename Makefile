@@ -106,7 +106,7 @@ sanitize-ops: .venv/test
 	rm -rf $(SITE)
 	NANONET_SANITIZE=1 NANONET_BUILD_DIR=build/sanitize-ops PATH="$(CURDIR)/$(BIN):$$PATH" \
 		$(BIN)/pip install -q --no-deps --no-build-isolation --target $(SITE) .
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		PYTHONPATH=$(SITE) OMP_NUM_THREADS=1 $(BIN)/pytest -q -p no:cacheprovider -m "not slow" $(SANITIZED)
 
 # Repaired so that torch's libraries are not packed in, installed in an empty environment outside the tree, tested there.

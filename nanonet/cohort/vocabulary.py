@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from nanonet.models.load import quiet
 from nanonet.models.vocabulary import KINDS, choose_pieces, cut_tokenizer
 
+SMALL_ID = 100
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 # files of a tokenizer without the ids; the others hold the whole vocabulary in another form
 KEPT_FILES = {TOKENIZER, SETTINGS, "special_tokens_map.json", "chat_template.jinja"}
@@ -37,7 +38,9 @@ def why_whole(encoder: PreTrainedModel, tokenizer: Any) -> str:
 
 def pieces_for(encoder: PreTrainedModel, tokenizer: Any, counts: Mapping[int, int], most: int = 0) -> list[int]:
     """The ids that stay: see `choose_pieces`; what the encoder's config and the tokenizer name is required."""
-    required = set(tokenizer.all_special_ids)
+    padding = tokenizer.pad_token_id
+    # RoBERTa counts positions from the padding's id: where it is small it stays as it is
+    required = {*tokenizer.all_special_ids, *(range(padding) if padding < SMALL_ID else ())}
     for value in _ids(encoder.config).values():
         required |= set(value) if isinstance(value, list) else {value}
     return choose_pieces(json.loads(tokenizer.backend_tokenizer.to_str()), counts, most, required)

@@ -124,3 +124,12 @@ def test_transformers_loads_it_and_the_encoder_answers_as_before(kind: str, tmp_
     assert torch.equal(*states)
     shared = smaller.encoder.layer[0].output.dense.weight
     assert shared is encoder.encoder.layer[0].output.dense.weight, "copied, not shared"
+
+
+def test_the_paddings_id_stays_where_it_is() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained("WordPiece"), unk_token="[UNK]")
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(40)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))
+    kept = pieces_for(encoder, tokenizer, {})
+    assert kept[:41] == list(range(41)) and len(kept) < len(tokenizer)
