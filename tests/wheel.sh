@@ -15,7 +15,7 @@ cp -r "$root/tests/ops" "$root/tests/support" "$place"
 constraints=$root/constraints.txt
 if [ -n "${TORCH:-}" ]; then
   constraints=$place/constraints.txt
-  { grep -v '^torch==' "$root/constraints.txt"; echo "torch==$TORCH"; } > "$constraints"
+  { grep -Ev '^(torch|triton)==' "$root/constraints.txt"; echo "torch==$TORCH"; } > "$constraints"
 fi
 "$place/venv/bin/pip" install -q -c "$constraints" torch "$wheel" pytest hypothesis
 cd "$place"
