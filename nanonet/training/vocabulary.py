@@ -14,7 +14,6 @@ from nanonet.cohort.vocabulary import cut_words, pieces_for, smaller_encoder, sm
 from nanonet.data.batches import Encoded, collate
 from nanonet.data.prepare import RunData, RunTexts
 from nanonet.errors import InputError
-from nanonet.progress import note
 from nanonet.training.pretrained import Pretrained
 
 PROVED_ROWS = 8  # rows whose hidden states are compared
@@ -66,7 +65,6 @@ def fit_vocabulary(
         why = "without the unused ones the texts would have other pieces or other hidden states"
     if wanted != "auto":
         raise InputError(f"--vocabulary {wanted}: {students.flag} {students.name}: {why}; leave it out")
-    note(f"--vocabulary auto: all {before} word pieces stay: {why}")
     return students.tokenizer, data, Vocabulary(before, why=why)
 
 
