@@ -7,12 +7,12 @@ same. Every parameter is trained, the embeddings included. V words, D width of t
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, CohortLinear, Span
 from nanonet.cohort.model import Cohort, Lora
@@ -40,7 +40,7 @@ def factorise(table: Tensor, width: int) -> Tensor:
     return (small / small.square().mean().sqrt()).float()
 
 
-def word_table(teacher: PreTrainedModel, width: int) -> Tensor:
+def _word_table(teacher: PreTrainedModel, width: int) -> Tensor:
     """The teacher's word embeddings (V,D).
 
     Raises:
@@ -57,14 +57,28 @@ def word_table(teacher: PreTrainedModel, width: int) -> Tensor:
 def build_cnn_cohort(
     teacher: PreTrainedModel, labels: Sequence[str], students: int, width: int, seed: int = 0
 ) -> Cohort:
-    """A cohort of `students` CNNs, each initialised by its own seed, with the teacher's word vectors cut to `width`.
+    """A cohort of `students` CNNs: see `build_from_words`."""
+    return build_from_words(CnnForSequenceClassification, CnnConfig, teacher, labels, students, width, seed)
+
+
+def build_from_words(
+    student: type[PreTrainedModel],
+    config_class: Callable[..., PreTrainedConfig],
+    teacher: PreTrainedModel,
+    labels: Sequence[str],
+    students: int,
+    width: int,
+    seed: int,
+) -> Cohort:
+    """A cohort of `students` models of one class, each initialised by its own seed, with the teacher's word vectors cut
+    to `width` as the first columns of their embeddings.
 
     Raises:
         InputError: the teacher's embeddings are narrower than that.
     """
-    words = word_table(teacher, width)
+    words = _word_table(teacher, width)
     names = dict(enumerate(labels))
-    config = CnnConfig(
+    config = config_class(
         vocab_size=len(words),
         embedding_size=width,
         pad_token_id=teacher.config.pad_token_id,
@@ -75,8 +89,9 @@ def build_cnn_cohort(
     for k in range(students):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed * 1009 + k)
-            models.append(CnnForSequenceClassification(config))
-        models[-1].embeddings.weight.data.copy_(table)
+            models.append(student(config))
+        own: Any = models[-1].get_input_embeddings()
+        own.weight.data[:, :width] = table
     return stack_cnns(models)
 
 
