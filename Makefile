@@ -22,7 +22,7 @@ help:
 	@echo "make demo      set up .venv, then train two small students on the docstring corpus; see runs/demo/report.html"
 	@echo "make test      set up .venv, then lint, types, C++ tests and Python tests"
 	@echo "make test-all  the same with every cell of the slow grids: before a release, or after a change of a kernel"
-	@echo "make attack    kill trainings, fill disks, feed hostile files, fuzz the ops: under 10 minutes"
+	@echo "make attack    kill trainings, fill disks, feed hostile files, fuzz the ops: about ten minutes"
 	@echo "make floors    run some of the tests with the oldest versions of the dependencies (floors.txt)"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make native    the C++ tests alone"
