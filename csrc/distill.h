@@ -1,4 +1,4 @@
-// The loss of a range of rows: which path each row takes. Included once per instruction set, by kernels.cpp.
+// The loss of a range of rows: which path each row takes. Included once per instruction set, by ranges.cpp.
 //
 //   packed rows   kl and cross_entropy of few classes: kLanes rows at once
 //   long row      up to four students, the same terms for each of them, any divergence but mse
@@ -9,11 +9,11 @@
 #include "any_rows.h"
 #include "long_rows.h"
 #include "packed_rows.h"
+#include "ranges.h"
 
 namespace nanonet::NANONET_ISA {
 
 enum class Path { kNothing, kLabelAlone, kFused, kAny };
-enum class Pass { kTerms, kLoss, kBackward };
 
 template <class F>
 struct Range {

@@ -1,6 +1,6 @@
 // The row kernels of one instruction set: compiled once for each, with NANONET_ISA and NANONET_VECTOR_BYTES defined.
-#include "glibc.h"
-#include "topk.h"
+#include "ranges.h"
+#include "rows.h"
 
 #define NN_STRING_(x) #x
 #define NN_STRING(x) NN_STRING_(x)
@@ -10,22 +10,14 @@ namespace NANONET_ISA {
 
 static bool real_is_double(const Problem& p) { return p.student->dtype == Dtype::kFloat64; }
 
-template <class F>
-static void run_as(const Problem& p, Pass pass, int64_t begin, int64_t end, char* scratch) {
-  p.top ? TopRange<F>(p, scratch).run(pass, begin, end) : Range<F>(p, scratch).run(pass, begin, end);
-}
-
 static void run(const Problem& p, Pass pass, int64_t begin, int64_t end, void* scratch) {
-  real_is_double(p) ? run_as<double>(p, pass, begin, end, (char*)scratch)
-                    : run_as<float>(p, pass, begin, end, (char*)scratch);
+  real_is_double(p) ? run_range<double>(p, pass, begin, end, (char*)scratch)
+                    : run_range<float>(p, pass, begin, end, (char*)scratch);
 }
 
-template <class F>
-static int64_t bytes_as(const Problem& p) {
-  return p.top ? TopRange<F>::bytes(p) : Range<F>::bytes(p);
+static int64_t scratch_bytes(const Problem& p) {
+  return real_is_double(p) ? range_bytes<double>(p) : range_bytes<float>(p);
 }
-
-static int64_t scratch_bytes(const Problem& p) { return real_is_double(p) ? bytes_as<double>(p) : bytes_as<float>(p); }
 
 static void terms(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   run(p, Pass::kTerms, begin, end, scratch);

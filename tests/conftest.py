@@ -34,6 +34,12 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of a short run's time goes into figures: tests/report draws them, so do runs of a whole session."""
+    monkeypatch.setattr("nanonet.report.figures._svg", lambda figure, name: "<svg></svg>")
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random BERT of 4 layers, width 32, and a word-level tokenizer."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from support.grids import slow
 
 from nanonet import distill_loss, distill_terms
 from nanonet.benchmarks import bench_distill, bench_linear, bench_step, gpu_table, measure
+from nanonet.benchmarks.step_programs import Case
 from nanonet.cli.main import main
 from nanonet.config.train import Tuning
 
@@ -19,6 +20,11 @@ KEYS = [
     "op", "shape", "dtype", "device", "implementation", "p20_ms", "p50_ms", "p80_ms", "bytes_floor", "floor_fraction",
     "peak_mem_mb", "error", "reference_error", "versions", "commit",
 ]  # fmt: skip
+
+
+@pytest.fixture
+def tiny_case(tiny_data: Path, tiny_encoder: Path) -> Case:
+    return Case(data=str(tiny_data), teacher=str(tiny_encoder))
 
 
 @pytest.mark.parametrize("K", [1, 2, 3])
@@ -49,14 +55,15 @@ def test_json_lines_have_the_agreed_keys(capsys, tmp_path: Path):
     assert plot.read_text().startswith("<?xml")
 
 
-def test_the_other_suites_have_the_same_keys_and_their_own(monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_other_suites_have_the_same_keys_and_their_own(tiny_case, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(bench_linear, "SHAPES", ((2, 3, 8, 4, 2),))
     assert main(["bench", "--linear", "--json", "--dtypes", "float32"]) == 0
     linear = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(list(r) == [*KEYS, "weight", "tuning", "phase"] for r in linear)
     assert {r["implementation"] for r in linear} == {*bench_linear.CALLS, "peft", "gemm"}
     monkeypatch.setattr(bench_step, "BATCHES", 1)
-    case = bench_step.Case(batch=6, tuning="lora")
+    monkeypatch.setattr(bench_step, "FIXED_TOKENS", 64)
+    case = replace(tiny_case, batch=6, tuning="lora")
     step = list(bench_step.records((2,), ("lora",), ("float32",), case, memory=False, seconds=0.01))
     assert all(list(r) == [*KEYS, "K", "tuning", "layers", "data", "rows_per_s"] for r in step)
     assert [r["implementation"] for r in step] == list(bench_step.implementations(case))
@@ -93,11 +100,11 @@ def test_every_linear_layer_computes_the_same(stacked: bool):
         torch.testing.assert_close(torch.stack(others[i::3]), gradient)
 
 
-@pytest.mark.parametrize("tuning", [slow("full"), "bias", slow("head")])
-def test_the_cohort_and_the_loop_take_the_same_step(tuning: Tuning, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("tuning", ["full", "bias", "head"])
+def test_the_cohort_and_the_loop_take_the_same_step(tuning: Tuning, tiny_case, monkeypatch: pytest.MonkeyPatch):
     """What is timed beside each other is one training step: the same loss before and after an update."""
     monkeypatch.setattr(bench_step, "BATCHES", 1)
-    case = bench_step.Case(batch=20, tuning=tuning)
+    case = replace(tiny_case, batch=20, tuning=tuning)
     (batch,), C = bench_step.batches(case)
     losses = {}
     # no graph is made on a CPU
