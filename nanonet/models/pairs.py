@@ -8,7 +8,7 @@ none. B rows, L tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,19 @@ from transformers import PreTrainedModel
 from nanonet.errors import InputError
 
 
+MATCHED = 4  # features of a pair for each of a text: see `matched`
+
+
 def text_pair(config: Any) -> Mapping[str, Any] | None:
     """`text_pair` of a config; None of a model of single texts."""
     found: Mapping[str, Any] | None = getattr(config, "text_pair", None)
     return found
+
+
+def without_types(config: Any) -> dict[str, Any] | None:
+    """`text_pair` of a config for another model, which finds by itself where the second text begins."""
+    pair = text_pair(config)
+    return None if pair is None else {**pair, "types": False}
 
 
 def in_second_text(ids: Tensor, separator: int) -> Tensor:
@@ -68,9 +77,20 @@ def check_text_pair(model: PreTrainedModel, separator: int | None, what: str) ->
         raise InputError(f"{what}: text_pair in its config.json asks for token types that the model does not have")
 
 
-def matched(first: Tensor, second: Tensor) -> Tensor:
-    """The features (B,4D) of a pair whose texts have the features (B,D): both, their distance and their product.
+def masks_of_texts(config: Any, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """The mask (B,L), or of a pair those of its first and of its second text."""
+    pair = text_pair(config)
+    if not pair:
+        return [mask]
+    second = in_second_text(ids, pair["separator"])
+    return [mask * ~second, mask * second]
 
-    Source: Conneau et al. 2017 (arXiv 1705.02364).
+
+def matched(texts: Sequence[Tensor]) -> Tensor:
+    """The features of a row by those (B,D) of its texts: of one its own, of two (B,4D): both, their distance, and their
+    product. Source: Conneau et al. 2017 (arXiv 1705.02364).
     """
+    if len(texts) == 1:
+        return texts[0]
+    first, second = texts
     return torch.cat([first, second, (first - second).abs(), first * second], -1)
