@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from nanonet.errors import InputError
 
-
 MATCHED = 4  # features of a pair for each of a text: see `matched`
 
 
@@ -48,11 +47,14 @@ def model_inputs(config: Any, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def set_text_pair(model: PreTrainedModel, separator: int | None, numbered: bool = False) -> None:
-    """Let the model read pairs, or single texts where `separator` is None. numbered: its tokenizer makes token types."""
+    """Let the model read pairs, or single texts where `separator` is None.
+
+    numbered: whether its tokenizer numbers the texts of a pair.
+    """
     config: Any = model.config
     if separator is not None:
         config.text_pair = {"separator": separator, "types": numbered and _takes_types(model)}
-    elif text_pair(config):
+    elif text_pair(config) is not None:
         del config.text_pair
 
 
