@@ -83,8 +83,8 @@ def encode_any(
                 raise InputError(f"{place}: it holds {token}, which separates the texts of a pair: delete it there")
         lengths += [len(ids) for ids in rows]
         chunks.append(torch.tensor([i for ids in rows for i in ids], dtype=torch.int32))
-    ids = torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.int32)
-    return Encoded(ids, torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0))
+    every = torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.int32)
+    return Encoded(every, torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0))
 
 
 def rows_with_words(tokenizer: Any, encoded: Encoded, pairs: bool) -> list[int]:

@@ -145,7 +145,8 @@ def _labelled_rows(
 def _rows(texts: Sequence[Any], name: str, pairs: bool) -> Iterator[TableRow]:
     for i, text in enumerate(texts):
         # of single texts it is seen later whether they are strings
-        yield f"index {i}", check_strings(text, f"{name}[{i}]", pairs) if pairs or _is_pair(text) else [text]
+        checked = check_strings(text, f"{name}[{i}]", pairs) if pairs or _is_pair(text) else [text]
+        yield f"index {i}", [*checked]
 
 
 def _written(label: Any) -> Any:
