@@ -20,7 +20,7 @@ from nanonet.config.check import check_types
 from nanonet.config.presets import PRESETS, expand
 from nanonet.config.train import RUN_CONFIG, TrainConfig
 from nanonet.data.lines import Limits
-from nanonet.data.memory import as_list, dataset_of, from_names, label_indices, label_list, label_type
+from nanonet.data.memory import as_list, dataset_of, from_names, label_indices, label_list, label_type, text_list
 from nanonet.data.problems import shorten
 from nanonet.data.soft_label_memory import NAME, soft_label_table, soft_labels_of
 from nanonet.errors import InputError, as_arguments
@@ -86,7 +86,8 @@ class Distiller(ClassifierMixin, BaseEstimator):
     ) -> Distiller:
         """Train a teacher and its students, as `nanonet train` does with files of the same rows.
 
-        texts: N strings: a list, an array of numpy, a column of pandas, polars, pyarrow or datasets.
+        texts: N strings: a list, an array of numpy, a column of pandas, polars, pyarrow or datasets; or a list of N
+            pairs of strings, (text, text). Further texts are then pairs too, also those of `predict`.
         labels: N names, numbers or booleans; None, NaN or -1 where a text has none.
         unlabelled: further texts.
         soft_labels: (n,C) probabilities from anywhere, in the teacher's place, as `nanonet train --soft-labels` takes
@@ -116,7 +117,8 @@ class Distiller(ClassifierMixin, BaseEstimator):
             classes = table.classes if table else []
             limits = Limits(config.max_text_bytes, config.max_data_bytes)
             dataset = dataset_of(texts, labels, unlabelled, validation, limits, config.test_fraction, classes)
-            given = soft_labels_of(table, [*texts, *(unlabelled or [])], dataset.classes) if table else None
+            every = text_list([*texts, *(unlabelled or [])]) if table else []
+            given = soft_labels_of(table, every, dataset.classes) if table else None
             temporary, folder = None, Path(output or "").expanduser()
             if output is None:
                 temporary = _temporary()

@@ -80,6 +80,55 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pair_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT of 4 layers, all of whose parameters matter, and a tokenizer of word pieces that writes
+    pairs as BERT's does."""
+    folder = tmp_path_factory.mktemp("pair-encoder")
+    words = ["[PAD]", *(f"[unused{i}]" for i in range(9)), *SPECIAL[1:], *FILLER]
+    words += [word for topic in TOPICS.values() for word in topic]
+    words += [mark + letter for letter in "abcdefghijklmnopqrstuvwxyz" for mark in ("", "##") if mark + letter != "a"]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, words.index(token)) for token in SPECIAL[2:]],
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), SPECIAL, strict=True))
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    known = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **names)
+    known.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.csv (240 rows, 60 of them without a label) and test.csv (60 rows) of pairs: the label is the
+    topic of the first text, whatever the second one's is."""
+    folder, rng = tmp_path_factory.mktemp("pairs"), random.Random(0)
+
+    def text(topic: str) -> str:
+        words = rng.choices(TOPICS[topic], k=2) + rng.choices(FILLER, k=rng.randint(1, 5))
+        rng.shuffle(words)
+        return " ".join(words)
+
+    for name, rows in (("train", 240), ("test", 60)):
+        lines = ["premise,hypothesis,label"]
+        for i in range(rows):
+            first, second = list(TOPICS)[i % 3], rng.choice(list(TOPICS))
+            lines.append(f"{text(first)},{text(second)},{first if name == 'test' or i % 4 else ''}")
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained_run(tiny_data: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short run whose students have learnt something."""
     folder = tmp_path_factory.mktemp("cli") / "run"

@@ -18,6 +18,7 @@ from nanonet.cohort.layers import CohortConv2d, CohortDropout, CohortEmbedding, 
 from nanonet.cohort.model import Cohort, Lora
 from nanonet.errors import InputError
 from nanonet.models.cnn import CnnConfig, CnnForSequenceClassification
+from nanonet.models.pairs import without_types
 from nanonet.models.parts import Parts
 
 LEARNING_RATE = 2e-3
@@ -82,6 +83,7 @@ def build_from_words(
         vocab_size=len(words),
         embedding_size=width,
         pad_token_id=teacher.config.pad_token_id,
+        text_pair=without_types(teacher.config),
         id2label=names,
         label2id={label: i for i, label in names.items()},
     )

@@ -21,6 +21,7 @@ from nanonet.errors import InputError
 from nanonet.files import apply_umask
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import quiet
+from nanonet.models.pairs import model_inputs
 
 # largest difference of logits, relative to the largest logit, between a stacked and a plain student
 TOLERANCE = 1e-3
@@ -75,9 +76,9 @@ def save_classifier(model: PreTrainedModel, folder: str | Path, tokenizer: Any) 
 
     def write(temporary: Path) -> None:
         _write(model, temporary, tokenizer)
-        ids, mask = dummy_inputs(model.config)
+        inputs = model_inputs(model.config, *dummy_inputs(model.config))
         with torch.no_grad():
-            wanted, got = (m(input_ids=ids, attention_mask=mask).logits for m in (model, _read(temporary)))
+            wanted, got = (m(**inputs).logits for m in (model, _read(temporary)))
         if not torch.equal(got, wanted):
             raise RuntimeError(f"the classifier written to {temporary} and read back gives other logits")
 
@@ -166,7 +167,7 @@ def _compare(cohort: Cohort, k: int, model: Any) -> None:
     finally:
         torch.set_float32_matmul_precision(precision)
         cohort.train(training)
-    got = model(input_ids=ids, attention_mask=mask).logits.to(wanted.dtype)
+    got = model(**model_inputs(cohort.model.config, ids, mask)).logits.to(wanted.dtype)
     error = float((got - wanted).abs().max())
     if not error <= TOLERANCE * max(1.0, float(wanted.abs().max())):
         raise RuntimeError(f"student {k}, written and read back, gives other logits: they differ by {error:.3g}")

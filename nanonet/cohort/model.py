@@ -22,6 +22,7 @@ from nanonet.cohort.output import CohortOutput, cat, lengths, row_groups, run_gr
 from nanonet.cohort.packing import packed
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
+from nanonet.models.pairs import model_inputs
 from nanonet.models.parts import Parts
 
 CHUNK_STRIDE = 104729  # between the dropout masks of two chunks of students
@@ -149,7 +150,7 @@ class Cohort(nn.Module):
                 name: tensor[0] if name in self.unbatched else tensor
                 for name, tensor in (tensors or dict(self._stacked_tensors())).items()
             }
-        arguments = {"input_ids": ids.reshape(k * B, L), "attention_mask": mask.reshape(k * B, L)}
+        arguments = model_inputs(self.model.config, ids.reshape(k * B, L), mask.reshape(k * B, L))
         replacements = {name: read.flatten(0, 1) for name, read in (head_input or {}).items()}
         with (
             self._active(start, stop, seed, perturbation or {}),

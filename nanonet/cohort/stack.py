@@ -25,6 +25,7 @@ from nanonet.config.train import Tuning
 from nanonet.errors import InputError
 from nanonet.models.checks import CURE
 from nanonet.models.dummy_inputs import dummy_inputs, same_logits
+from nanonet.models.pairs import model_inputs
 from nanonet.models.parts import Part, Parts, find_classifier_layer, find_parts
 
 LAYER_STRIDE = 7919  # between the dropout masks of two layers
@@ -155,7 +156,7 @@ def _plain_logits(model: PreTrainedModel) -> Tensor:
     """Of a plain model in eval mode on the dummy inputs."""
     ids, mask = dummy_inputs(model.config, model.device)
     training = model.training
-    logits = model.eval()(input_ids=ids, attention_mask=mask).logits
+    logits = model.eval()(**model_inputs(model.config, ids, mask)).logits
     model.train(training)
     return logits
 

@@ -7,7 +7,8 @@ shuffle      a row's tokens in another order: for a bidirectional encoder the sa
 adversarial  a step of length 1 per token on the embeddings' output, in the direction that changes the student's
              logits most
 
-The special tokens at a row's ends and the padding are never changed. Every choice is a hash of the seed, the row's
+The special tokens at a row's ends, those between the texts of a pair and the padding are never changed, and a token
+stays in its text. Every choice is a hash of the seed, the row's
 number and the column: it depends neither on the batch, nor on the padding, nor on how rows are spread over processes.
 K students, B rows, L tokens, D features.
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 from nanonet.cohort.model import Cohort
 from nanonet.config.train import VIEWS
 from nanonet.errors import InputError
+from nanonet.models.pairs import in_second_text, text_pair
 from nanonet.reference import mix32
 
 DROPOUT = 0.1
@@ -70,12 +72,16 @@ def view_batch(
     """
     rows = torch.arange(len(input_ids), device=input_ids.device) if rows is None else rows
     ids, masks = [input_ids] * len(views), [attention_mask] * len(views)
+    pair = text_pair(cohort.model.config)
+    second, fixed = None, None
+    if pair:
+        second, fixed = in_second_text(input_ids, pair["separator"]), input_ids == pair["separator"]
     perturbation = {}
     for k, view in enumerate(views):
         if view == "shuffle":
-            ids[k] = shuffle(input_ids, attention_mask, noise(seed, k, rows, input_ids.shape[1]))
+            ids[k] = shuffle(input_ids, attention_mask, noise(seed, k, rows, input_ids.shape[1]), fixed, second)
         elif view == "cutoff":
-            masks[k] = cutoff(attention_mask, noise(seed, k, rows, input_ids.shape[1]))
+            masks[k] = cutoff(attention_mask, noise(seed, k, rows, input_ids.shape[1]), fixed)
         elif view == "adversarial":
             perturbation[k] = adversarial(cohort, k, input_ids, attention_mask, seed, rows)
     arguments: dict = {
@@ -92,24 +98,31 @@ def noise(seed: int, k: int, rows: Tensor, columns: int) -> Tensor:
     return mix32(row[:, None] + torch.arange(columns, device=rows.device) * 0x9E3779B1).double() / 2**32
 
 
-def ordinary(attention_mask: Tensor) -> Tensor:
-    """Mask (B,L) of the tokens that are neither padding nor a row's first or last."""
+def ordinary(attention_mask: Tensor, fixed: Tensor | None = None) -> Tensor:
+    """Mask (B,L) of the tokens that are neither padding nor a row's first or last, nor `fixed` (B,L)."""
     place = attention_mask.cumsum(1)
-    return (attention_mask == 1) & (place > 1) & (place < place[:, -1:])
+    free = (attention_mask == 1) & (place > 1) & (place < place[:, -1:])
+    return free if fixed is None else free & ~fixed
 
 
-def shuffle(input_ids: Tensor, attention_mask: Tensor, noise: Tensor) -> Tensor:
-    """The ordinary tokens of each row in the order of their noise; input_ids (B,L) -> (B,L)."""
-    free, column = ordinary(attention_mask), torch.arange(input_ids.shape[1], device=input_ids.device)
+def shuffle(
+    input_ids: Tensor, attention_mask: Tensor, noise: Tensor, fixed: Tensor | None = None, second: Tensor | None = None
+) -> Tensor:
+    """The ordinary tokens of each row in the order of their noise; input_ids (B,L) -> (B,L).
+
+    second: (B,L), the tokens of the second text of each pair, which stay behind those of the first
+    """
+    free, column = ordinary(attention_mask, fixed), torch.arange(input_ids.shape[1], device=input_ids.device)
+    text = 0.0 if second is None else second.double()
     # the other tokens come last in both orders, each in its own column
-    place = torch.where(free, column / len(column), 2 + column).argsort(1)
-    source = torch.where(free, noise, 2.0 + column).argsort(1)
+    place = torch.where(free, text + column / len(column), 2 + column).argsort(1)
+    source = torch.where(free, text + noise, 2.0 + column).argsort(1)
     return input_ids.scatter(1, place, input_ids.gather(1, source))
 
 
-def cutoff(attention_mask: Tensor, noise: Tensor) -> Tensor:
+def cutoff(attention_mask: Tensor, noise: Tensor, fixed: Tensor | None = None) -> Tensor:
     """The mask (B,L) with a share of CUTOFF of each row's ordinary tokens set to 0: those of the least noise."""
-    free = ordinary(attention_mask)
+    free = ordinary(attention_mask, fixed)
     rank = torch.where(free, noise, 2.0).argsort(1).argsort(1)
     dropped = (free.sum(1, keepdim=True) * CUTOFF).long()
     return attention_mask.masked_fill(rank < dropped, 0)

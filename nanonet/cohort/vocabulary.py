@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from nanonet.models.load import quiet
+from nanonet.models.pairs import text_pair
 from nanonet.models.vocabulary import KINDS, choose_pieces, cut_tokenizer
 
 SMALL_ID = 100
@@ -88,6 +89,8 @@ def cut_words(model: PreTrainedModel, kept: Collection[int]) -> None:
         words.padding_idx = None if words.padding_idx is None else new.get(words.padding_idx)
     for name, value in _ids(model.config).items():
         setattr(model.config, name, [new[i] for i in value] if isinstance(value, list) else new.get(value))
+    if pair := text_pair(model.config):
+        model.config.text_pair = {**pair, "separator": new[pair["separator"]]}
     model.config.vocab_size = len(rows)
 
 

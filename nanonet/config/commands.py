@@ -12,7 +12,7 @@ class EvaluateConfig:
     model: str = ""
     # texts with labels: a file (every row of it), a folder (its test table), `pydocs`, or a Hugging Face dataset id
     data: str = ""
-    # name of the text column
+    # name of the text column; of pairs of texts both, with a comma: `premise,hypothesis`
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"
@@ -29,7 +29,7 @@ class EvaluateConfig:
 @dataclass(frozen=True)
 class PredictConfig:
     # texts: a .txt file of one text a line, or a table (.csv, .tsv, .jsonl, .json, .parquet) with a text column;
-    # without a file, one text a line from standard input
+    # without a file, one text a line from standard input. A line of a pair is both texts with a tab between them
     file: str = ""
     # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
     model: str = ""
@@ -37,7 +37,7 @@ class PredictConfig:
     output: str = ""
     # replace what `output` names
     overwrite: bool = False
-    # name of the text column, where the file is a table
+    # name of the text column, where the file is a table; of pairs of texts both, with a comma: `premise,hypothesis`
     text_column: str = "text"
     # a longer line or text is an error [bytes]
     max_text_bytes: int = 1_000_000
@@ -67,7 +67,7 @@ class ExportConfig:
     output: str = ""
     # texts with labels (onnx only), as `nanonet evaluate --data` takes them: accuracy and speed before and after
     data: str = ""
-    # name of the text column
+    # name of the text column; of pairs of texts both, with a comma: `premise,hypothesis`
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"

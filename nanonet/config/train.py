@@ -30,7 +30,7 @@ class TrainConfig:
     data: str = "pydocs"
     # file or folder of further texts without labels
     unlabelled: str | None = None
-    # name of the text column
+    # name of the text column; of pairs of texts both, with a comma: `premise,hypothesis`
     text_column: str = "text"
     # name of the label column
     label_column: str = "label"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanonet.data.pairs import check_one_kind, pair_form, parts
 from nanonet.errors import InputError
 from nanonet.tokenizer_faults import tokenizer_faults
 
@@ -51,43 +52,79 @@ class Encoded:
 def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int, where: Callable[[int], str] | None = None) -> Encoded:
     """Return the token ids of `texts`, special tokens included, each cut to `max_tokens` [tokens].
 
-    tokenizer: a transformers tokenizer; where(n): where text n stands, for the message.
-    Raises InputError where max_tokens leaves no room for the text, or a text has no token at all (its attention would
-    be over nothing).
+    tokenizer: a transformers tokenizer; where(n): where text n stands, for the message. Of a pair (pairs.py) the longer
+    text is cut first, so that something of both stays.
+    Raises InputError where max_tokens leaves no room for the text, a text has no token at all (its attention would
+    be over nothing), or a text of a pair holds the token that separates them.
     """
-    encoded = encode_any(tokenizer, texts, max_tokens)
+    encoded = encode_any(tokenizer, texts, max_tokens, where)
     if 0 in (lengths := encoded.lengths):
         n = lengths.index(0)
-        place = where(n) if where else f"text {n + 1} of {len(texts)}"
-        raise InputError(f"{place}: the text {texts[n]!r:.40} has no tokens: delete it")
+        raise InputError(f"{_place(n, texts, where)}: the text {texts[n]!r:.40} has no tokens: delete it")
     return encoded
 
 
-def encode_any(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+def encode_any(
+    tokenizer: Any, texts: Sequence[str], max_tokens: int, where: Callable[[int], str] | None = None
+) -> Encoded:
     """As `encode`; a text without a token is a row of length 0."""
-    special = tokenizer.num_special_tokens_to_add()
-    if max_tokens <= special:
+    form = pair_form(tokenizer) if check_one_kind(texts) else None
+    special = form.special if form else tokenizer.num_special_tokens_to_add()
+    if max_tokens <= special + bool(form):
         raise InputError(f"--max-tokens {max_tokens}: the tokenizer itself takes {special} of them; give more")
     chunks: list[Tensor] = []
     lengths: list[int] = []
     for chunk in _chunks(texts):
-        short = [_shortened(text, max_tokens) for text in chunk]
-        rows = _ids(tokenizer, short, max_tokens)
-        for n, (text, cut) in enumerate(zip(chunk, short, strict=True)):
-            if len(cut) < len(text) and len(rows[n]) < max_tokens:  # its words are few and long
-                rows[n : n + 1] = _ids(tokenizer, [text], max_tokens)
+        rows = _pair_ids(tokenizer, chunk, max_tokens) if form else _single_ids(tokenizer, chunk, max_tokens)
+        for n, ids in enumerate(rows if form else ()):
+            if form and ids.count(form.separator) != form.separators:
+                token = tokenizer.convert_ids_to_tokens(form.separator)
+                place = _place(len(lengths) + n, texts, where)
+                raise InputError(f"{place}: it holds {token}, which separates the texts of a pair: delete it there")
         lengths += [len(ids) for ids in rows]
         chunks.append(torch.tensor([i for ids in rows for i in ids], dtype=torch.int32))
-    ids = torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.int32)
-    return Encoded(ids, torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0))
+    every = torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.int32)
+    return Encoded(every, torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0))
 
 
-def _ids(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
+def rows_with_words(tokenizer: Any, encoded: Encoded, pairs: bool) -> list[int]:
+    """The rows of which the tokenizer leaves something, of a pair something of both texts."""
+    if not pairs:
+        special = tokenizer.num_special_tokens_to_add()
+        return [row for row, length in enumerate(encoded.lengths) if length > special]
+    form = pair_form(tokenizer)
+    ends = [ids.tolist().index(form.separator) for ids in encoded.ids.split(encoded.lengths)]
+    first = [end - form.before for end in ends]  # tokens of the first texts
+    second = [length - form.special - n for length, n in zip(encoded.lengths, first, strict=True)]
+    return [row for row, tokens in enumerate(zip(first, second, strict=True)) if min(tokens) > 0]
+
+
+def _place(n: int, texts: Sequence[str], where: Callable[[int], str] | None) -> str:
+    return where(n) if where else f"text {n + 1} of {len(texts)}"
+
+
+def _single_ids(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
+    short = [_shortened(text, max_tokens) for text in texts]
+    rows = _ids(tokenizer, short, None, max_tokens)
+    for n, (text, cut) in enumerate(zip(texts, short, strict=True)):
+        if len(cut) < len(text) and len(rows[n]) < max_tokens:  # its words are few and long
+            rows[n : n + 1] = _ids(tokenizer, [text], None, max_tokens)
+    return rows
+
+
+def _pair_ids(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
+    # not shortened: how much stays of one text depends on the tokens of the other
+    first, second = zip(*map(parts, texts), strict=True)
+    return _ids(tokenizer, list(first), list(second), max_tokens)
+
+
+def _ids(tokenizer: Any, texts: list[str], seconds: list[str] | None, max_tokens: int) -> list[list[int]]:
     # verbose=False: no warning about sequences longer than the model, they are cut
     with tokenizer_faults(tokenizer.name_or_path or "the model"):
         ids: list[list[int]] = tokenizer(
             texts,
-            truncation=True,
+            seconds,
+            truncation=True,  # of pairs the longest first
             max_length=max_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from nanonet.data.pairs import MARK, parts
+
 
 @dataclass(frozen=True)
 class Split:
@@ -32,7 +34,7 @@ class Split:
 
 def one_line(text: str) -> str:
     """The text with single spaces: how texts are compared."""
-    return " ".join(text.split())
+    return MARK.join(" ".join(part.split()) for part in parts(text))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nanonet.data.columns import Columns
 from nanonet.data.formats import TableRow, check_columns
 from nanonet.data.problems import problem, shorten
 
@@ -46,12 +47,13 @@ def open_splits(name: str) -> Mapping[str, Any]:
         ) from error
 
 
-def hub_rows(name: str, table: Any, text_column: str, label_column: str) -> Iterator[TableRow]:
-    """Yield (place, [text, label]) as `formats.read_rows` does; the label of a ClassLabel column is its name."""
-    check_columns(name, "", table.column_names, {"text_column": text_column, "label_column": label_column})
-    names = class_names(table, label_column) or []
-    for number, (text, label) in enumerate(zip(table[text_column], table[label_column], strict=True), 1):
-        yield f"row {number}", [text, names[label] if label in range(len(names)) else label]
+def hub_rows(name: str, table: Any, columns: Columns) -> Iterator[TableRow]:
+    """Yield (place, [*texts, label]) as `formats.read_rows` does; the label of a ClassLabel column is its name."""
+    check_columns(name, "", table.column_names, columns.settings)
+    names = class_names(table, str(columns.label)) or []
+    rows = zip(*(table[column] for column in columns.settings.values()), strict=True)
+    for number, (*texts, label) in enumerate(rows, 1):
+        yield f"row {number}", [*texts, names[label] if label in range(len(names)) else label]
 
 
 def class_names(table: Any, label_column: str) -> list[str] | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanonet.data.pairs import MARK
 from nanonet.data.problems import listing, located, problem, shorten
 from nanonet.progress import note
 
@@ -63,7 +64,9 @@ def _between_letters(text: str, i: int) -> bool:
 
 
 def check_unicode(value: str, what: str, source: Path | str, place: str, column: str) -> str:
-    """Return `value`. Raises InputError where it cannot be written as utf-8."""
+    """Return `value`. Raises InputError where it cannot be written as utf-8, or holds what joins pairs."""
+    if MARK in value:
+        raise problem(source, f"the {what} holds the noncharacter U+FDD0: delete it", place, column)
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -7,8 +7,9 @@ from typing import Any
 
 from nanonet.data.dataset import Dataset
 from nanonet.data.formats import TableRow
-from nanonet.data.labels import Names, index_labels, read_label
+from nanonet.data.labels import Names, check_unicode, index_labels, read_label
 from nanonet.data.lines import Limits
+from nanonet.data.pairs import MARK
 from nanonet.data.read import load_rows
 from nanonet.errors import InputError
 
@@ -33,16 +34,32 @@ def as_list(values: Any, name: str) -> list[Any]:
 
 
 def text_list(texts: Any, name: str = "texts") -> list[str]:
-    """The texts of a list, an array or a column.
+    """The texts of a list, an array or a column; of a list of pairs each as one string (pairs.py).
 
     Raises:
-        InputError: as `as_list`; something in it is no string.
+        InputError: as `as_list`; something in it is no string and no pair of strings.
     """
     found = as_list(texts, name)
-    for i, text in enumerate(found):
-        if not isinstance(text, str):
-            raise InputError(f"{name}[{i}] is a {type(text).__name__}: give strings")
-    return found
+    pairs = holds_pairs(found)
+    return [MARK.join(check_strings(text, f"{name}[{i}]", pairs)) for i, text in enumerate(found)]
+
+
+def holds_pairs(texts: Sequence[Any]) -> bool:
+    """Whether the first of them is a pair."""
+    return bool(texts) and _is_pair(texts[0])
+
+
+def check_strings(text: Any, place: str, pair: bool) -> list[str]:
+    """A string, or both of a pair. Raises InputError for anything else."""
+    strings = list(text) if pair and _is_pair(text) else [text]
+    if len(strings) != 1 + pair or not all(isinstance(string, str) for string in strings):
+        wanted = "pairs of strings, (text, text), as the first one is" if pair else "strings"
+        raise InputError(f"{place} is a {type(text).__name__}: give {wanted}")
+    return [check_unicode(string, "text", place, "", "") for string in strings]
+
+
+def _is_pair(text: Any) -> bool:
+    return isinstance(text, tuple | list) and len(text) == 2
 
 
 def label_list(labels: Any, name: str = "labels") -> list[Any]:
@@ -81,20 +98,23 @@ def dataset_of(
 ) -> Dataset:
     """The dataset of texts and labels in memory, which is that of a file of the same rows.
 
-    labels: one a text, as `label_list` takes them. unlabelled: further texts, or None.
+    texts: strings, or pairs of strings, then everywhere. labels: one a text, as `label_list` takes them.
+    unlabelled: further texts, or None.
     validation: texts and labels that are used as a test table is, or None.
     classes: what soft labels know; with them no text needs a label.
 
     Raises:
         InputError: says which argument, and where in it.
     """
-    further = None if unlabelled is None else _rows(as_list(unlabelled, "unlabelled"))
-    test = None
+    texts = as_list(texts, "texts")
+    further, test, pairs = None, None, holds_pairs(texts or as_list(unlabelled or [], "unlabelled"))
+    if unlabelled is not None:
+        further = _rows(as_list(unlabelled, "unlabelled"), "unlabelled", pairs)
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) != 2:
             raise InputError("validation: give two things, texts and their labels")
-        test = _labelled_rows(validation[0], validation[1], ("validation[0]", "validation[1]"))
-    return load_rows(_labelled_rows(texts, labels), further, test, limits, test_fraction, classes)
+        test = _labelled_rows(validation[0], validation[1], pairs, ("validation[0]", "validation[1]"))
+    return load_rows(_labelled_rows(texts, labels, pairs), further, test, limits, test_fraction, classes, pairs)
 
 
 def label_indices(labels: Any, classes: Sequence[str], name: str = "labels") -> list[int]:
@@ -109,18 +129,24 @@ def label_indices(labels: Any, classes: Sequence[str], name: str = "labels") -> 
     return index_labels(written, Names(list(classes)), name, places, "")[0]
 
 
-def _labelled_rows(texts: Any, labels: Any, names: tuple[str, str] = ("texts", "labels")) -> list[TableRow]:
-    """(place, [text, label]) of every text."""
+def _labelled_rows(
+    texts: Any, labels: Any, pairs: bool, names: tuple[str, str] = ("texts", "labels")
+) -> list[TableRow]:
+    """(place, [text, label]) of every text, or both texts of every pair."""
     if labels is None:
         raise InputError(f"{names[1]} is None: give one a text, None or -1 where there is none")
     given, known = as_list(texts, names[0]), label_list(labels, names[1])
     if len(given) != len(known):
         raise InputError(f"{names[1]}: {len(known)} for {len(given)} texts; give one a text, None where there is none")
-    return [(place, [*row, _written(label)]) for (place, row), label in zip(_rows(given), known, strict=True)]
+    rows = _rows(given, names[0], pairs)
+    return [(place, [*row, _written(label)]) for (place, row), label in zip(rows, known, strict=True)]
 
 
-def _rows(texts: Sequence[Any]) -> Iterator[TableRow]:
-    return ((f"index {i}", [text]) for i, text in enumerate(texts))
+def _rows(texts: Sequence[Any], name: str, pairs: bool) -> Iterator[TableRow]:
+    for i, text in enumerate(texts):
+        # of single texts it is seen later whether they are strings
+        checked = check_strings(text, f"{name}[{i}]", pairs) if pairs or _is_pair(text) else [text]
+        yield f"index {i}", [*checked]
 
 
 def _written(label: Any) -> Any:

@@ -15,6 +15,7 @@ from nanonet.config.settings import DataSettings
 from nanonet.data.batches import Encoded, encode
 from nanonet.data.dataset import Dataset, Split, one_line
 from nanonet.data.lines import Limits
+from nanonet.data.pairs import check_one_kind
 from nanonet.data.read import load_dataset, read_texts
 from nanonet.data.soft_label_files import SoftLabelFiles
 from nanonet.data.split import Scarce, draw_labels
@@ -94,6 +95,8 @@ def draw(
         InputError: says what is wrong.
     """
     dataset, test_in_train = _read(config, classes, given, dataset)
+    if _are_pairs(config, dataset, given) and config.class_names:
+        raise InputError("--class-names: the name of a class is no pair of texts; leave it out")
     train, per_class = dataset.train, labels_per_class(config, len(dataset.train.texts))
     if classes and not per_class:
         labelled = Scarce(list(range(len(train.texts))), [])
@@ -159,6 +162,13 @@ def _read(
         splits = [dataset.train, *dataset.unlabelled, *further, *([dataset.test] if dataset.test else [])]
         given.check_texts({one_line(text) for split in splits for text in split.texts}, config.data)
     return _without_test_texts(dataset, further, config.deduplicate)
+
+
+def _are_pairs(config: DataSettings, dataset: Dataset, given: SoftLabelFiles | None) -> bool:
+    """Whether the texts are pairs. Raises InputError where some are and some are not."""
+    splits = [dataset.train, *dataset.unlabelled, *([dataset.test] if dataset.test else [])]
+    splits += [given.texts] if given else []
+    return check_one_kind((text for split in splits for text in split.texts), f"--text-column {config.text_column}")
 
 
 def _with_soft_labels(places: list[tuple[Split, int]], given: SoftLabelFiles) -> list[tuple[Split, int]]:

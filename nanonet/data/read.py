@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nanonet.data.classes import labels_beside
+from nanonet.data.columns import PAIRS_IN_MEMORY, TEXT, Columns, among
 from nanonet.data.dataset import Dataset, Split
 from nanonet.data.folders import find_tables, text_tables
 from nanonet.data.formats import TableRow, class_label_names, read_column_names, read_rows
-from nanonet.data.labels import Names, blanks, check_unicode, index_labels, note_blanks, note_forms, read_label
+from nanonet.data.labels import Names, blanks, index_labels, note_blanks, note_forms, read_label
 from nanonet.data.lines import DEFAULT_LIMITS, Limits
-from nanonet.data.problems import listing, located, problem, shorten
+from nanonet.data.pairs import parts
+from nanonet.data.problems import listing, located, problem
 from nanonet.data.split import choose_test_rows
+from nanonet.errors import InputError
 from nanonet.progress import note
 
 UNLABELLED, LEFT_OUT = "used as unlabelled texts", "left out"  # what becomes of rows with a blank label
@@ -25,24 +28,6 @@ UNLABELLED, LEFT_OUT = "used as unlabelled texts", "left out"  # what becomes of
 
 # the labelled rows, the rows with a blank label (none or one split), and the names
 Table = tuple[Split, tuple[Split, ...], Names]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns are read, and how much of a file.
-
-    label: None leaves the labels out. classes: what a teacher knows; with them no label is needed, nor its column
-    """
-
-    text: str = "text"
-    label: str | None = "label"
-    limits: Limits = DEFAULT_LIMITS
-    classes: tuple[str, ...] = ()
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """{setting: column}, as `read_rows` takes them."""
-        return {"text_column": self.text} | ({} if self.label is None else {"label_column": self.label})
 
 
 def load_dataset(
@@ -58,7 +43,7 @@ def load_dataset(
 
     data: `pydocs` (see pydocs.py); a file; a folder (folders.py) with a train table, perhaps a test table, a table of
     unlabelled texts and a `labels.json`, the list of the class names in label order; or, if nothing of that name
-    exists, a Hugging Face dataset id.
+    exists, a Hugging Face dataset id. text_column: one column, or two with a comma for pairs of texts (columns.py).
 
     Labels are class names; whole numbers count `labels.json` or a ClassLabel from 0. Without these the classes are the
     labels of the train table: sorted as numbers if all are whole numbers, else as text. A row of the train table with a
@@ -70,10 +55,12 @@ def load_dataset(
     Raises InputError.
     """
     if data == "pydocs":
+        if "," in text_column:
+            raise InputError(f"--text-column {text_column}: pydocs has no pairs of texts; leave it out")
         from nanonet.data.pydocs import pydocs
 
         return pydocs()
-    columns = Columns(text_column, label_column, limits, tuple(classes))
+    columns = Columns({TEXT: text_column}, label_column, limits, tuple(classes))
     path = Path(os.path.expanduser(data))
     if data and os.path.isdir(path):
         return _load_folder(path, columns, test_fraction)
@@ -97,7 +84,7 @@ def read_table(
     Raises InputError.
     """
     files = [Path(path)] if isinstance(path, str | Path) else list(path)
-    table, _, found = _read_files(files, Columns(text_column, label_column, limits), names)
+    table, _, found = _read_files(files, Columns({TEXT: text_column}, label_column, limits), names)
     return table, found.names
 
 
@@ -108,7 +95,7 @@ def read_texts(path: str | Path, text_column: str = "text", limits: Limits = DEF
     """
     path = Path(os.path.expanduser(path))
     files = text_tables(path) if path.is_dir() else [path]
-    return tuple(_read_files([file], Columns(text_column, None, limits), None, UNLABELLED)[0] for file in files)
+    return tuple(_read_files([file], Columns({TEXT: text_column}, None, limits), None, UNLABELLED)[0] for file in files)
 
 
 def load_rows(
@@ -118,10 +105,12 @@ def load_rows(
     limits: Limits,
     test_fraction: float,
     classes: Sequence[str] = (),
+    pairs: bool = False,
 ) -> Dataset:
     """Return the dataset of rows in memory: (place, [text, label]), of unlabelled texts (place, [text]); a blank label
-    is None. They are checked and used as those of files. Raises InputError."""
+    is None; of pairs both texts. They are checked and used as those of files. Raises InputError."""
     columns = Columns(limits=limits, classes=tuple(classes))
+    columns = replace(columns, texts=PAIRS_IN_MEMORY) if pairs else columns
     table = _labelled(_collect("texts", train, columns, None, UNLABELLED), columns)
     if unlabelled is not None:
         further, _, _ = _collect("unlabelled", unlabelled, replace(columns, label=None), None, UNLABELLED)
@@ -153,17 +142,16 @@ def _load_hub(data: str, columns: Columns, test_fraction: float) -> Dataset:
 
     if not looks_like_id(data):
         raise problem(Path(data) if data else "data", "does not exist: give a file, a folder, a dataset id or pydocs")
-    assert columns.label is not None
-    label_column = columns.label
     splits = open_splits(data)
     if "train" not in splits:
         raise problem(data, f"no train split among {listing(splits)}: choose a dataset that has one")
+    columns = replace(columns, texts=among(splits["train"].column_names, columns.shown))
 
     def table(part: str, names: Names | None, blank_use: str) -> Table:
         source = f"{data} [{part}]"
-        return _collect(source, hub_rows(source, splits[part], columns.text, label_column), columns, names, blank_use)
+        return _collect(source, hub_rows(source, splits[part], columns), columns, names, blank_use)
 
-    known = class_names(splits["train"], label_column)
+    known = class_names(splits["train"], str(columns.label))
     train = _labelled(table("train", None if known is None else Names(known, counted=True), UNLABELLED), columns)
     if "test" not in splits:
         return _split_off_test(train, test_fraction, data)
@@ -207,7 +195,8 @@ def _labelled(train: Table, columns: Columns) -> Table:
 
 def _read_files(files: Sequence[Path], columns: Columns, names: Names | None, blank_use: str = LEFT_OUT) -> Table:
     """Read the shards of one table. blank_use: what becomes of rows with a blank label, for the note."""
-    if columns.classes and columns.label not in read_column_names(files[0], {"": columns.text}, columns.limits):
+    columns = columns.of(files[0])
+    if columns.classes and columns.label not in read_column_names(files[0], columns.texts, columns.limits):
         columns = replace(columns, label=None)
     known = class_label_names(files[0], columns.label) if columns.label is not None else None
     if names is None and known is not None:
@@ -229,35 +218,36 @@ def _named(path: Path, columns: Columns, names: Names | None) -> Iterable[TableR
     known = class_label_names(path, columns.label) if columns.label is not None else None
     if known is None or names is None or names.given:
         return rows
-    return ((place, [v[0], known[v[1]] if v[1] in range(len(known)) else v[1]]) for place, v in rows)  # type: ignore
+    return ((place, [*v[:-1], known[v[-1]] if v[-1] in range(len(known)) else v[-1]]) for place, v in rows)  # type: ignore
 
 
 def _collect(
     source: Path | str, rows: Iterable[TableRow], columns: Columns, names: Names | None, blank_use: str
 ) -> Table:
-    """Check every row: (place, [text]) or (place, [text, label])."""
-    if columns.text == columns.label:
-        what = "text_column and label_column are the same: set one to another column"
-        raise problem(source, what, "", columns.text)
+    """Check every row: (place, [text]) or (place, [text, label]), of pairs with both texts."""
+    if len(set(columns.settings.values())) < len(columns.settings):
+        what = "text_column and label_column are the same" if len(columns.texts) == 1 else "two of the columns are one"
+        raise problem(source, f"{what}: set one to another column", "", columns.shown)
     texts: list[str] = []
     labels: list[str] = []
     places: list[str] = []
     forms: dict[str, set[str]] = {}
     empty: list[str] = []
     for place, values in rows:
-        text = _check_text(values[0], source, place, columns)
-        if blank_use == UNLABELLED and not text.strip():
+        text = columns.text(values, source, place)
+        if blank_use == UNLABELLED and not all(part.strip() for part in parts(text)):
             empty.append(place)
             continue
         texts.append(text)
         places.append(place)
         if columns.label is not None:
-            label = read_label(values[1], source, place, columns.label)
+            written = values[-1]
+            label = read_label(written, source, place, columns.label)
             labels.append(label)
-            if isinstance(values[1], str) and label and " ".join(values[1].split()) != label:
-                forms.setdefault(label, set()).add(values[1])
+            if isinstance(written, str) and label and " ".join(written.split()) != label:
+                forms.setdefault(label, set()).add(written)
     if empty and texts:
-        note(f"{located(source, '', columns.text)}: {len(empty)} rows have no text and are left out, {empty[0]} first")
+        note(f"{located(source, '', columns.shown)}: {len(empty)} rows have no text and are left out, {empty[0]} first")
     if not texts:
         raise problem(source, "no rows: give a table with texts")
     split = Split(texts, None, located(source), places)
@@ -274,13 +264,3 @@ def _collect(
         return split, (), names
     note_blanks(labels, names, blank_use, source, columns.label)
     return split.select(labelled), (replace(split.select(blank), labels=None),), names
-
-
-def _check_text(value: object, source: Path | str, place: str, columns: Columns) -> str:
-    if not isinstance(value, str):
-        what = f"the text is {shorten(value, 30)}, not a string: write it in quotes"
-        raise problem(source, what, place, columns.text)
-    if len(value) > columns.limits.text:
-        what = f"the text has more than {columns.limits.text} characters: cut it, or raise --max-text-bytes"
-        raise problem(source, what, place, columns.text)
-    return check_unicode(value, "text", source, place, columns.text)

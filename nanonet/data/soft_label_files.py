@@ -15,6 +15,7 @@ from nanonet.config.train import Scores
 from nanonet.data.classes import check_class_map, match_classes, read_class_map, rename_classes
 from nanonet.data.dataset import Split, one_line
 from nanonet.data.lines import Limits
+from nanonet.data.pairs import parts, readable
 from nanonet.data.problems import listing, located, problem, shorten
 from nanonet.data.soft_label_rows import SoftLabelRow, soft_label_rows
 from nanonet.errors import InputError
@@ -79,8 +80,8 @@ class SoftLabelFiles:
         for file in self.files:
             for n, text in enumerate(file.texts.texts):
                 if one_line(text) not in known:
-                    what = f"the text {shorten(text, 40)} is not in --data {data}: delete the row, or add its text"
-                    raise InputError(f"{file.texts.where(n)}: {what} by --unlabelled")
+                    what = f"the text {shorten(readable(text), 40)} is not in --data {data}"
+                    raise InputError(f"{file.texts.where(n)}: {what}: delete the row, or add its text by --unlabelled")
 
 
 def read_soft_labels(settings: SoftLabelSettings, text_column: str, limits: Limits) -> SoftLabelFiles:
@@ -125,7 +126,7 @@ def collect(source: Path | str, rows: Iterable[SoftLabelRow], named: bool = Fals
     row_of: dict[str, int] = {}
     blank = 0
     for row in rows:
-        if row.numbers is None or not row.text.strip():
+        if row.numbers is None or not all(part.strip() for part in parts(row.text)):
             blank += 1
             continue
         first = row_of.setdefault(one_line(row.text), len(texts))

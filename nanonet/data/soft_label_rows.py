@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanonet.config.train import Scores
+from nanonet.data.columns import Columns, text_columns
 from nanonet.data.formats import read_column_names, read_rows
 from nanonet.data.labels import check_unicode, one_form, read_label
 from nanonet.data.lines import Limits
@@ -39,8 +40,9 @@ def soft_label_rows(
     Raises:
         InputError: names the file, the line and the cure.
     """
-    wanted = {"text_column": text_column}
-    names = [name for name in read_column_names(path, wanted, limits) if name != text_column]
+    texts = Columns(text_columns(path, text_column, limits), None, limits)
+    wanted = texts.settings
+    names = [name for name in read_column_names(path, wanted, limits) if name not in wanted.values()]
     objects = next((name for name in (scores, "probabilities") if name in names), None)
     named = objects is None and set(NAMED) <= set(names)
     columns = [objects] if objects else NAMED if named else [name for name in names if name not in NAMED]
@@ -52,10 +54,8 @@ def soft_label_rows(
     settings = wanted | {f"the column of {shorten(name, 30)}": name for name in columns}
 
     def rows() -> Iterator[SoftLabelRow]:
-        for place, (text, *values) in read_rows(path, settings, limits):
-            if not isinstance(text, str):
-                raise problem(path, f"the text is {shorten(text, 30)}, not a string: write it in quotes", place)
-            check_unicode(text, "text", path, place, text_column)
+        for place, read in read_rows(path, settings, limits):
+            text, values = texts.text(read, path, place), read[len(wanted) :]
             if objects:
                 numbers = _object(values[0], path, place, objects)
             elif named and values[0] not in (None, ""):

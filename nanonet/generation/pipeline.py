@@ -17,6 +17,7 @@ from typing import Any
 
 from nanonet.config.commands import GenerateConfig
 from nanonet.data.lines import Limits
+from nanonet.data.pairs import check_one_kind
 from nanonet.data.read import load_dataset, read_table
 from nanonet.data.split import draw_labels
 from nanonet.device import device, threads
@@ -37,6 +38,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     _check(config)
     output = _check_output(config)
     texts, labels, classes = _labelled(config)
+    if check_one_kind(texts):
+        raise InputError(f"--text-column {config.text_column}: nanonet generate writes single texts; give one column")
     tokenizer, model = load_language_model(config.model)
     room = getattr(model.config, "max_position_embeddings", None) or 10**6
     if config.max_tokens > room:

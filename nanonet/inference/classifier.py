@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students, and
 import nanonet.models.pooled  # noqa: F401
 import nanonet.models.static  # noqa: F401
 from nanonet.config.train import RUN_CONFIG
-from nanonet.data.batches import Encoded, encode, encode_any
+from nanonet.data.batches import Encoded, encode, encode_any, rows_with_words
 from nanonet.data.memory import text_list
+from nanonet.data.pairs import check_one_kind, is_pair, pair_form
 from nanonet.device import device
 from nanonet.errors import InputError, as_arguments
 from nanonet.files import read_small
 from nanonet.inference.forward import BATCH_ROWS, logits_of, run
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
+from nanonet.models.pairs import check_text_pair, text_pair
 
 CURE = "give a folder that nanonet train or save_pretrained wrote"
 TOLERANCE = 1e-4  # of the largest logit
@@ -40,25 +42,34 @@ class Classifier:
     classes: list[str]
     folder: Path
 
+    @property
+    def pairs(self) -> bool:
+        """Whether it was trained on pairs of texts."""
+        return text_pair(self.model.config) is not None
+
     def encode(self, texts: list[str], max_tokens: int, where: Callable[[int], str] | None = None) -> Encoded:
         """Token ids, cut to `max_tokens`; 0 takes the setting of the model's run, else MAX_TOKENS.
 
         Raises:
-            InputError: more tokens than the model has positions, or a tokenizer of another model.
+            InputError: more tokens than the model has positions, a tokenizer of another model, or single texts where
+                it reads pairs.
         """
+        self._check_kind(texts)
         return self._checked(encode(self.tokenizer, texts, self._length(max_tokens), where))
 
-    def encode_any(self, texts: list[str], max_tokens: int) -> tuple[Encoded, list[int]]:
+    def encode_any(
+        self, texts: list[str], max_tokens: int, where: Callable[[int], str] | None = None
+    ) -> tuple[Encoded, list[int]]:
         """As `encode`, of the texts of which the tokenizer leaves something; and their numbers."""
-        encoded = self._checked(encode_any(self.tokenizer, texts, self._length(max_tokens)))
-        special = self.tokenizer.num_special_tokens_to_add()
-        rows = [row for row, length in enumerate(encoded.lengths) if length > special]
+        self._check_kind(texts)
+        encoded = self._checked(encode_any(self.tokenizer, texts, self._length(max_tokens), where))
+        rows = rows_with_words(self.tokenizer, encoded, self.pairs)
         return encoded[rows], rows
 
     def predict(self, texts: Any) -> list[str | None]:
         """The name of each text's class; None for a text without a word, such as an empty one.
 
-        texts: N strings: a list, an array or a column of a table.
+        texts: N strings: a list, an array or a column of a table; of a model of pairs a list of (text, text).
 
         Raises:
             InputError: something else.
@@ -73,21 +84,36 @@ class Classifier:
         """
         with as_arguments():
             given = text_list(texts)
+            if given and is_pair(given[0]) != self.pairs:
+                takes = "pairs of texts: give a list of (text, text)" if self.pairs else "single texts: give strings"
+                raise InputError(f"texts: {self.folder} takes {takes}")
             found, rows = self.probabilities(given)
         every = np.full((len(given), len(self.classes)), np.nan, np.float32)
         every[rows] = found.numpy()
         return every
 
     def probabilities(
-        self, texts: list[str], max_tokens: int = 0, batch_rows: int = BATCH_ROWS
+        self,
+        texts: list[str],
+        max_tokens: int = 0,
+        batch_rows: int = BATCH_ROWS,
+        where: Callable[[int], str] | None = None,
     ) -> tuple[Tensor, list[int]]:
         """Probabilities (n,C) of the n texts of which the tokenizer leaves something, and their numbers."""
-        encoded, rows = self.encode_any(texts, max_tokens)
+        encoded, rows = self.encode_any(texts, max_tokens, where)
         if not rows:
             return torch.empty(0, len(self.classes)), rows
         pad_id = self.tokenizer.pad_token_id
         logits = run(logits_of(self.model), encoded, pad_id, self.model.device, batch_rows)
         return torch.softmax(logits, -1), rows
+
+    def _check_kind(self, texts: Sequence[str]) -> None:
+        if not texts or check_one_kind(texts) == self.pairs:
+            return
+        what = f"--model {self.folder} was trained on"
+        if self.pairs:
+            raise InputError(f"{what} pairs of texts: give both columns, such as --text-column premise,hypothesis")
+        raise InputError(f"{what} single texts: give --text-column one column, or a model of pairs")
 
     def _length(self, max_tokens: int) -> int:
         room = most_tokens(self.model)
@@ -199,6 +225,8 @@ def load_classifier(folder: Path, what: str = "") -> Classifier:
     check_layers(info["unexpected_keys"], what)
     check_tokenizer(tokenizer, what)
     check_vocabulary(tokenizer.pad_token_id, model, what)
+    if text_pair(model.config) is not None:
+        check_text_pair(model, pair_form(tokenizer).separator, what)
     names, kind = model.config.id2label, model.config.problem_type
     one_of_many = kind in (None, "single_label_classification") and len(names) > 1
     if not one_of_many or set(names) != set(range(len(names))):
@@ -215,8 +243,8 @@ def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
     ids, mask = dummy_inputs(model.config)
     alone, shown = ids[:1], mask[:1]
     padded, hidden = torch.full_like(alone, pad_id), torch.zeros_like(shown)
-    wanted = model(input_ids=alone, attention_mask=shown).logits
-    got = model(input_ids=torch.cat([alone, padded], 1), attention_mask=torch.cat([shown, hidden], 1)).logits
+    wanted = logits_of(model)(alone, shown)
+    got = logits_of(model)(torch.cat([alone, padded], 1), torch.cat([shown, hidden], 1))
     if not wanted.isfinite().all():
         raise InputError(f"{what}: its weights give logits that are not finite numbers; train it again")
     if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import logging
 import shutil
@@ -25,6 +26,7 @@ from nanonet.config.describe import describe
 from nanonet.config.train import TrainConfig
 from nanonet.data.batches import Encoded
 from nanonet.data.dataset import Split
+from nanonet.data.pairs import MARK
 from nanonet.errors import InputError
 from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
 from nanonet.inference.evaluate import labelled_texts
@@ -71,7 +73,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
             max_data_bytes=config.max_data_bytes,
         )
         table = labelled_texts(evaluated, classifier.classes)
-    encoded = classifier.encode(list(describe(TrainConfig).values()), 0)
+    texts = list(describe(TrainConfig).values())
+    if classifier.pairs:
+        texts = [MARK.join(pair) for pair in itertools.pairwise(texts)]
+    encoded = classifier.encode(texts, 0)
     wanted = _logits(logits_of(classifier.model), encoded, classifier)
     try:
         temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
@@ -150,7 +155,7 @@ def _onnx(
             self.model = classifier.model
 
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+            return logits_of(self.model)(input_ids, attention_mask)
 
     path = place / "model.onnx"
     # two rows of different length: the exporter takes a size of 1 for a constant

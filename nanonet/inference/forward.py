@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from nanonet.data.batches import Encoded, collate, length_buckets
 from nanonet.errors import InputError
+from nanonet.models.pairs import model_inputs
 
 BATCH_ROWS = 64
 
@@ -40,7 +41,7 @@ def run(
 
 def logits_of(model: PreTrainedModel) -> Callable[[Tensor, Tensor], Tensor]:
     """The forward(input_ids, attention_mask) -> logits of a Hugging Face sequence classifier, as `run` takes it."""
-    return lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits
+    return lambda ids, mask: model(**model_inputs(model.config, ids, mask)).logits
 
 
 def check_batch_rows(batch_rows: int) -> None:

@@ -143,7 +143,7 @@ def check_encoder(teacher: PreTrainedModel, layers: bool) -> None:
     row, seen = ids[:1], mask[:1]
     # one row alone, with its last token changed, and beside as much padding
     alone = teacher(input_ids=row, attention_mask=seen).last_hidden_state
-    changed = torch.cat([row[:, :-1], row[:, :1]], 1)
+    changed = torch.cat([row[:, :-1], _another_id(teacher.config, row[0, -1])], 1)
     other = teacher(input_ids=changed, attention_mask=seen).last_hidden_state
     if torch.equal(alone[:, :-1], other[:, :-1]):
         raise InputError(f"--teacher: {name} is a decoder: no token sees what follows it; {CURE}")
@@ -151,6 +151,13 @@ def check_encoder(teacher: PreTrainedModel, layers: bool) -> None:
     padded = teacher(input_ids=long[0], attention_mask=long[1]).last_hidden_state[:, : row.shape[1]]
     if not _close(padded, alone):
         raise InputError(f"--teacher: the answers of {name} depend on the padding beside a text; {CURE}")
+
+
+def _another_id(config: Any, token: Tensor) -> Tensor:
+    """(1,1): the next id after that of `token` () which is not the padding."""
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    following = (token + 1) % config.vocab_size
+    return torch.where(following == pad, (token + 2) % config.vocab_size, following).view(1, 1)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

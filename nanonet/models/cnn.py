@@ -2,6 +2,8 @@
 
     word embeddings -> 8 convolutions with ReLU -> the maximum over the text of EVERY layer -> dense -> head
 
+Of a pair the convolutions read both texts as one row; the maxima are taken over each of them, and matched (pairs.py).
+
 Importing this module makes it known to AutoConfig and AutoModelForSequenceClassification; `import nanonet` alone does
 not, because it would load transformers. A program that has one of these folders needs
 
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nanonet.models.pairs import MATCHED, masks_of_texts, matched
+
 
 @strict
 class CnnConfig(PreTrainedConfig):
@@ -40,6 +44,8 @@ class CnnConfig(PreTrainedConfig):
     dense_size: int = 100
     dropout: float = 0.1
     pad_token_id: int | None = 0
+    # of a model of pairs (pairs.py)
+    text_pair: dict[str, Any] | None = None
 
 
 class CnnForSequenceClassification(PreTrainedModel):
@@ -62,7 +68,8 @@ class CnnForSequenceClassification(PreTrainedModel):
         self.layers = nn.ModuleList(
             nn.Conv2d(before, after, size, padding=padding) for before, after in zip(widths, widths[1:], strict=False)
         )
-        self.dense = nn.Linear(config.num_hidden_layers * config.hidden_size, config.dense_size)
+        pooled = config.num_hidden_layers * config.hidden_size
+        self.dense = nn.Linear(pooled * (MATCHED if config.text_pair else 1), config.dense_size)
         self.dropout = nn.Dropout(config.dropout)
         classes: Any = config.num_labels  # declared so that it may be None
         self.classifier = nn.Linear(config.dense_size, classes)
@@ -80,11 +87,13 @@ class CnnForSequenceClassification(PreTrainedModel):
         x = self.embeddings(input_ids)[:, None].permute(0, 3, 1, 2) * shown  # (B,W,1,L)
         # ReLU and mask in one pass: the padding becomes 0, as beyond a text's end, and never exceeds a maximum
         least, most = shown.new_zeros(()), torch.where(shown > 0, torch.inf, 0.0).to(shown.dtype)
-        pooled = []
+        texts = [m[:, None, None].to(x.dtype) for m in masks_of_texts(self.config, input_ids, mask)]
+        pooled = []  # of every layer, of each text
         for layer in self.layers:
             x = torch.clamp(layer(x), least, most)
-            pooled.append(x.amax((2, 3)))
-        features = self.dropout(F.relu(self.dense(torch.cat(pooled, -1))))
+            pooled.append([x.amax((2, 3))] if len(texts) == 1 else [(x * own).amax((2, 3)) for own in texts])
+        maxima = [torch.cat(layers, -1) for layers in zip(*pooled, strict=True)]
+        features = self.dropout(F.relu(self.dense(matched(maxima))))
         logits = self.classifier(features)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]

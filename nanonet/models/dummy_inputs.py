@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanonet.models.pairs import text_pair
+
 
 def dummy_inputs(config: Any, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Two rows of eight tokens, the second one padded: ids and attention mask (2,8), to compare two models on."""
+    """Two rows of eight tokens, the second one padded: ids and attention mask (2,8), to compare two models on. Where
+    the model reads pairs, each row is one."""
     pad = config.pad_token_id if config.pad_token_id is not None else 0
-    ids = torch.arange(16).view(2, 8) * 7919 % config.vocab_size
+    step = 7919 if config.vocab_size % 7919 else 7907  # both prime: the other one would make all ids 0
+    ids = torch.arange(16).view(2, 8) * step % config.vocab_size
     ids = torch.where(ids == pad, (pad + 1) % config.vocab_size, ids)
+    if pair := text_pair(config):
+        ids[:, 3] = pair["separator"]
     mask = torch.ones_like(ids)
     ids[1, 5:], mask[1, 5:] = pad, 0
     return ids.to(device), mask.to(device)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from nanonet.errors import InputError
 from nanonet.models.dummy_inputs import dummy_inputs
+from nanonet.models.pairs import model_inputs
 
 Part = Literal["embeddings", "layers", "other", "head"]
 # settings of a config that are lists with one entry per layer
@@ -82,7 +83,7 @@ def find_classifier_layer(model: PreTrainedModel) -> str:
     ids, mask = dummy_inputs(model.config, model.device)
     training = model.training
     try:
-        model.eval()(input_ids=ids, attention_mask=mask)
+        model.eval()(**model_inputs(model.config, ids, mask))
     finally:
         model.train(training)
         for hook in hooks:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nanonet.models.pairs import model_inputs, without_types
+
 
 @strict
 class PooledConfig(PreTrainedConfig):
@@ -32,6 +34,8 @@ class PooledConfig(PreTrainedConfig):
     vocab_size: int = 30522
     max_position_embeddings: int | None = None
     pad_token_id: int | None = 0
+    # of a model of pairs (pairs.py); the encoder's own says whether it takes token types
+    text_pair: dict[str, Any] | None = None
 
 
 class PooledForSequenceClassification(PreTrainedModel):
@@ -57,7 +61,7 @@ class PooledForSequenceClassification(PreTrainedModel):
         **ignored: Any,  # such as token_type_ids, which some tokenizers return
     ) -> SequenceClassifierOutput:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        hidden = self.encoder(**model_inputs(self.encoder.config, input_ids, mask)).last_hidden_state
         logits = self.classifier(F.normalize(pool(hidden, mask, self.config.pooling), dim=-1))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
@@ -89,6 +93,7 @@ def pooled_classifier(
         vocab_size=settings.vocab_size,
         max_position_embeddings=getattr(settings, "max_position_embeddings", None),
         pad_token_id=settings.pad_token_id,
+        text_pair=without_types(settings),
         id2label=dict(enumerate(classes)),
         label2id={name: i for i, name in enumerate(classes)},
     )

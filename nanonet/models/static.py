@@ -2,6 +2,8 @@
 
     word vectors -> mean over the text, each piece by its own trained weight -> dense -> head
 
+Of a pair the mean is taken over each text, and the two are matched (pairs.py).
+
 Importing this module makes it known to AutoConfig and AutoModelForSequenceClassification. A program that has one of
 these folders needs
 
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from nanonet.models.pairs import MATCHED, masks_of_texts, matched
+
 
 @strict
 class StaticConfig(PreTrainedConfig):
@@ -36,6 +40,8 @@ class StaticConfig(PreTrainedConfig):
     dense_size: int = 100
     dropout: float = 0.1
     pad_token_id: int | None = 0
+    # of a model of pairs (pairs.py)
+    text_pair: dict[str, Any] | None = None
 
 
 class StaticForSequenceClassification(PreTrainedModel):
@@ -47,7 +53,7 @@ class StaticForSequenceClassification(PreTrainedModel):
     def __init__(self, config: StaticConfig) -> None:
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size + 1)
-        self.dense = nn.Linear(config.embedding_size, config.dense_size)
+        self.dense = nn.Linear(config.embedding_size * (MATCHED if config.text_pair else 1), config.dense_size)
         self.dropout = nn.Dropout(config.dropout)
         classes: Any = config.num_labels  # declared so that it may be None
         self.classifier = nn.Linear(config.dense_size, classes)
@@ -63,9 +69,11 @@ class StaticForSequenceClassification(PreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         table = self.embeddings(input_ids)  # (B,L,W+1)
         vectors, log_weight = table[..., :-1], table[..., -1].float()
-        weight = log_weight.masked_fill(mask == 0, torch.finfo(torch.float32).min).softmax(-1).to(vectors.dtype)
-        mean = (weight[:, None] @ vectors)[:, 0]  # (B,W)
-        logits = self.classifier(self.dropout(F.relu(self.dense(mean))))
+        means = []  # (B,W) of each text; 0 of one without a token
+        for own in masks_of_texts(self.config, input_ids, mask):
+            weight = log_weight.masked_fill(own == 0, torch.finfo(torch.float32).min).softmax(-1) * own
+            means.append((weight.to(vectors.dtype)[:, None] @ vectors)[:, 0])
+        logits = self.classifier(self.dropout(F.relu(self.dense(matched(means)))))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from nanonet.cohort.packing import can_pack, packed
 from nanonet.data.batches import BatchPlan, Encoded, collate
 from nanonet.inference.forward import run
+from nanonet.models.pairs import model_inputs
 from nanonet.models.parts import find_parts
 from nanonet.models.pooled import pool
 from nanonet.teacher.soft_labels import INVERSE_REGULARISATION, classify, linear_head
@@ -48,7 +49,7 @@ class Encoder:
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Pooled, L2-normalised embeddings (B,D) of ids and mask (B,L)."""
         with self.autocast():
-            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            hidden = self.model(**model_inputs(self.model.config, ids, mask)).last_hidden_state.float()
         return normalize(pool(hidden, mask, self.pooling), dim=-1)
 
     def embed(self, rows: Encoded, done: Callable[[int], Any] = lambda rows: None) -> Tensor:

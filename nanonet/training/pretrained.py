@@ -9,10 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from nanonet.data.pairs import check_one_kind, pair_form
 from nanonet.data.prepare import RunData, RunTexts, tokenise
 from nanonet.errors import InputError
 from nanonet.inference.classifier import check_tokens, most_tokens
 from nanonet.models.load import check_vocabulary, load_encoder, load_tokenizer
+from nanonet.models.pairs import set_text_pair
 
 TEACHER, STUDENT = "--teacher", "--student-model"
 
@@ -27,8 +29,14 @@ class Pretrained:
     model: PreTrainedModel
 
     def tokenise(self, texts: RunTexts, max_tokens: int) -> RunData:
-        """The run's rows in its tokens, which it has embeddings for. Raises InputError."""
+        """The run's rows in its tokens, which it has embeddings for; from then on the model reads texts of their kind,
+        single or in pairs. Raises InputError."""
         check_tokens(max_tokens, most_tokens(self.model))
+        if check_one_kind(texts.rows.texts):
+            form = pair_form(self.tokenizer)
+            set_text_pair(self.model, form.separator, form.types)
+        else:
+            set_text_pair(self.model, None)
         data = tokenise(texts, self.tokenizer, max_tokens)
         largest = max(int(part.ids.max()) for part in (data.rows, data.validation, data.test) if len(part.ids))
         check_vocabulary(max(largest, self.tokenizer.pad_token_id), self.model, f"{self.flag} {self.name}")

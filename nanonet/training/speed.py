@@ -10,6 +10,7 @@ from nanonet.cohort.extract import student
 from nanonet.cohort.model import Cohort
 from nanonet.inference.forward import logits_of
 from nanonet.inference.speed import measure_speed, megabytes, parameters_and_buffers
+from nanonet.models.pairs import model_inputs
 from nanonet.models.pooled import pool
 from nanonet.teacher.source import EncoderSource
 from nanonet.training.frozen_teacher import Teacher
@@ -50,7 +51,7 @@ def _of_encoder(teacher: Teacher, seconds: float) -> Speed | None:
     model: Any = encoder.model.eval().to(encoder.device)  # type: ignore[arg-type]
 
     def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        return pool(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask, encoder.pooling)
+        return pool(model(**model_inputs(model.config, ids, mask)).last_hidden_state, mask, encoder.pooling)
 
     rows = source.data.validation if len(source.data.validation) else source.data.rows
     size = megabytes(*parameters_and_buffers(model), teacher.frozen.weight, teacher.frozen.bias)

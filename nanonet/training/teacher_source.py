@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from nanonet.config.settings import StageSettings
 from nanonet.data.classes import check_class_map, match_classes, read_class_map, rename_classes
 from nanonet.data.lines import Limits
+from nanonet.data.pairs import check_one_kind
 from nanonet.data.prepare import RunData, RunTexts
 from nanonet.data.soft_label_files import SoftLabelFiles, read_soft_labels
 from nanonet.errors import InputError
@@ -91,6 +92,7 @@ def make_source(
     if known.classifier:
         further = ", or use its encoder alone by --targets self_training"
         order = match_classes(texts.classes, known.names, f"{TEACHER} {name}", further)
+        _check_kind(known.classifier, texts, name)
         teacher = Pretrained(TEACHER, name, known.classifier.tokenizer, known.classifier.model)
         encoder = Encoder(teacher.model, "head", teacher.tokenizer.pad_token_id, accelerator.device, autocast)
         data = teacher.tokenise(texts, settings.data.max_tokens)
@@ -105,3 +107,17 @@ def make_source(
     encoder = Encoder(teacher.model, pooling, teacher.tokenizer.pad_token_id, accelerator.device, autocast)
     key = cache.fingerprint(settings.teacher, data.rows, data.label, teacher.model, pooling)
     return EncoderSource(name, key, encoder, teacher.tokenizer, data)
+
+
+def _check_kind(classifier: Classifier, texts: RunTexts, name: str) -> None:
+    """Refuse a head that is known to read the other kind of texts; of a classifier from elsewhere nobody knows.
+
+    Raises:
+        InputError: says what it was trained on.
+    """
+    ours = classifier.pairs or classifier.model.config.model_type.startswith("nanonet_")
+    if ours and check_one_kind(texts.rows.texts) != classifier.pairs:
+        what = f"{TEACHER} {name} was trained on"
+        if classifier.pairs:
+            raise InputError(f"{what} pairs of texts: give both columns, such as --text-column premise,hypothesis")
+        raise InputError(f"{what} single texts: give one column as --text-column, or a teacher of pairs")

@@ -14,6 +14,7 @@ from nanonet.cohort.vocabulary import cut_words, pieces_for, smaller_encoder, sm
 from nanonet.data.batches import Encoded, collate
 from nanonet.data.prepare import RunData, RunTexts
 from nanonet.errors import InputError
+from nanonet.models.pairs import model_inputs
 from nanonet.training.pretrained import Pretrained
 
 PROVED_ROWS = 8  # rows whose hidden states are compared
@@ -89,5 +90,6 @@ def _is_same(old: Pretrained, data: RunData, new: Pretrained, cut: RunData, numb
 def _hidden(pretrained: Pretrained, rows: Encoded) -> Tensor:
     some = range(min(PROVED_ROWS, len(rows)))
     ids, mask = collate(rows, some, pretrained.tokenizer.pad_token_id)
-    hidden: Tensor = pretrained.model.eval()(input_ids=ids, attention_mask=mask).last_hidden_state
+    model = pretrained.model.eval()
+    hidden: Tensor = model(**model_inputs(model.config, ids, mask)).last_hidden_state
     return hidden

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from nanonet.errors import InputError
 from nanonet.models.checks import LARGEST, check_encoder
+from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import load_encoder, load_tokenizer
 from nanonet.tokenizer_faults import tokenizer_faults
 
@@ -154,3 +156,19 @@ def test_an_encoder_is_accepted_and_a_broken_one_named(tiny_encoder: Path, monke
     monkeypatch.setattr(type(encoder), "main_input_name", "pixel_values")
     with pytest.raises(InputError, match="BertModel reads more than text"):
         check_encoder(encoder, layers=False)
+
+
+# 7 and 56 divide the last dummy id, 8 gives it the id that takes the padding's place; by 7919 the ids were all one
+@pytest.mark.parametrize("vocabulary", [3, 7, 8, 56, 7919, 15838])
+@pytest.mark.parametrize("padding", [0, 1, None])
+def test_a_vocabulary_of_any_size_is_an_encoders(vocabulary: int, padding: int | None) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 16}
+    settings = BertConfig(vocab_size=vocabulary, hidden_size=16, intermediate_size=16, pad_token_id=padding, **sizes)
+    check_encoder(BertModel(settings).eval(), layers=True)
+    assert len(dummy_inputs(settings)[0].unique()) > 1
+    decoder = GPT2Model(
+        GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=16, n_layer=2, n_head=2, pad_token_id=padding)
+    )
+    with pytest.raises(InputError, match="GPT2Model is a decoder"):
+        check_encoder(decoder.eval(), layers=True)
