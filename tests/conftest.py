@@ -81,8 +81,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pair_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random BERT of 4 layers, all of whose parameters matter, and a tokenizer of word pieces that writes
-    pairs as BERT's does."""
+    """A folder with a random BERT of 4 layers, all of whose parameters matter, and a tokenizer of word pieces that
+    writes pairs as BERT's does."""
     folder = tmp_path_factory.mktemp("pair-encoder")
     words = ["[PAD]", *(f"[unused{i}]" for i in range(9)), *SPECIAL[1:], *FILLER]
     words += [word for topic in TOPICS.values() for word in topic]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -31,6 +32,7 @@ from nanonet.config.parse import parse
 from nanonet.config.train import TrainConfig
 from nanonet.data.memory import as_list, from_names, label_list, label_type
 from nanonet.errors import InputError
+from nanonet.training.pipeline import train
 
 SETTINGS: dict[str, Any] = {
     "teacher_steps": 2, "steps": 12, "labelled_batch": 5, "unlabelled_batch": 11, "learning_rate": 3e-3,
@@ -450,3 +452,26 @@ def test_parameters_that_take_several_values() -> None:
     for wrong, cure in (("a.csv", "a list"), ((1,), "str")):
         with pytest.raises(ValueError, match=f"^--soft-labels .*: give {cure}$"):
             check_types(TrainConfig(soft_labels=wrong))  # type: ignore[arg-type]
+
+
+def test_pairs_train_the_weights_of_a_table_of_them(pair_encoder: Path, pair_data: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(pair_data / "train.csv")
+    settings = SETTINGS | {"targets": "auto", "max_tokens": 24}
+    distiller = Distiller(teacher=str(pair_encoder), **settings)
+    pairs = list(zip(table.premise, table.hypothesis, strict=True))
+    distiller.fit(pairs, table.label.where(table.label.notna(), None).tolist(), output=tmp_path / "memory")
+    config = TrainConfig(
+        data=str(pair_data / "train.csv"), text_column="premise,hypothesis", teacher=str(pair_encoder), **settings
+    )
+    train(dataclasses.replace(config, output=str(tmp_path / "file")))
+    assert_same(tmp_path / "memory", tmp_path / "file")
+    p = distiller.predict_proba(pairs[:4])
+    assert p.shape == (4, 3) and (distiller.predict_proba([(b, a) for a, b in pairs[:4]]) != p).any()
+    assert np.array_equal(Distiller.load(tmp_path / "file").predict(pairs[:4]), distiller.predict(pairs[:4]))
+    assert distiller.predict([("cat", ""), ("cat", "dog")])[0] is None
+    with pytest.raises(InputError, match="takes pairs of texts: give a list of"):
+        distiller.predict(["a cat"])
+    soft = [{"animals": 0.8, "food": 0.1, "weather": 0.1}, {"animals": 0.1, "food": 0.8, "weather": 0.1}] * 20
+    given = SETTINGS | {"max_tokens": 24, "targets": "auto", "teacher_steps": TrainConfig.teacher_steps, "students": 1}
+    other = Distiller(teacher=str(pair_encoder), **given).fit(pairs[:30], unlabelled=pairs[30:40], soft_labels=soft)
+    assert other.best_.pairs and other.report_["data"]["unlabelled"] + other.report_["data"]["validation"] == 40

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanonet.data.pairs import check_one_kind, pair_form, parts
+from nanonet.data.pairs import PairForm, check_one_kind, pair_form, parts, shares
 from nanonet.errors import InputError
 from nanonet.tokenizer_faults import tokenizer_faults
 
@@ -75,7 +75,7 @@ def encode_any(
     chunks: list[Tensor] = []
     lengths: list[int] = []
     for chunk in _chunks(texts):
-        rows = _pair_ids(tokenizer, chunk, max_tokens) if form else _single_ids(tokenizer, chunk, max_tokens)
+        rows = _pair_ids(tokenizer, form, chunk, max_tokens) if form else _single_ids(tokenizer, chunk, max_tokens)
         for n, ids in enumerate(rows if form else ()):
             if form and ids.count(form.separator) != form.separators:
                 token = tokenizer.convert_ids_to_tokens(form.separator)
@@ -94,7 +94,7 @@ def rows_with_words(tokenizer: Any, encoded: Encoded, pairs: bool) -> list[int]:
         return [row for row, length in enumerate(encoded.lengths) if length > special]
     form = pair_form(tokenizer)
     ends = [ids.tolist().index(form.separator) for ids in encoded.ids.split(encoded.lengths)]
-    first = [end - form.before for end in ends]  # tokens of the first texts
+    first = [end - len(form.before) for end in ends]  # tokens of the first texts
     second = [length - form.special - n for length, n in zip(encoded.lengths, first, strict=True)]
     return [row for row, tokens in enumerate(zip(first, second, strict=True)) if min(tokens) > 0]
 
@@ -105,30 +105,33 @@ def _place(n: int, texts: Sequence[str], where: Callable[[int], str] | None) -> 
 
 def _single_ids(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
     short = [_shortened(text, max_tokens) for text in texts]
-    rows = _ids(tokenizer, short, None, max_tokens)
+    rows = _ids(tokenizer, [short], max_tokens)
     for n, (text, cut) in enumerate(zip(texts, short, strict=True)):
         if len(cut) < len(text) and len(rows[n]) < max_tokens:  # its words are few and long
-            rows[n : n + 1] = _ids(tokenizer, [text], None, max_tokens)
+            rows[n : n + 1] = _ids(tokenizer, [[text]], max_tokens)
     return rows
 
 
-def _pair_ids(tokenizer: Any, texts: list[str], max_tokens: int) -> list[list[int]]:
-    # not shortened: how much stays of one text depends on the tokens of the other
-    first, second = zip(*map(parts, texts), strict=True)
-    return _ids(tokenizer, list(first), list(second), max_tokens)
+def _pair_ids(tokenizer: Any, form: PairForm, texts: list[str], max_tokens: int) -> list[list[int]]:
+    first, second = ([*column] for column in zip(*map(parts, texts), strict=True))
+    if not tokenizer.is_fast:
+        return _ids(tokenizer, [first, second], max_tokens)
+    rows = []
+    room, from_end = max_tokens - form.special, tokenizer.truncation_side == "left"
+    for a, b in zip(_ids(tokenizer, [first]), _ids(tokenizer, [second]), strict=True):
+        n, m = shares(len(a), len(b), room)
+        a, b = (a[len(a) - n :], b[len(b) - m :]) if from_end else (a[:n], b[:m])
+        rows.append([*form.before, *a, *form.between, *b, *form.after])
+    return rows
 
 
-def _ids(tokenizer: Any, texts: list[str], seconds: list[str] | None, max_tokens: int) -> list[list[int]]:
+def _ids(tokenizer: Any, columns: list[list[str]], max_tokens: int = 0) -> list[list[int]]:
+    """The ids of texts, one column, or of pairs, two columns; without `max_tokens` all, and no special tokens."""
+    cut = {"truncation": True, "max_length": max_tokens} if max_tokens else {"add_special_tokens": False}
     # verbose=False: no warning about sequences longer than the model, they are cut
     with tokenizer_faults(tokenizer.name_or_path or "the model"):
         ids: list[list[int]] = tokenizer(
-            texts,
-            seconds,
-            truncation=True,  # of pairs the longest first
-            max_length=max_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
+            *columns, **cut, return_attention_mask=False, return_token_type_ids=False, verbose=False
         )["input_ids"]
     return ids
 

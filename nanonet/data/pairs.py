@@ -47,17 +47,30 @@ def check_one_kind(texts: Iterable[str], what: str = "texts") -> bool:
 
 @dataclass(frozen=True)
 class PairForm:
-    """How a tokenizer writes a pair: special tokens `before` the first text, then `separator`, the second text, ...
+    """The special tokens of a pair: ids before the first text, between the two, and after the second.
 
-    special: special tokens of a pair; separators: those of them that are `separator`; types: whether the tokens after
-    the first separator are numbered 1, all before them 0
+    types: whether the tokens after the first separator are numbered 1, all before them 0
     """
 
-    separator: int
-    before: int
-    special: int
-    separators: int
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
     types: bool
+
+    @property
+    def separator(self) -> int:
+        """The first token after the first text."""
+        return self.between[0]
+
+    @property
+    def special(self) -> int:
+        """How many they are [tokens]."""
+        return len(self.before + self.between + self.after)
+
+    @property
+    def separators(self) -> int:
+        """How many of them are the separator."""
+        return (self.before + self.between + self.after).count(self.separator)
 
 
 def pair_form(tokenizer: Any) -> PairForm:
@@ -72,12 +85,28 @@ def pair_form(tokenizer: Any) -> PairForm:
     ids, types = found["input_ids"], found.get("token_type_ids")
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     ordinary = [column for column, i in enumerate(ids) if i not in special]
-    between = [column for column in range(ordinary[0], ordinary[-1]) if ids[column] in special] if ordinary else []
-    if not between or ids[between[0]] == tokenizer.pad_token_id:
+    inside = [column for column in range(ordinary[0], ordinary[-1]) if ids[column] in special] if ordinary else []
+    if not inside or ids[inside[0]] in (tokenizer.pad_token_id, *ids[: ordinary[0]]):
         raise InputError(f"{what}: its tokenizer puts no token of its own between the texts of a pair; {CURE}")
-    first = between[0]
-    numbered = [int(column > first) for column in range(len(ids))]
+    numbered = [int(column > inside[0]) for column in range(len(ids))]
     if types is not None and any(types) and types != numbered:
         raise InputError(f"{what}: its tokenizer numbers the texts of a pair otherwise than 0 and 1; {CURE}")
-    separator = ids[first]
-    return PairForm(separator, ordinary[0], len(ids) - len(ordinary), ids.count(separator), types == numbered)
+    before, after = ids[: ordinary[0]], ids[ordinary[-1] + 1 :]
+    between = [ids[column] for column in inside]
+    return PairForm(tuple(before), tuple(between), tuple(after), types == numbered)
+
+
+def shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens stay of two texts of so many, where there is `room` for so many: the longer one is cut first.
+
+    As `longest_first` of the `tokenizers` library has it, which also makes every other way to cut them: the product of
+    their numbers of pieces.
+    """
+    if first + second <= room:
+        return first, second
+    short, long = sorted((first, second))
+    if 2 * short > room:
+        short, long = room // 2, room - room // 2
+    else:
+        long = room - short
+    return (long, short) if first > second else (short, long)

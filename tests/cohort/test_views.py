@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nanonet.cohort.extract import student
 from nanonet.cohort.stack import build_cohort
 from nanonet.cohort.views import cutoff, noise, ordinary, parse_views, set_views, shuffle, view_batch
 from nanonet.config.train import VIEWS
@@ -142,3 +143,38 @@ def test_adversarial_steps_have_length_one_and_hurt_more_than_random_ones(kind, 
 
     random = [torch.nn.functional.normalize(torch.randn_like(steps[1]), dim=-1) * mask[..., None] for _ in range(8)]
     assert divergence(steps[1]) > 2 * max(divergence(step) for step in random)
+
+
+def test_views_of_pairs_leave_every_token_in_its_text(cohort, batch) -> None:
+    """Row 0: nine free tokens, of which the separator is one."""
+    ids, mask = batch
+    ids = ids.where(ids != 90, 89)
+    ids[:, 2] = 90
+    cohort.model.config.text_pair = {"separator": 90, "types": True}
+    found = view_batch(cohort, ["shuffle", "cutoff", "none"], ids, mask, seed=1)
+    shuffled, kept = found["input_ids"][0], found["attention_mask"][1]
+    assert torch.equal(shuffled[:, :3], ids[:, :3]) and not torch.equal(shuffled[0], ids[0])
+    assert torch.equal(shuffled.sort(1).values, ids.sort(1).values)
+    assert (kept[:, 2] == mask[:, 2]).all() and (mask - kept).sum(1).tolist() == [1, 1, 1, 0, 0, 0]
+    ids[:, 2], ids[:, 5] = 5, 90
+    rows = torch.arange(200) % 6
+    many = view_batch(
+        cohort, ["shuffle", "shuffle", "none"], ids[:1].expand(200, 11), mask[:1].expand(200, 11), 1, rows
+    )
+    assert {*many["input_ids"][0, :, 1].tolist()} <= {*ids[0, 1:5].tolist()}
+    assert (many["input_ids"][:, :, 5] == 90).all() and many["input_ids"][0, :, 6].unique().tolist() != [90]
+
+
+def test_a_cohort_reads_token_types_of_pairs(cohort, batch) -> None:
+    """The stacked students, and a chunk of one, say what each of them says by itself with token types."""
+    ids, mask = batch
+    ids[:, 2] = 90
+    before = cohort.eval()(ids, mask).logits
+    cohort.model.config.text_pair = {"separator": 90, "types": True}
+    types = (torch.arange(11) > 2).long().expand_as(ids)
+    found = cohort(ids, mask).logits
+    for k in range(3):
+        alone = student(cohort, k)
+        wanted = alone(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+        torch.testing.assert_close(found[k], wanted, rtol=0, atol=1e-4)
+    assert (found - before).abs().max() > 0.01  # the errors above are a hundredth of it
