@@ -11,6 +11,7 @@ import pytest
 
 from nanonet.data import hub
 from nanonet.data.hub import looks_like_id
+from nanonet.data.pairs import MARK
 from nanonet.data.read import load_dataset
 from nanonet.errors import InputError
 
@@ -142,3 +143,14 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install nanonet\[data\]"):
         load_dataset("owner/set")
+
+
+def test_two_columns_of_the_hub_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"premise": ["a", "b"], "hypothesis": ["c", "d"], "a,b": ["x", "y"], "label": [1, 0]}
+    serve(monkeypatch, {"train": Table(["no", "yes"], **columns), "test": Table(["no", "yes"], **columns)})
+    data = load_dataset("owner/nli", text_column="hypothesis,premise")
+    assert data.train.texts == [f"c{MARK}a", f"d{MARK}b"] and data.train.labels == [1, 0]
+    assert data.test is not None and data.test.texts == data.train.texts
+    assert load_dataset("owner/nli", text_column="a,b").train.texts == ["x", "y"]
+    with pytest.raises(InputError, match="column 'other': no such column: set the second name of text_column"):
+        load_dataset("owner/nli", text_column="premise,other")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -259,3 +260,25 @@ def test_pairs_have_a_fingerprint_of_their_own(pair_encoder: Path) -> None:
     assert fingerprint_of_encoder(encoder, pairs) != before
     set_text_pair(encoder, None)
     assert fingerprint_of_encoder(encoder, single) == before
+
+
+def test_a_generator_writes_no_pairs(pair_data: Path, tmp_path: Path, capsys) -> None:
+    words = f"generate --model m --labelled {pair_data} --text-column premise,hypothesis --output {tmp_path}/g.jsonl"
+    assert main(words.split()) == 2 and not any(tmp_path.iterdir())
+    assert "--text-column premise,hypothesis: nanonet generate writes single texts" in capsys.readouterr().err
+
+
+def test_predictions_have_names_that_no_column_may_have(run: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "t.csv").write_text("label,b\ncat,dog\n")
+    words = ["predict", str(tmp_path / "t.csv"), "--model", str(run), "--text-column", "label,b"]
+    assert main(words) == 2 and "the predictions have a label; give --no-text" in capsys.readouterr().err
+    assert main([*words, "--no-text"]) == 0 and json.loads(capsys.readouterr().out)["label"]
+
+
+@pytest.mark.parametrize("pair", [{"separator": 4, "types": True}, {"separator": 3}, 7])
+def test_a_damaged_text_pair_is_one_line(pair: object, run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run / "best", tmp_path / "m"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"text_pair": pair}))
+    with pytest.raises(InputError, match="text_pair in its config.json does not fit its tokenizer"):
+        nanonet.load(folder)
