@@ -14,7 +14,9 @@ from support.text import jsonl, read_jsonl, write_files
 from nanonet.cli.main import main
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
-FLAGS = "--teacher-steps 0 --targets classifier --steps 2 --max-unlabelled 200 --max-test 100 --max-tokens 32 --threads 1"
+FLAGS = (
+    "--teacher-steps 0 --targets classifier --steps 2 --max-unlabelled 200 --max-test 100 --max-tokens 32 --threads 1"
+)
 
 # case: what is said besides progress; labelled, unlabelled and test rows of the report; its classes
 READ: dict[str, tuple[str, list[int], str]] = {
