@@ -85,7 +85,7 @@ def usage(classifier: Classifier, custom: bool) -> Iterator[str]:
         "max_tokens": classifier.max_tokens,
         "left": ', direction="left"' if tokenizer.truncation_side == "left" else "",
         "pad_id": tokenizer.pad_token_id,
-        "pad_token": json.dumps(tokenizer.pad_token),
+        "pad_token": repr(tokenizer.pad_token),
         "file": FLOAT,
         "classes": "PretrainedConfig, PreTrainedTokenizerFast" if custom else "AutoTokenizer",
         "config": "config=PretrainedConfig.from_pretrained(folder), " if custom else "",

@@ -92,7 +92,7 @@ def write_quantized(graph_file: Path, path: Path) -> None:
     # onnxruntime's 8-bit convolution is several times slower than float32
     convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
     with _without_warnings():
-        quantize_dynamic(graph, path, weight_type=QuantType.QInt8, nodes_to_exclude=convolutions)
+        quantize_dynamic(graph, path, weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=convolutions)
 
 
 def write_properties(path: Path, properties: Mapping[str, Any]) -> None:
