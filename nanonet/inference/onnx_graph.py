@@ -31,11 +31,12 @@ def check_packages() -> None:
 
 
 def input_names(model: PreTrainedModel, tokenizer: Any) -> tuple[str, ...]:
-    """The inputs that other programs give this model: token_type_ids too where its tokenizer makes them and it takes
-    them. They must be the zeros that a model without them assumes: those of a tokenizer that makes others stay out."""
+    """The inputs that other programs give this model: token_type_ids too where it tells types apart, as BERT does. A
+    model without them assumes zeros: where its tokenizer makes others of one text, they stay out."""
     takes = "token_type_ids" in inspect.signature(model.forward).parameters
-    made = tokenizer("a", return_token_type_ids=None).get("token_type_ids", [1])
-    return INPUTS if takes and not any(made) else INPUTS[:2]
+    types = getattr(model.config, "type_vocab_size", None) or 0
+    made = tokenizer("a", return_token_type_ids=True).get("token_type_ids", [1])
+    return INPUTS if takes and types > 1 and not any(made) else INPUTS[:2]
 
 
 def write_graph(model: PreTrainedModel, path: Path, names: Sequence[str] = INPUTS[:2]) -> None:
