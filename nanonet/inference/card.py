@@ -85,12 +85,11 @@ class _Run:
 
 
 def _about(classifier: Classifier, run: _Run) -> Iterator[str]:
-    model = classifier.model
-    parameters = sum(p.numel() for p in model.parameters())
+    model, what = classifier.model, "pairs of texts" if classifier.pairs else "texts"
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
     yield (
-        f"A classifier of {'pairs of texts' if classifier.pairs else 'texts'} into {len(classifier.classes)} classes, made with nanonet: "
-        f"`{type(model).__name__}`, {parameters / 1e6:.2f} million parameters. Input is cut to"
-        f" {classifier.max_tokens} tokens."
+        f"A classifier of {what} into {len(classifier.classes)} classes, made with nanonet: `{type(model).__name__}`,"
+        f" {parameters:.2f} million parameters. Input is cut to {classifier.max_tokens} tokens."
     )
     if run.data:
         data = run.data

@@ -78,7 +78,7 @@ def usage(classifier: Classifier, custom: bool) -> Iterator[str]:
     module, tokenizer = type(classifier.model).__module__, classifier.tokenizer
     words = {
         "text": json.dumps({"text": TEXT, "text_pair": SECOND} if classifier.pairs else TEXT),
-        "row": repr((TEXT, SECOND) if classifier.pairs else TEXT),
+        "row": f"({json.dumps(TEXT)}, {json.dumps(SECOND)})" if classifier.pairs else json.dumps(TEXT),
         "first": json.dumps(TEXT),
         "second": json.dumps(SECOND),
         "imported": f"import {module}  # noqa: F401\n" if custom else "",

@@ -19,18 +19,17 @@ import nanonet.models.static  # noqa: F401
 from nanonet.config.train import RUN_CONFIG
 from nanonet.data.batches import Encoded, encode, encode_any, rows_with_words
 from nanonet.data.memory import text_list
-from nanonet.data.pairs import check_one_kind, is_pair, pair_form
+from nanonet.data.pairs import check_one_kind, is_pair
 from nanonet.device import device
 from nanonet.errors import InputError, as_arguments
 from nanonet.files import read_small
+from nanonet.inference.checks import CURE, check_logits, check_padding, checked_classes
 from nanonet.inference.forward import BATCH_ROWS, logits_of, run
 from nanonet.inference.onnx_model import OnnxModel, exported_graph, find_graph, is_export, load_onnx
 from nanonet.models.dummy_inputs import dummy_inputs
-from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
-from nanonet.models.pairs import check_text_pair, text_pair
+from nanonet.models.load import check_layers, check_vocabulary, quiet, read_pretrained
+from nanonet.models.pairs import text_pair
 
-CURE = "give a folder that nanonet train or save_pretrained wrote"
-TOLERANCE = 1e-4  # of the largest logit
 MAX_TOKENS = 128  # where neither the user nor the model's run says
 
 
@@ -249,8 +248,8 @@ def load_classifier(folder: Path, what: str = "") -> Classifier:
             f" first {first}); {CURE}"
         )
     check_layers(info["unexpected_keys"], what)
-    classes = _checked_classes(model, tokenizer, what)
-    _check_padding(model.eval(), tokenizer.pad_token_id, what)
+    classes = checked_classes(model, tokenizer, what)
+    check_padding(model.eval(), tokenizer.pad_token_id, what)
     return Classifier(model, tokenizer, classes, folder)
 
 
@@ -261,44 +260,11 @@ def _load_onnx(graph: Path, folder: Path, what: str) -> Classifier:
         config = read_pretrained(AutoConfig, str(folder), what, CURE, local_files_only=True)
         tokenizer = read_pretrained(AutoTokenizer, str(folder), what, CURE, local_files_only=True)
     model: Any = load_onnx(graph, config, what)
-    classes = _checked_classes(model, tokenizer, what)
+    classes = checked_classes(model, tokenizer, what)
     ids, mask = dummy_inputs(config)
     # its padding was checked when it was exported; with 8-bit activations all logits of a batch depend on one another
-    _check_logits(logits_of(model)(ids, mask), what)
+    check_logits(logits_of(model)(ids, mask), what)
     return Classifier(model, tokenizer, classes, folder)
-
-
-def _checked_classes(model: Any, tokenizer: Any, what: str) -> list[str]:
-    """The names of the classes, in logit order; InputError where model and tokenizer are no classifier."""
-    check_tokenizer(tokenizer, what)
-    check_vocabulary(tokenizer.pad_token_id, model, what)
-    if text_pair(model.config) is not None:
-        check_text_pair(model, pair_form(tokenizer).separator, what)
-    names, kind = model.config.id2label, model.config.problem_type
-    one_of_many = kind in (None, "single_label_classification") and len(names) > 1
-    if not one_of_many or set(names) != set(range(len(names))):
-        raise InputError(f"{what}: not a classifier into one of two or more classes; {CURE}")
-    if len(set(names.values())) < len(names):
-        raise InputError(f"{what}: two classes have one name; give each its own in config.json's id2label")
-    return [str(names[i]) for i in range(len(names))]
-
-
-def _check_logits(logits: Tensor, what: str) -> None:
-    if not logits.isfinite().all():
-        raise InputError(f"{what}: its weights give logits that are not finite numbers; train it again")
-
-
-@torch.inference_mode()
-def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
-    """Refuse a model whose logits for a text change with the padding of its batch."""
-    ids, mask = dummy_inputs(model.config)
-    alone, shown = ids[:1], mask[:1]
-    padded, hidden = torch.full_like(alone, pad_id), torch.zeros_like(shown)
-    wanted = logits_of(model)(alone, shown)
-    got = logits_of(model)(torch.cat([alone, padded], 1), torch.cat([shown, hidden], 1))
-    _check_logits(wanted, what)
-    if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1):
-        raise InputError(f"{what}: its logits depend on a text's padding; give a model that uses the attention mask")
 
 
 def _run_tokens(folder: Path) -> int:

@@ -178,12 +178,8 @@ def _is_model(folder: Path) -> bool:
 def _write_file(classifier: Classifier, path: Path, int8: bool, encoded: Encoded, wanted: Tensor) -> dict[str, Any]:
     """One ONNX file, without a tokenizer; facts of it."""
     write_graph(classifier.model, path)
-    facts = {
-        "int8": int8,
-        "max_difference": _compare(
-            _logits(onnx_session(path, classifier.model.config), encoded, classifier), wanted, ONNX
-        ),
-    }
+    logits = _logits(onnx_session(path, classifier.model.config), encoded, classifier)
+    facts: dict[str, Any] = {"int8": int8, "max_difference": _compare(logits, wanted, ONNX)}
     if int8:
         write_quantized(path, path)
         facts["max_difference"], facts["agreement"] = _closeness(path, encoded, wanted, classifier)
