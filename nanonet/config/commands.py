@@ -8,7 +8,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
+    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind;
+    # of `nanonet export`, or an ONNX file in it: runs in onnxruntime
     model: str = ""
     # texts with labels: a file (every row of it), a folder (its test table), `pydocs`, or a Hugging Face dataset id
     data: str = ""
@@ -31,7 +32,8 @@ class PredictConfig:
     # texts: a .txt file of one text a line, or a table (.csv, .tsv, .jsonl, .json, .parquet) with a text column;
     # without a file, one text a line from standard input. A line of a pair is both texts with a tab between them
     file: str = ""
-    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind
+    # folder of a text classifier: a run's `best` or `student-0`, the run's folder (its best), or any other of its kind;
+    # of `nanonet export`, or an ONNX file in it: runs in onnxruntime
     model: str = ""
     # file that receives the predictions, one JSON object a line; else they go to standard output
     output: str = ""
@@ -59,13 +61,17 @@ class ExportConfig:
     model: str = ""
     # the student of the run in `model` [number from 0]; -1 takes the best
     student: int = -1
-    # `onnx` writes one file with inputs input_ids and attention_mask of any size; `huggingface` copies the folder
-    format: Literal["onnx", "huggingface"] = "onnx"
-    # 8-bit weights (onnx only): about a quarter of the size, and slightly different probabilities
+    # `folder` serves transformers, onnxruntime, Optimum and transformers.js: weights, tokenizer, ONNX in 32 and 8 bits,
+    # a model card; `onnx` is one file with inputs input_ids and attention_mask of any size; `huggingface` copies the
+    # folder of the model; `auto` takes `onnx` for an output that ends in .onnx, else `folder`
+    format: Literal["auto", "folder", "onnx", "huggingface"] = "auto"
+    # 8-bit weights (onnx only; a folder has both): about a quarter of the size, and slightly different probabilities
     int8: bool = False
-    # file (onnx) or folder (huggingface) that receives the model
+    # file (onnx) or folder that receives the model
     output: str = ""
-    # texts with labels (onnx only), as `nanonet evaluate --data` takes them: accuracy and speed before and after
+    # licence of the model, such as apache-2.0, for the model card (folder only); empty leaves it out
+    license: str = ""
+    # texts with labels (onnx, folder), as `nanonet evaluate --data` takes them: accuracy and speed before and after
     data: str = ""
     # name of the text column; of pairs of texts both, with a comma: `premise,hypothesis`
     text_column: str = "text"

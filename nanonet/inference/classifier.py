@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import nanonet.models.cnn  # noqa: F401  tells transformers of CNN students, and of kept teachers
 import nanonet.models.pooled  # noqa: F401
@@ -19,23 +19,24 @@ import nanonet.models.static  # noqa: F401
 from nanonet.config.train import RUN_CONFIG
 from nanonet.data.batches import Encoded, encode, encode_any, rows_with_words
 from nanonet.data.memory import text_list
-from nanonet.data.pairs import check_one_kind, is_pair, pair_form
+from nanonet.data.pairs import check_one_kind, is_pair
 from nanonet.device import device
 from nanonet.errors import InputError, as_arguments
 from nanonet.files import read_small
+from nanonet.inference.checks import CURE, check_logits, check_padding, checked_classes
 from nanonet.inference.forward import BATCH_ROWS, logits_of, run
+from nanonet.inference.onnx_model import OnnxModel, exported_graph, find_graph, is_export, load_onnx
 from nanonet.models.dummy_inputs import dummy_inputs
-from nanonet.models.load import check_layers, check_tokenizer, check_vocabulary, quiet, read_pretrained
-from nanonet.models.pairs import check_text_pair, text_pair
+from nanonet.models.load import check_layers, check_vocabulary, quiet, read_pretrained
+from nanonet.models.pairs import text_pair
 
-CURE = "give a folder that nanonet train or save_pretrained wrote"
-TOLERANCE = 1e-4  # of the largest logit
 MAX_TOKENS = 128  # where neither the user nor the model's run says
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A model in eval mode, its tokenizer, its class names in logit order, and the folder they came from."""
+    """A model in eval mode, its tokenizer, its class names in logit order, and the folder they came from. An OnnxModel
+    stands for the model where the folder is an export."""
 
     model: PreTrainedModel
     tokenizer: Any
@@ -47,8 +48,13 @@ class Classifier:
         """Whether it was trained on pairs of texts."""
         return text_pair(self.model.config) is not None
 
+    @property
+    def max_tokens(self) -> int:
+        """The tokens that a text is cut to where the user does not say [tokens]."""
+        return self._length(0)
+
     def encode(self, texts: list[str], max_tokens: int, where: Callable[[int], str] | None = None) -> Encoded:
-        """Token ids, cut to `max_tokens`; 0 takes the setting of the model's run, else MAX_TOKENS.
+        """Token ids, cut to `max_tokens`; 0 takes the setting of the model's run or export, else MAX_TOKENS.
 
         Raises:
             InputError: more tokens than the model has positions, a tokenizer of another model, or single texts where
@@ -117,7 +123,8 @@ class Classifier:
 
     def _length(self, max_tokens: int) -> int:
         room = most_tokens(self.model)
-        wanted = max_tokens or min(_run_tokens(self.folder) or MAX_TOKENS, room)
+        usual = self.tokenizer.model_max_length if is_export(self.folder) else _run_tokens(self.folder)
+        wanted = max_tokens or min(usual or MAX_TOKENS, room)
         check_tokens(wanted, room)
         return wanted
 
@@ -129,19 +136,37 @@ class Classifier:
 
 def load(folder: str | Path, student: int = -1) -> Classifier:
     """The classifier in a folder: a run's best (or its student of that number), one of its students, or any other text
-    classifier that transformers loads. It is moved to the accelerator, if torch finds one.
+    classifier that transformers loads. It is moved to the accelerator, if torch finds one. What `nanonet export` wrote
+    runs in onnxruntime on the CPU: its folder in float32, or the ONNX file of that name.
 
     Raises:
         InputError: one line that names the fault of the folder.
     """
     with as_arguments():
-        classifier = load_classifier(find_classifier(str(folder), student))
+        classifier = open_classifier(str(folder), student)
     classifier.model.to(device())  # type: ignore[arg-type]
     return classifier
 
 
-def most_tokens(model: PreTrainedModel) -> int:
+def open_classifier(name: str, student: int = -1) -> Classifier:
+    """As `load`, on the CPU; errors name flags.
+
+    Raises:
+        InputError: one line that names the fault of the folder or file.
+    """
+    if found := find_graph(name):
+        if student >= 0:
+            raise InputError(f"--student {student}: {name} is one model; leave it out")
+        return _load_onnx(*found, f"--model {name}")
+    folder = find_classifier(name, student)
+    graph = exported_graph(folder)
+    return _load_onnx(graph, folder, f"--model {folder}") if graph else load_classifier(folder)
+
+
+def most_tokens(model: PreTrainedModel | OnnxModel) -> int:
     """Tokens that the model has positions for, a multiple of 8 as in batches; 10**6 where its config has no limit."""
+    if isinstance(model, OnnxModel) and model.positions:
+        return model.positions
     room = getattr(model.config, "max_position_embeddings", None) or 10**6
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -223,32 +248,23 @@ def load_classifier(folder: Path, what: str = "") -> Classifier:
             f" first {first}); {CURE}"
         )
     check_layers(info["unexpected_keys"], what)
-    check_tokenizer(tokenizer, what)
-    check_vocabulary(tokenizer.pad_token_id, model, what)
-    if text_pair(model.config) is not None:
-        check_text_pair(model, pair_form(tokenizer).separator, what)
-    names, kind = model.config.id2label, model.config.problem_type
-    one_of_many = kind in (None, "single_label_classification") and len(names) > 1
-    if not one_of_many or set(names) != set(range(len(names))):
-        raise InputError(f"{what}: not a classifier into one of two or more classes; {CURE}")
-    if len(set(names.values())) < len(names):
-        raise InputError(f"{what}: two classes have one name; give each its own in config.json's id2label")
-    _check_padding(model.eval(), tokenizer.pad_token_id, what)
-    return Classifier(model, tokenizer, [str(names[i]) for i in range(len(names))], folder)
+    classes = checked_classes(model, tokenizer, what)
+    check_padding(model.eval(), tokenizer.pad_token_id, what)
+    return Classifier(model, tokenizer, classes, folder)
 
 
 @torch.inference_mode()
-def _check_padding(model: PreTrainedModel, pad_id: int, what: str) -> None:
-    """Refuse a model whose logits for a text change with the padding of its batch."""
-    ids, mask = dummy_inputs(model.config)
-    alone, shown = ids[:1], mask[:1]
-    padded, hidden = torch.full_like(alone, pad_id), torch.zeros_like(shown)
-    wanted = logits_of(model)(alone, shown)
-    got = logits_of(model)(torch.cat([alone, padded], 1), torch.cat([shown, hidden], 1))
-    if not wanted.isfinite().all():
-        raise InputError(f"{what}: its weights give logits that are not finite numbers; train it again")
-    if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1):
-        raise InputError(f"{what}: its logits depend on a text's padding; give a model that uses the attention mask")
+def _load_onnx(graph: Path, folder: Path, what: str) -> Classifier:
+    """The model in an ONNX file, with the tokenizer and the class names of the folder."""
+    with quiet():
+        config = read_pretrained(AutoConfig, str(folder), what, CURE, local_files_only=True)
+        tokenizer = read_pretrained(AutoTokenizer, str(folder), what, CURE, local_files_only=True)
+    model: Any = load_onnx(graph, config, what)
+    classes = checked_classes(model, tokenizer, what)
+    ids, mask = dummy_inputs(config)
+    # its padding was checked when it was exported; with 8-bit activations all logits of a batch depend on one another
+    check_logits(logits_of(model)(ids, mask), what)
+    return Classifier(model, tokenizer, classes, folder)
 
 
 def _run_tokens(folder: Path) -> int:

@@ -16,7 +16,7 @@ from nanonet.data.problems import problem
 from nanonet.data.read import load_dataset, read_table
 from nanonet.device import device
 from nanonet.errors import InputError
-from nanonet.inference.classifier import find_classifier, load_classifier
+from nanonet.inference.classifier import open_classifier
 from nanonet.inference.forward import check_batch_rows, logits_of, run
 from nanonet.inference.scores import scores, wilson
 from nanonet.progress import Progress
@@ -30,10 +30,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         InputError: the model, the data, or a label that the model does not know.
     """
     check_batch_rows(config.batch_rows)
-    classifier = load_classifier(find_classifier(config.model))
+    classifier = open_classifier(config.model)
     table = labelled_texts(config, classifier.classes)
-    where = device()
-    classifier.model.to(where)  # type: ignore[arg-type]
+    classifier.model.to(device())  # type: ignore[arg-type]
+    where = classifier.model.device
     began = time.perf_counter()
     encoded, pad_id = classifier.encode(table.texts, config.max_tokens, table.where), classifier.tokenizer.pad_token_id
     with Progress() as progress, progress.stage("evaluating", len(table.texts)) as tick:

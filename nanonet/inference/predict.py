@@ -22,7 +22,7 @@ from nanonet.data.problems import located
 from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.files import atomic_write
-from nanonet.inference.classifier import Classifier, find_classifier, load_classifier
+from nanonet.inference.classifier import Classifier, open_classifier
 from nanonet.inference.forward import check_batch_rows
 from nanonet.progress import note
 
@@ -47,7 +47,7 @@ def predict(config: PredictConfig) -> None:
         raise InputError(f"--threshold {config.threshold}: give a probability from 0 to 1")
     if config.file and config.output and Path(config.output).expanduser().resolve() == _input(config).resolve():
         raise InputError(f"--output {config.output} is the input itself; give another file")
-    classifier = load_classifier(find_classifier(config.model))
+    classifier = open_classifier(config.model)
     classifier.model.to(device())  # type: ignore[arg-type]
     empty: list[str] = []
     unsure = 0

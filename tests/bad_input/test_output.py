@@ -126,7 +126,37 @@ OUTPUT: dict[str, Case] = {
         "export --model {run}/best --format huggingface --output {run}/best/copy",
         ["lies in the model's own folder", "another place"],
     ),
-    "export over a device": ({}, "export --model {run} --overwrite --output /dev/null", ["/dev/null is no file"]),
+    "export over a device": (
+        {},
+        "export --model {run} --format onnx --overwrite --output /dev/null",
+        ["/dev/null is no file"],
+    ),
+    "export of a folder over a device": (
+        {},
+        "export --model {run} --overwrite --output /dev/null",
+        ["a file is in the way", "give a folder"],
+    ),
+    "export of a folder over somebody's model": (
+        {"d/config.json": '{"model_type": "bert"}', "d/README.md": "x"},
+        "export --model {run} --overwrite --output {here}/d",
+        ["holds README.md", "move it away"],
+    ),
+    "export of a folder over another file of an export": (
+        {"d/config.json": '{"model_type": "bert", "nanonet_version": "0"}', "d/onnx/mine.txt": "x"},
+        "export --model {run} --overwrite --output {here}/d",
+        ["holds onnx/mine.txt", "move it away"],
+    ),
+    "8 bits of a folder that has both": ({}, "export --model {run} --int8 --output {out}", ["--int8", "holds both"]),
+    "a licence that is none": (
+        {},
+        "export --model {run} --license mine:all --output {out}",
+        ["--license mine:all", "apache-2.0"],
+    ),
+    "a licence of a file": (
+        {},
+        "export --model {run} --license mit --output {out}.onnx",
+        ["--license goes with --format folder"],
+    ),
     "output that cannot be made": (
         {},
         "train --output /proc/nanonet --data {data} --teacher {encoder} --max-tokens 32 --targets classifier",
@@ -162,7 +192,7 @@ def test_an_export_that_cannot_be_put_in_place_leaves_what_was_there(
     before = snapshot(tmp_path)
 
     def refused(path: Path, target: Path) -> Path:
-        if path.name == "copy" and Path(target) == output and not output.exists():
+        if path.name == "written" and Path(target) == output and not output.exists():
             raise OSError(28, "No space left on device", str(target))
         return rename(path, target)
 

@@ -12,10 +12,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from nanonet.cli.main import main
 from nanonet.inference import export as module
+from nanonet.inference import onnx_graph
 from nanonet.inference.export import TOLERANCE, _compare
 
 NEEDS_ONNX = pytest.mark.skipif(
-    any(__import__("importlib.util").util.find_spec(name) is None for name in module.NEEDED),
+    any(__import__("importlib.util").util.find_spec(name) is None for name in onnx_graph.NEEDED),
     reason="needs nanonet[onnx]",
 )
 
@@ -114,7 +115,7 @@ def test_a_failed_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: 
 def test_a_missing_package_is_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "NEEDED", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_graph, "NEEDED", ("onnx", "no_such_package"))
     assert main(["export", "--model", str(run), "--output", str(tmp_path / "m.onnx")]) == 2
     assert "no_such_package" in (said := capsys.readouterr().err) and "pip install nanonet[onnx]" in said
 
@@ -134,6 +135,6 @@ def test_data_is_scored_before_and_after(
     }
     assert all(facts[side][name] > 0 for side in ("before", "after") for name in ("rows_per_s", "ms_per_text"))
     assert main([*words, str(tmp_path / "copy"), "--format", "huggingface"]) == 2
-    assert "--data goes with --format onnx" in capsys.readouterr().err
+    assert "--data goes with ONNX" in capsys.readouterr().err
     assert main(["export", "--model", str(run), "--data", "nowhere.csv", "--output", str(tmp_path / "n.onnx")]) == 2
     assert "nowhere.csv" in capsys.readouterr().err and not (tmp_path / "n.onnx").exists()

@@ -19,7 +19,7 @@ from nanonet.cohort.extract import save_student, student
 from nanonet.cohort.model import Cohort, count_parameters, matrix_names
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
-from nanonet.inference.export import NEEDED
+from nanonet.inference.onnx_graph import NEEDED
 from nanonet.models.cnn import CnnConfig, CnnForSequenceClassification
 from nanonet.models.load import load_encoder
 from nanonet.training.pipeline import train

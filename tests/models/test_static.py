@@ -18,7 +18,7 @@ from nanonet.cohort.static import build_static_cohort
 from nanonet.config.check import check_train
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
-from nanonet.inference.export import NEEDED
+from nanonet.inference.onnx_graph import NEEDED
 from nanonet.models.load import load_encoder
 from nanonet.models.static import StaticConfig, StaticForSequenceClassification
 from nanonet.training.pipeline import train

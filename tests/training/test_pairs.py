@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ from nanonet.config.train import TrainConfig
 from nanonet.data.batches import encode
 from nanonet.data.pairs import MARK
 from nanonet.errors import InputError
-from nanonet.inference.export import NEEDED, onnx_session
 from nanonet.inference.forward import logits_of
+from nanonet.inference.onnx_graph import NEEDED
+from nanonet.inference.onnx_model import QUANTIZED, onnx_session
 from nanonet.models.load import load_encoder, load_tokenizer
 from nanonet.models.pairs import set_text_pair
 from nanonet.teacher.cache import fingerprint_of_encoder
@@ -160,6 +162,28 @@ def test_an_export_reads_pairs(run: Path, pair_data: Path, tmp_path: Path, capsy
         found = onnx_session(tmp_path / "m.onnx")(ids, mask)
         torch.testing.assert_close(found.softmax(-1), plain(run / "best", PAIRS[row : row + 1]), rtol=0, atol=1e-4)
         torch.testing.assert_close(found, logits_of(model.model)(ids, mask), rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_an_exported_folder_reads_pairs(run: Path, tmp_path: Path) -> None:
+    """In onnxruntime, by nanonet and by the code of its card; and in transformers."""
+    for name in NEEDED:
+        pytest.importorskip(name)
+    assert main(["export", "--model", str(run), "--output", str(tmp_path / "o")]) == 0
+    model, copy, small = (nanonet.load(place) for place in (run, tmp_path / "o", tmp_path / "o" / QUANTIZED))
+    wanted = model.predict_proba(PAIRS)
+    assert copy.pairs and abs(copy.predict_proba(PAIRS) - wanted).max() < 1e-4
+    assert abs(small.predict_proba(PAIRS) - wanted).max() < 5e-2
+    torch.testing.assert_close(plain(tmp_path / "o", PAIRS), plain(run / "best", PAIRS), rtol=0, atol=0)
+    with pytest.raises(InputError, match="pairs of texts"):
+        copy.predict(["one"])
+    code = re.search(r"### onnxruntime\n\n```python\n(.*?)```", (tmp_path / "o" / "README.md").read_text(), re.DOTALL)
+    for pair, p in zip(PAIRS, wanted, strict=True):
+        said: list[tuple] = []
+        assert code and '("a text to classify", "the text beside it")' in code[1]
+        program = code[1].replace('("a text to classify", "the text beside it")', repr(pair))
+        exec(program, {"folder": str(tmp_path / "o"), "print": lambda *words, said=said: said.append(words)})
+        assert said == [(model.classes[p.argmax()], pytest.approx(float(p.max()), abs=1e-3))]
 
 
 @pytest.mark.parametrize("student", [slow("cnn"), "static"])
