@@ -53,6 +53,8 @@ class Cohort(nn.Module):
     group_rows: on a CPU, rows of like length run together in groups of at most so many, each group padded to its
         longest row; 0 runs all rows as they are padded. Changes rounding and the masks of dropout, nothing else
     packing: types of the devices on which the layers run without padding (packing.py); changes the same
+    key_value: modules that make the keys and the values of the last layer, if the head reads the first token alone: the
+        rest of that layer then runs on no other token, where rows are packed
     checkpointing: a student's activations are not stored, but computed again in the backward: the memory of one
         student instead of K, for a second forward. The students then run one at a time
     """
@@ -81,6 +83,7 @@ class Cohort(nn.Module):
         self.checkpointing = False
         self.group_rows = 16
         self.packing: tuple[str, ...] = ()
+        self.key_value: list[str] = []
         self._perturbation: list[Tensor | None] = []
         self.embeddings().register_forward_hook(self._perturb)
 
@@ -191,7 +194,7 @@ class Cohort(nn.Module):
         """Within, the layers run without padding where `packing` says so; mask (k,B,L)."""
         if mask.device.type not in self.packing or torch.compiler.is_compiling():
             return nullcontext()
-        return packed(self.model, self.parts.layers[:-1], len(mask) * lengths(mask), mask.shape[-1])
+        return packed(self.model, self.parts.layers[:-1], len(mask) * lengths(mask), mask.shape[-1], self.key_value)
 
     def embeddings(self) -> nn.Module:
         """The module whose output (B,L,D) the first layer reads."""
