@@ -52,6 +52,7 @@ class Cohort(nn.Module):
             token a row, because their output is not used
     group_rows: on a CPU, rows of like length run together in groups of at most so many, each group padded to its
         longest row; 0 runs all rows as they are padded. Changes rounding and the masks of dropout, nothing else
+    group_above: padded tokens from which on rows are grouped: each group reads all weights and adds to all gradients
     packing: types of the devices on which the layers run without padding (packing.py); changes the same
     key_value: modules that make the keys and the values of the last layer, if the head reads the first token alone: the
         rest of that layer then runs on no other token, where rows are packed
@@ -82,6 +83,7 @@ class Cohort(nn.Module):
         self.students_at_once = 1 if unbatched else self.students
         self.checkpointing = False
         self.group_rows = 16
+        self.group_above = 1536
         self.packing: tuple[str, ...] = ()
         self.key_value: list[str] = []
         self._perturbation: list[Tensor | None] = []
@@ -110,7 +112,8 @@ class Cohort(nn.Module):
             run = partial(checkpoint, run, use_reentrant=False)
         # a perturbation is given for rows as they are padded
         may_group = ids.device.type == "cpu" and not (perturbation or head_input or torch.compiler.is_compiling())
-        groups = row_groups(mask, self.group_rows) if may_group and 0 < self.group_rows < ids.shape[1] else []
+        large = 0 < self.group_rows < ids.shape[1] and mask[0].numel() > self.group_above
+        groups = row_groups(mask, self.group_rows) if may_group and large else []
         if chunk >= K and not groups:
             return run(0, K, ids, mask, perturbation, None, seed, head_input=head_input)
         # split once, not a slice per chunk: the backward is one concatenation, not a sum of K zero-padded gradients

@@ -102,3 +102,13 @@ def test_bfloat16_attention_is_trained_in_float32(mask, monkeypatch: pytest.Monk
     with torch.no_grad():  # whose forward is as fast as it is
         packing._sdpa(nn.Identity(), *given, masks[mask])
     assert dtypes[1:] == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(("above", "forwards"), [(65, 6), (66, 3)])
+def test_rows_of_few_tokens_run_in_one_group(above, forwards, make_teacher, batch, models_of) -> None:
+    cohort = stack(models_of(make_teacher("bert"), "bias"), "bias").eval()
+    runs: list[int] = []
+    cohort.model.register_forward_pre_hook(lambda *_: runs.append(1))
+    cohort.group_rows, cohort.group_above = 4, above
+    cohort(*batch)  # (6,11)
+    assert len(runs) == forwards
