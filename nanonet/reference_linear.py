@@ -110,7 +110,7 @@ def cohort_linear_backward(
     dx, dweight, dbias, da, db = (dy.new_empty(0) for _ in range(5))
     once = shared_x and weight.dim() == 2  # what all students share is summed before it is multiplied
     if needs[0]:
-        dx = dy.sum(0, keepdim=True) @ weight if once else dy @ weight
+        dx = dy.sum(0, keepdim=True) @ weight if once else _product(dy, weight)
     if needs[1] and x is not None:
         if weight.dim() == 3:
             dweight = _product(dy.mT, x)

@@ -53,7 +53,10 @@ class Cohort(nn.Module):
             token a row, because their output is not used
     group_rows: on a CPU, rows of like length run together in groups of at most so many, each group padded to its
         longest row; 0 runs all rows as they are padded. Changes rounding and the masks of dropout, nothing else
+    group_above: padded tokens from which on rows are grouped: each group reads all weights and adds to all gradients
     packing: types of the devices on which the layers run without padding (packing.py); changes the same
+    key_value: modules that make the keys and the values of the last layer, if the head reads the first token alone: the
+        rest of that layer then runs on no other token, where rows are packed
     checkpointing: a student's activations are not stored, but computed again in the backward: the memory of one
         student instead of K, for a second forward. The students then run one at a time
     """
@@ -81,7 +84,9 @@ class Cohort(nn.Module):
         self.students_at_once = 1 if unbatched else self.students
         self.checkpointing = False
         self.group_rows = 16
+        self.group_above = 1536
         self.packing: tuple[str, ...] = ()
+        self.key_value: list[str] = []
         self._perturbation: list[Tensor | None] = []
         self.embeddings().register_forward_hook(self._perturb)
 
@@ -108,7 +113,8 @@ class Cohort(nn.Module):
             run = partial(checkpoint, run, use_reentrant=False)
         # a perturbation is given for rows as they are padded
         may_group = ids.device.type == "cpu" and not (perturbation or head_input or torch.compiler.is_compiling())
-        groups = row_groups(mask, self.group_rows) if may_group and 0 < self.group_rows < ids.shape[1] else []
+        large = 0 < self.group_rows < ids.shape[1] and mask[0].numel() > self.group_above
+        groups = row_groups(mask, self.group_rows) if may_group and large else []
         if chunk >= K and not groups:
             return run(0, K, ids, mask, perturbation, None, seed, head_input=head_input)
         # split once, not a slice per chunk: the backward is one concatenation, not a sum of K zero-padded gradients
@@ -192,7 +198,7 @@ class Cohort(nn.Module):
         """Within, the layers run without padding where `packing` says so; mask (k,B,L)."""
         if mask.device.type not in self.packing or torch.compiler.is_compiling():
             return nullcontext()
-        return packed(self.model, self.parts.layers[:-1], len(mask) * lengths(mask), mask.shape[-1])
+        return packed(self.model, self.parts.layers[:-1], len(mask) * lengths(mask), mask.shape[-1], self.key_value)
 
     def embeddings(self) -> nn.Module:
         """The module whose output (B,L,D) the first layer reads."""

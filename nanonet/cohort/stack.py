@@ -11,6 +11,7 @@ import copy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from nanonet.cohort.build import plain_student
 from nanonet.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear, Span
 from nanonet.cohort.mapping import check_mapping
 from nanonet.cohort.model import Cohort, Lora
-from nanonet.cohort.packing import can_pack
+from nanonet.cohort.packing import can_pack, find_key_value
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
 from nanonet.models.checks import CURE
@@ -73,9 +74,10 @@ def stack(models: Sequence[PreTrainedModel], tuning: Tuning, *, lora: Lora | Non
     cohort = Cohort(skeleton, span, parts, tuning, lora, classifier, frozenset(unbatched)).train()
     _freeze(cohort)
     _choose_chunk(cohort, wanted)
-    if cohort.students_at_once == cohort.students and can_pack(
-        skeleton, parts.layers[:-1], lambda ids, mask: _logits(cohort, ids, mask), cohort.students
-    ):
+    packs = partial(can_pack, skeleton, parts.layers[:-1], partial(_logits, cohort), cohort.students)
+    if cohort.students_at_once == cohort.students and packs():
+        key_value = find_key_value(skeleton, parts.layers[:-1])
+        cohort.key_value = key_value if key_value and packs(key_value) else []
         cohort.packing = ("cpu",)  # where it was measured
     return cohort
 

@@ -84,8 +84,8 @@ class Encoder:
                     group["lr"] = group["peak"] * min(1, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
                 batch = plan.rows(step)[0]
                 ids, mask = (t.to(self.device) for t in collate(rows, batch, self.pad_id))
-                lengths = mask.sum(-1).tolist() if packs else [ids.shape[1]] * len(ids)
-                with packed(model, parts.layers[:-1], lengths, ids.shape[1]):
+                lengths = mask.sum(-1).tolist()
+                with packed(model, parts.layers[:-1], lengths, ids.shape[1]) if packs else nullcontext():
                     logits = encoder(ids, mask) @ weight.T + bias
                 cross_entropy(logits, target[batch].to(self.device)).backward()
                 optimizer.step()
@@ -98,4 +98,4 @@ def _optimizer(model: PreTrainedModel, head: list[Tensor]) -> torch.optim.Optimi
     """AdamW over an encoder and its head; each group's peak learning rate is in its `peak`."""
     layers = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": layers, "peak": LEARNING_RATE}, {"params": head, "peak": HEAD_LEARNING_RATE}]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY)
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY, fused=True)

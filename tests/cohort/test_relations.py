@@ -62,7 +62,7 @@ def test_features_are_what_the_plain_models_head_sees(kind, checkpointing, make_
         models = [plain_student(make_teacher(kind), layers, ["a", "b", "c"], "full", 1) for layers in ([0, 5], [0, 4])]
         cohort = stack(models, "full")
     cohort.train()
-    cohort.checkpointing, cohort.group_rows = checkpointing, 4
+    cohort.checkpointing, cohort.group_rows, cohort.group_above = checkpointing, 4, 0
     for model in models:
         model.eval()
     cohort.set_dropout([0.0, 0.0])

@@ -116,6 +116,7 @@ def test_savings_change_no_logits_and_no_gradients(kind, tuning, make_teacher, b
     cohort.group_rows, cohort.packing = 0, ()
     plain = cohort(ids, mask).logits
     wanted = gradients_of(cohort, plain)
+    cohort.group_above = ids.numel() - 1
     runs, tokens = [], []
     cohort.model.register_forward_pre_hook(
         lambda module, arguments, named: runs.append(len(named["input_ids"])), with_kwargs=True

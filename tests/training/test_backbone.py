@@ -39,7 +39,7 @@ def test_no_logits_and_no_gradients_change(
     kind, checkpointing, chunk, make_teacher, texts, models_of, gradients_of
 ) -> None:
     cohort = stack(models_of(make_teacher(kind), "head"), "head").train()
-    cohort.checkpointing, cohort.group_rows = checkpointing, 2
+    cohort.checkpointing, cohort.group_rows, cohort.group_above = checkpointing, 2, 0
     rows = [4, 0, 5]
     ids, mask = collate(texts, rows, PAD)
     plain = cohort(ids, mask, chunk).logits
