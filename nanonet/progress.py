@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,7 +29,7 @@ class Progress:
     def __init__(self, active: bool = True) -> None:
         self.seconds: dict[str, float] = {}
         self.nested = 0.0  # time of the stages that ended within the current one [s]
-        self.console = Console(stderr=True, quiet=not active, highlight=False)
+        self.console = Console(file=_own_stderr(), stderr=True, quiet=not active, highlight=False)
         columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bars = Bars(
             *columns,
@@ -50,14 +51,14 @@ class Progress:
             self.bars.stop()
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[..., None]]:
-        """Yield tick(done, note=""), which adds `done` to the progress of `total`."""
-        began, task, last_note = time.perf_counter(), self.bars.add_task(name, total=total, note=""), ""
+    def stage(self, name: str, total: int | None) -> Iterator[Callable[..., None]]:
+        """Yield tick(done, note=""), which adds `done` to the progress of `total`; None where nobody knows it."""
+        began, task, last_note, count = time.perf_counter(), self.bars.add_task(name, total=total, note=""), "", 0
         before, self.nested = self.nested, 0.0
 
         def tick(done: int, note: str = "") -> None:
-            nonlocal last_note
-            last_note = note or last_note
+            nonlocal last_note, count
+            last_note, count = note or last_note, count + done
             self.bars.update(task, advance=done, note=last_note)
 
         yield tick
@@ -65,4 +66,13 @@ class Progress:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + taken - self.nested, 2)
         self.nested = before + taken
         if not self.console.is_terminal:
-            self.console.print(f"{name}: {total} in {taken:.1f} s  {last_note}")
+            self.console.print(f"{name}: {count if total is None else total} in {taken:.1f} s  {last_note}")
+
+
+def _own_stderr() -> TextIO | None:
+    """A copy of a terminal's standard error: a tokenizer at work closes file descriptor 2 (`tokenizer_faults`). None
+    stands for whatever sys.stderr is."""
+    try:
+        return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding) if os.isatty(sys.stderr.fileno()) else None
+    except (AttributeError, OSError, ValueError):  # closed, or a stream without a file
+        return None

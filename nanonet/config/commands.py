@@ -53,6 +53,8 @@ class PredictConfig:
     max_tokens: int = 0
     # rows that go through the model at a time [rows]
     batch_rows: int = 64
+    # threads that answer chunks of texts side by side; they share the CPU threads of torch
+    workers: int = 2
 
 
 @dataclass(frozen=True)

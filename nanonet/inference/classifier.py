@@ -26,6 +26,7 @@ from nanonet.files import read_small
 from nanonet.inference.checks import CURE, check_logits, check_padding, checked_classes
 from nanonet.inference.forward import BATCH_ROWS, logits_of, run
 from nanonet.inference.onnx_model import OnnxModel, exported_graph, find_graph, is_export, load_onnx
+from nanonet.inference.side_by_side import ROWS_AT_ONCE, in_order
 from nanonet.models.dummy_inputs import dummy_inputs
 from nanonet.models.load import check_layers, check_vocabulary, quiet, read_pretrained
 from nanonet.models.pairs import text_pair
@@ -70,7 +71,7 @@ class Classifier:
         self._check_kind(texts)
         encoded = self._checked(encode_any(self.tokenizer, texts, self._length(max_tokens), where))
         rows = rows_with_words(self.tokenizer, encoded, self.pairs)
-        return encoded[rows], rows
+        return encoded if len(rows) == len(encoded) else encoded[rows], rows
 
     def predict(self, texts: Any) -> list[str | None]:
         """The name of each text's class; None for a text without a word, such as an empty one.
@@ -93,9 +94,14 @@ class Classifier:
             if given and is_pair(given[0]) != self.pairs:
                 takes = "pairs of texts: give a list of (text, text)" if self.pairs else "single texts: give strings"
                 raise InputError(f"texts: {self.folder} takes {takes}")
-            found, rows = self.probabilities(given)
-        every = np.full((len(given), len(self.classes)), np.nan, np.float32)
-        every[rows] = found.numpy()
+            starts = range(0, len(given), ROWS_AT_ONCE)
+
+            def work(start: int, alive: Callable[[], None]) -> tuple[Tensor, list[int]]:
+                return self.probabilities(given[start : start + ROWS_AT_ONCE], done=lambda rows: alive())
+
+            every = np.full((len(given), len(self.classes)), np.nan, np.float32)
+            for start, (found, rows) in zip(starts, in_order(work, starts), strict=True):
+                every[start + np.array(rows, int)] = found.numpy()
         return every
 
     def probabilities(
@@ -104,13 +110,15 @@ class Classifier:
         max_tokens: int = 0,
         batch_rows: int = BATCH_ROWS,
         where: Callable[[int], str] | None = None,
+        done: Callable[[int], Any] = lambda rows: None,
     ) -> tuple[Tensor, list[int]]:
-        """Probabilities (n,C) of the n texts of which the tokenizer leaves something, and their numbers."""
+        """Probabilities (n,C) of the n texts of which the tokenizer leaves something, and their numbers. `done` is told
+        the number of rows after each batch."""
         encoded, rows = self.encode_any(texts, max_tokens, where)
         if not rows:
             return torch.empty(0, len(self.classes)), rows
         pad_id = self.tokenizer.pad_token_id
-        logits = run(logits_of(self.model), encoded, pad_id, self.model.device, batch_rows)
+        logits = run(logits_of(self.model), encoded, pad_id, self.model.device, batch_rows, done)
         return torch.softmax(logits, -1), rows
 
     def _check_kind(self, texts: Sequence[str]) -> None:

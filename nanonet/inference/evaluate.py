@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from nanonet.config.commands import EvaluateConfig
 from nanonet.data.classes import labels_beside
@@ -19,6 +23,7 @@ from nanonet.errors import InputError
 from nanonet.inference.classifier import open_classifier
 from nanonet.inference.forward import check_batch_rows, logits_of, run
 from nanonet.inference.scores import scores, wilson
+from nanonet.inference.side_by_side import ROWS_AT_ONCE, in_order
 from nanonet.progress import Progress
 
 
@@ -35,9 +40,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     classifier.model.to(device())  # type: ignore[arg-type]
     where = classifier.model.device
     began = time.perf_counter()
-    encoded, pad_id = classifier.encode(table.texts, config.max_tokens, table.where), classifier.tokenizer.pad_token_id
     with Progress() as progress, progress.stage("evaluating", len(table.texts)) as tick:
-        logits = run(logits_of(classifier.model), encoded, pad_id, where, config.batch_rows, done=tick)
+
+        def work(start: int, alive: Callable[[], None]) -> Tensor:
+            def done(rows: int) -> None:
+                alive()
+                tick(rows)
+
+            texts = table.texts[start : start + ROWS_AT_ONCE]
+            encoded = classifier.encode(texts, config.max_tokens, lambda n: table.where(start + n))
+            pad_id = classifier.tokenizer.pad_token_id
+            return run(logits_of(classifier.model), encoded, pad_id, where, config.batch_rows, done)
+
+        logits = torch.cat(list(in_order(work, range(0, len(table.texts), ROWS_AT_ONCE))))
     seconds = time.perf_counter() - began
     found = {name: round(value, 6) for name, value in scores(logits, table.labels or []).items()}
     return {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from nanonet.data.batches import BatchPlan, Encoded, collate, encode, length_buckets
+from nanonet.data.batches import BatchPlan, Encoded, collate, encode, encode_any, fast_backend, length_buckets
 from nanonet.errors import InputError
 
 PAD = 99
@@ -203,3 +205,19 @@ def test_one_epoch_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np.random, "default_rng", None)  # building another epoch would fail
     for step in range(1, 5):
         one.rows(step)
+
+
+def test_the_inner_tokenizer_says_what_the_whole_one_does(tiny_encoder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    texts = ["a cat", "", "the dog saw snow " * 9, "nobody knows é", "rain [SEP] wind"]
+    assert fast_backend(tokenizer, 12) is tokenizer.backend_tokenizer
+    wanted = tokenizer(texts, truncation=True, max_length=12)["input_ids"]
+    encoded = encode_any(tokenizer, texts, 12)
+    assert [encoded[[n]].ids.tolist() for n in range(len(texts))] == wanted
+
+    class Own(type(tokenizer)):
+        def _encode_plus(self, *args, **kwargs):
+            return super()._encode_plus(*args, **kwargs)
+
+    own = Own.from_pretrained(tiny_encoder)
+    assert fast_backend(own, 12) is None and encode_any(own, texts, 12).ids.equal(encoded.ids)

@@ -16,7 +16,7 @@ import pytest
 from support.text import write_files
 
 from nanonet.cli.main import main
-from nanonet.inference.predict import ROWS_AT_ONCE
+from nanonet.inference.side_by_side import ROWS_AT_ONCE, WORKERS
 
 TEXTS = ["the cat was near a dog", "bread and soup, again", "snow ☃ today", "a horse", "Rain"]
 
@@ -72,24 +72,38 @@ def test_a_device_stays_a_device(trained_run: Path, tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_failure_leaves_no_predictions(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failure_it_goes_on_once_the_line_is_right(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("nanonet.inference.predict.ROWS_AT_ONCE", 2)
-    (tmp_path / "t.txt").write_bytes(b"a\nb\nc\nd\n\xff\n")
-    assert main(["predict", str(tmp_path / "t.txt"), "--model", str(trained_run), "--output", str(tmp_path / "o")]) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+    command = ["predict", str(tmp_path / "t.txt"), "--model", str(trained_run), "--output", str(tmp_path / "o")]
+    (tmp_path / "t.txt").write_bytes(b"\xff\n")
+    assert main(command) == 2 and [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+    (tmp_path / "t.txt").write_bytes(b"a\nb\n" * 20 + b"\xff\n")
+    capsys.readouterr()
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert "line 41: not utf-8" in told.splitlines()[-1] and "rows are kept in o.partial" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.partial", "o.progress", "t.txt"]
+    (tmp_path / "t.txt").write_bytes(b"a\nb\n" * 20 + b"c\n")
+    assert main(command) == 0 and sorted(path.name for path in tmp_path.iterdir()) == ["o", "t.txt"]
+    assert "rows are there already" in capsys.readouterr().err and len((tmp_path / "o").read_text().splitlines()) == 41
 
 
-def test_terminated_it_leaves_no_predictions(trained_run: Path, tmp_path: Path) -> None:
+def test_terminated_it_leaves_whole_rows(trained_run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nanonet", "predict", "--model", str(trained_run), "--output", str(tmp_path / "o")]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        process.stdin.write(b"a cat\n" * (ROWS_AT_ONCE + 1))
+        process.stdin.write(b"a cat\n" * (ROWS_AT_ONCE * (2 * WORKERS + 1) + 1))
         process.stdin.flush()
-        while not list(tmp_path.iterdir()):  # the first rows are there, and it waits for more
+        progress = tmp_path / "o.progress"
+        while not progress.exists() or not progress.stat().st_size:  # the first rows are there, and it waits for more
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.partial", "o.progress"]
+    rows = (tmp_path / "o.partial").read_text()
+    assert rows.endswith("}\n") and len(rows.splitlines()) % ROWS_AT_ONCE == 0
 
 
 def test_the_reader_may_leave(trained_run: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +193,51 @@ def test_below_the_threshold_a_text_is_unsure(
     assert main([*words, "--threshold", str(limit)]) == 0
     told = capsys.readouterr().err
     assert "2 of 6 texts are unsure" in told and "1 of 6 texts have no words" in told
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_workers_and_chunks_change_no_row_but_by_rounding(
+    workers: str,
+    trained_run: Path,
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["predict", str(tiny_data / "train.jsonl"), "--model", str(trained_run)]
+
+    def rows(*more: str) -> list[dict]:
+        capsys.readouterr()
+        assert main([*words, *more]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    whole = rows()
+    assert rows("--workers", workers) == whole  # the same chunks and batches
+    monkeypatch.setattr("nanonet.inference.predict.ROWS_AT_ONCE", 7)
+    for one, other in zip(whole, rows("--workers", workers, "--batch-rows", "3"), strict=True):
+        assert one["text"] == other["text"]
+        for name, p in one["probabilities"].items():
+            assert p == pytest.approx(other["probabilities"][name], abs=2e-6)
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "257"])
+def test_workers_are_some_threads(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--model", "nowhere", f"--workers={workers}"]) == 2
+    assert "--workers" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_memory_is_flat(trained_run: Path, tmp_path: Path) -> None:
+    """A hundred thousand texts take hardly more memory than ten thousand."""
+
+    def peak_mb(rows: int) -> float:
+        (tmp_path / "t.txt").write_text("".join(f"the cat was near {n} dogs\n" for n in range(rows)))
+        words = ["predict", str(tmp_path / "t.txt"), "--model", str(trained_run), "--output", str(tmp_path / "o")]
+        code = "import resource, sys; from nanonet.cli.main import main; assert main(sys.argv[1:]) == 0\n"
+        code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"
+        command = [sys.executable, "-c", code, *words, "--overwrite"]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert peak_mb(100_000) < peak_mb(10_000) + 50
 
 
 @pytest.mark.parametrize("threshold", ["-0.1", "1.5", "nan"])

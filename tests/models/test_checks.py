@@ -141,11 +141,20 @@ def test_what_is_no_fault_of_the_tokenizer_passes() -> None:
 
 
 def test_stderr_works_after_a_fault(capfd) -> None:
-    import os
-
     with pytest.raises(InputError), tokenizer_faults("--teacher x"):
         os.write(2, b"hidden")
         raise ValueError("first\nsecond")
+    os.write(2, b"seen")
+    assert capfd.readouterr().err == "seen"
+
+
+def test_stderr_works_after_blocks_that_overlap(capfd) -> None:
+    first, second = tokenizer_faults("a"), tokenizer_faults("b")  # as in two threads
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    os.write(2, b"hidden")
+    second.__exit__(None, None, None)
     os.write(2, b"seen")
     assert capfd.readouterr().err == "seen"
 
