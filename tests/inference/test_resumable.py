@@ -75,7 +75,7 @@ def test_an_interrupted_call_goes_on(
 
 
 def test_killed_in_a_process_it_goes_on(trained_run: Path, texts: Path, tmp_path: Path) -> None:
-    texts.write_text(texts.read_text(encoding="utf-8") * 200, encoding="utf-8")
+    texts.write_text(texts.read_text(encoding="utf-8") * 30, encoding="utf-8")
     argv = command(texts, trained_run, tmp_path / "out", "--batch-rows", "2")
     with subprocess.Popen([sys.executable, "-m", "nanonet", *argv]) as process:
         while not (tmp_path / "out.progress").exists() or not (tmp_path / "out.progress").stat().st_size:
