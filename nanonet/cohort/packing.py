@@ -105,12 +105,13 @@ def _attention(
 def _sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
     """transformers' `sdpa`, (R,H,L,d) -> (R,L,H,d); in training in float32 where a CPU has bfloat16: the backward of
     torch's flash attention takes 5 to 7 times as long in bfloat16 there."""
-    given = query, key, value
-    if not (query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
-        return sdpa_attention_forward(module, *given, mask, **options)[0]
+    dtype = query.dtype
+    if not (query.requires_grad and dtype == torch.bfloat16 and query.device.type == "cpu"):
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    query, key, value = (t.float() for t in (query, key, value))
     mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
     with torch.autocast("cpu", enabled=False):
-        return sdpa_attention_forward(module, *(t.float() for t in given), mask, **options)[0].to(query.dtype)
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0].to(dtype)
 
 
 AttentionInterface.register(NAME, _attention)
@@ -134,7 +135,8 @@ def packed(
     device, config = model.device, model.config
     ends = torch.tensor(lengths)
     index, first = (torch.arange(tokens) < ends[:, None]).flatten().nonzero()[:, 0], ends.cumsum(0) - ends
-    packing = Packing(*(t.to(device, non_blocking=True) for t in (index, first)), rows, tokens)
+    index, first = (t.to(device, non_blocking=True) for t in (index, first))
+    packing = Packing(index, first, rows, tokens)
 
     def enter(layer: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
         # the hidden states of the first layer, and the positions that every layer is given
@@ -191,7 +193,7 @@ def _first_tokens(layer: nn.Module, key_value: list[nn.Module], packing: Packing
 
 def find_key_value(model: PreTrainedModel, layers: str) -> list[str]:
     """Names of the modules that make the keys and the values of the last layer; [] if they are not two."""
-    last = f"{layers}.{len(model.get_submodule(layers)) - 1}."
+    last = f"{layers}.{len(list(model.get_submodule(layers).children())) - 1}."
     names = [name for name, _ in model.named_modules() if name.startswith(last)]
     found = [[n for n in names if n.endswith(f".{end}")] for pair in KEY_VALUE for end in pair]
     pairs = [[*key, *value] for key, value in zip(found[::2], found[1::2], strict=True) if len(key) == len(value) == 1]
