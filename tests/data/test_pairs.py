@@ -234,7 +234,7 @@ def test_pairs_are_cut_and_batched_as_by_transformers() -> None:
     long = "a rather long sentence of many words, which is cut, " * 9
     pairs = [(long, "short"), ("short", long), (long, long + "x"), (long + "y z", long), (long, long), ("one", "two")]
     pairs += [("", ""), ("x" * 9000, "y"), ("a few more words here", long[:60])]
-    for most in (8, 16, 17, 40):
+    for most, tokenizer.truncation_side in ((8, "right"), (16, "left"), (17, "right"), (40, "right")):
         encoded = encode(tokenizer, [MARK.join(pair) for pair in pairs], most)
         wanted = tokenizer(*([*c] for c in zip(*pairs, strict=True)), truncation=True, max_length=most)["input_ids"]
         assert [encoded[[row]].ids.tolist() for row in range(len(pairs))] == wanted
