@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from nanonet.errors import InputError
 from nanonet.models.checks import check_files, check_finite, check_kind
+from nanonet.models.pooled import PooledConfig
 from nanonet.models.pooling import transformer_folder
 from nanonet.tokenizer_faults import tokenizer_faults
 
@@ -111,7 +112,8 @@ def _hub_is_cached(name: str, flag: str) -> bool:
 
 
 def load_encoder(name: str, flag: str = "--teacher") -> PreTrainedModel:
-    """The pretrained encoder without a head, float32, in eval mode; safetensors only, no remote code.
+    """The pretrained encoder without a head, float32, in eval mode; safetensors only, no remote code. Of a kept teacher
+    (pooled.py) the encoder in it.
 
     Raises:
         InputError: one line that names the model and the cure.
@@ -119,9 +121,15 @@ def load_encoder(name: str, flag: str = "--teacher") -> PreTrainedModel:
     source, local = find_model(name, flag)
     what = f"{flag} {name}"
     with quiet():
-        check_kind(read_pretrained(AutoConfig, source, what, CURE, local_files_only=local), what)
+        config = read_pretrained(AutoConfig, source, what, CURE, local_files_only=local)
+        check_kind(config, what)
+        kept = isinstance(config, PooledConfig)
+        if config.model_type.startswith("nanonet_") and not kept:
+            raise InputError(
+                f"{what}: {config.model_type} has no layers to start from; give --student-model an encoder"
+            )
         model, info = read_pretrained(
-            AutoModel,
+            AutoModelForSequenceClassification if kept else AutoModel,
             source,
             what,
             CURE,
@@ -135,6 +143,7 @@ def load_encoder(name: str, flag: str = "--teacher") -> PreTrainedModel:
         raise InputError(f"{what}: {len(missing)} weights are missing, first {missing[0]}; get it again")
     check_layers(info["unexpected_keys"], what)
     check_finite(model, what)
+    model = model.encoder if kept else model
     model.config.output_attentions = model.config.output_hidden_states = False  # not used here
     return model.eval()
 

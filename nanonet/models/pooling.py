@@ -55,8 +55,16 @@ def pooling_of(source: str, local: bool) -> str:
     if settings is None:
         if path is not None:
             raise InputError(f"{path}: names {folders[0]}, which has no config.json; get the encoder again")
-        return "mean"
+        return _kept_pooling(source, local)
     return _pooling(settings)
+
+
+def _kept_pooling(source: str, local: bool) -> str:
+    """What the config.json of a kept teacher says (pooled.py); mean of any other model."""
+    path = _file(source, "config.json", local)
+    config = _read(path) if path else None
+    pooling = config.get("pooling") if isinstance(config, dict) and config.get("model_type") == "nanonet_pooled" else ""
+    return pooling if pooling in POOLINGS.values() else "mean"
 
 
 def _pooling(path: Path) -> str:

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.text import read_jsonl
+from support.text import jsonl, read_jsonl, write_files
 from torch.nn.functional import normalize
 from transformers import AutoModel, pipeline
 
 import nanonet
 from nanonet.config.train import TrainConfig
+from nanonet.errors import InputError
+from nanonet.models.load import load_encoder
 from nanonet.models.pooled import pool, pooled_classifier
+from nanonet.models.pooling import pooling_of
+from nanonet.models.static import StaticConfig, StaticForSequenceClassification
 from nanonet.training.output_folder import OURS
 from nanonet.training.pipeline import train
 
@@ -58,3 +62,27 @@ def test_a_run_keeps_its_teacher(mode: str, tiny_encoder: Path, tiny_data: Path,
     assert [answer["label"] for answer in classify([row["text"] for row in rows[:9]])] == found[:9]
     assert not (tmp_path / "run" / "teacher").exists()
     assert OURS.fullmatch("teacher-classifier")  # --overwrite replaces it
+    # and it teaches: its head makes the soft labels, its encoder is what the students start from
+    unlabelled = write_files(tmp_path, {"few.jsonl": jsonl({"text": row["text"]} for row in rows)}) / "few.jsonl"
+    teacher = str(tmp_path / "run" / "teacher-classifier")
+    pupil = TrainConfig(output=str(tmp_path / "pupil"), data=str(unlabelled), teacher=teacher, steps=2, max_tokens=32)
+    assert train(pupil)["teacher"]["targets"] == "head"
+    word = nanonet.load(tmp_path / "pupil" / "student-0").model.get_input_embeddings().weight[-1]
+    assert (kept.model.get_input_embeddings().weight == word).all(-1).any()  # embeddings are not trained
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_a_kept_teacher_is_an_encoder_again(pooling: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(str(tiny_encoder))
+    model = pooled_classifier(encoder, pooling, torch.randn(2, 32), torch.zeros(2), ["a", "b"])
+    model.save_pretrained(tmp_path)
+    assert pooling_of(str(tmp_path), True) == pooling
+    again = load_encoder(str(tmp_path))
+    assert type(again) is type(encoder)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in encoder.state_dict().items())
+
+
+def test_a_student_without_layers_is_no_start(tmp_path: Path) -> None:
+    StaticForSequenceClassification(StaticConfig(vocab_size=20)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="nanonet_static has no layers to start from; give an encoder as --student-model"):
+        load_encoder(str(tmp_path))
