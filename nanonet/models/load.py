@@ -126,7 +126,7 @@ def load_encoder(name: str, flag: str = "--teacher") -> PreTrainedModel:
         kept = isinstance(config, PooledConfig)
         if config.model_type.startswith("nanonet_") and not kept:
             raise InputError(
-                f"{what}: {config.model_type} has no layers to start from; give --student-model an encoder"
+                f"{what}: {config.model_type} has no layers to start from; give an encoder as --student-model"
             )
         model, info = read_pretrained(
             AutoModelForSequenceClassification if kept else AutoModel,

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nanonet.models.pairs import model_inputs, without_types
+from nanonet.models.pooling import POOLINGS
 
 
 @strict
@@ -47,6 +48,8 @@ class PooledForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: PooledConfig) -> None:
         super().__init__(config)
+        if config.pooling not in POOLINGS.values():
+            raise ValueError(f"its pooling is {config.pooling!r:.40}")
         settings = dict(config.encoder or {"model_type": "bert"})
         self.encoder = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
         classes: Any = config.num_labels  # declared so that it may be None

@@ -62,9 +62,10 @@ def pooling_of(source: str, local: bool) -> str:
 def _kept_pooling(source: str, local: bool) -> str:
     """What the config.json of a kept teacher says (pooled.py); mean of any other model."""
     path = _file(source, "config.json", local)
-    config = _read(path) if path else None
-    pooling = config.get("pooling") if isinstance(config, dict) and config.get("model_type") == "nanonet_pooled" else ""
-    return pooling if pooling in POOLINGS.values() else "mean"
+    config = _read(path) if path else {}
+    if not isinstance(config, dict) or config.get("model_type") != "nanonet_pooled":
+        return "mean"
+    return str(config.get("pooling", "mean"))
 
 
 def _pooling(path: Path) -> str:
