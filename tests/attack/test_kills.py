@@ -36,7 +36,8 @@ def test_killed_runs_resume_bit_for_bit(tiny_data: Path, tiny_encoder: Path, tmp
         if resumed.code == 2 and "no run to go on with" in resumed.lines[-1]:
             resumed = answer([*words, str(run)], tmp_path / "said")
         at = f"killed after {moment:.2f} of {duration:.2f} s, where {left} lay: {resumed.lines[-1:]}"
-        assert resumed.code == 0, at
+        finished = resumed.code == 2 and "is finished" in resumed.lines[-1]  # the kill came too late
+        assert finished or resumed.code == 0, at
         assert weights(run) == expected, at
         assert (run / "report.json").exists() and not list(run.glob(".*.tmp")), at
         assert not list(run.rglob("checkpoint.safetensors")), at
