@@ -88,7 +88,9 @@ class StaticForSequenceClassification(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
-            module.weight[:, -1] = 0
+            # transformers 5.4 calls this for weights that it has read as well, which nn.init leaves as they are
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                module.weight[:, -1] = 0
 
 
 AutoConfig.register(StaticConfig.model_type, StaticConfig)
