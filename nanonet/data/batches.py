@@ -7,6 +7,7 @@ are a pure function of seed and step (`BatchPlan`), so a checkpoint stores nothi
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +141,9 @@ def _ids(tokenizer: Any, columns: list[list[str]], max_tokens: int = 0) -> list[
     return ids
 
 
+_setting = threading.Lock()
+
+
 def fast_backend(tokenizer: Any, max_tokens: int = 0) -> Any:
     """The tokenizer of the tokenizers library within, set to cut texts as `tokenizer` does: it takes less time, for
     it neither keeps where a token stood nor makes masks. None where `tokenizer` has none, or rules of its own."""
@@ -151,7 +155,8 @@ def fast_backend(tokenizer: Any, max_tokens: int = 0) -> Any:
     if own or type(tokenizer).__call__ is not PreTrainedTokenizerFast.__call__:
         return None
     cut = TruncationStrategy.LONGEST_FIRST if max_tokens else TruncationStrategy.DO_NOT_TRUNCATE
-    tokenizer.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, cut, max_tokens, 0, None, None)
+    with _setting:  # of two threads the second finds it set, and does not set it while the first one tokenises
+        tokenizer.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, cut, max_tokens, 0, None, None)
     return tokenizer.backend_tokenizer
 
 
