@@ -13,10 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from nanonet.config.train import Tuning
 from nanonet.errors import InputError
 from nanonet.models.checks import CURE
-from nanonet.models.parts import PER_LAYER, find_parts
-
-# ModernBERT's ways to have no biases; tuning them needs them created
-BIAS_FLAGS = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
+from nanonet.models.parts import PER_LAYER, find_parts, want_biases
 
 
 def plain_student(
@@ -40,9 +37,7 @@ def plain_student(
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.problem_type = None  # one of many, whatever the teacher's head was for
     if tuning == "bias":
-        for flag in BIAS_FLAGS:
-            if getattr(config, flag, None) is False:
-                setattr(config, flag, True)
+        want_biases(config)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from nanonet.models.load import quiet
 from nanonet.models.pairs import text_pair
+from nanonet.models.pooled import PooledConfig
 from nanonet.models.vocabulary import KINDS, choose_pieces, cut_tokenizer
 
 SMALL_ID = 100
@@ -87,11 +88,15 @@ def cut_words(model: PreTrainedModel, kept: Collection[int]) -> None:
     if isinstance(words, nn.Embedding):
         words.num_embeddings = len(rows)
         words.padding_idx = None if words.padding_idx is None else new.get(words.padding_idx)
-    for name, value in _ids(model.config).items():
-        setattr(model.config, name, [new[i] for i in value] if isinstance(value, list) else new.get(value))
-    if pair := text_pair(model.config):
-        model.config.text_pair = {**pair, "separator": new[pair["separator"]]}
-    model.config.vocab_size = len(rows)
+    inner: Any = model.base_model.config
+    for config in {id(each): each for each in (model.config, inner)}.values():
+        for name, value in _ids(config).items():
+            setattr(config, name, [new[i] for i in value] if isinstance(value, list) else new.get(value))
+        if pair := text_pair(config):
+            config.text_pair = {**pair, "separator": new[pair["separator"]]}
+        config.vocab_size = len(rows)
+    if isinstance(model.config, PooledConfig):
+        model.config.encoder = inner.to_dict()
 
 
 def _words(encoder: PreTrainedModel) -> Any:

@@ -63,13 +63,8 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     ),
     (
         "targets",
-        lambda c: c.teacher_mode == "online" and c.targets != "auto",
-        "an online teacher gives its own soft labels; leave it at auto, or --teacher-mode frozen",
-    ),
-    (
-        "relation_weight",
-        lambda c: c.teacher_mode == "online" and bool(c.relation_weight),
-        "it compares with a frozen teacher's embeddings; give --teacher-mode frozen, or 0",
+        lambda c: c.teacher_mode == "online" and c.targets == "head",
+        "an online teacher gets a head of its own; leave it at auto, or --teacher-mode frozen",
     ),
     (
         "peers_weight",
@@ -130,9 +125,8 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
 
 # whether a choice was made, its name, the fields that mean nothing under it
 IDLE: tuple[tuple[Callable[[TrainConfig], bool], str, str], ...] = (
-    (lambda c: c.student != "encoder", "--student {student}", "student_layers layer_mapping"),
+    (lambda c: c.student != "encoder", "--student {student}", "student_layers layer_mapping student_init"),
     (lambda c: c.student == "encoder", "--student encoder", "embedding_width"),
-    (lambda c: c.teacher_mode == "online", "--teacher-mode online", "teacher_steps"),
     (lambda c: bool(c.soft_labels), "--soft-labels", "teacher_mode teacher_steps targets"),
     (
         lambda c: c.data == "pydocs" and not c.unlabelled and not c.soft_labels,

@@ -49,7 +49,8 @@ class SoftLabelSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """Everything but the data and the encoder that decides a frozen teacher."""
+    """Everything but the data and the encoder that decides a frozen teacher; online: whether it trains on beside its
+    students."""
 
     online: bool
     max_steps: int
@@ -63,7 +64,7 @@ class TeacherSettings:
     @property
     def tuned(self) -> bool:
         """Whether the encoder is tuned on the labels before it makes the soft labels."""
-        return not self.online and self.max_steps > 0
+        return self.max_steps > 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class CohortSettings:
     vocabulary: str
     student_layers: int
     layer_mapping: str
+    student_init: Literal["pretrained", "tuned"]
     views: str
     tuning: Tuning
     lora_rank: int
@@ -206,6 +208,7 @@ def cohort_settings(config: TrainConfig) -> CohortSettings:
         vocabulary=config.vocabulary or ("auto" if config.student == "encoder" else "all"),
         student_layers=config.student_layers,
         layer_mapping=config.layer_mapping,
+        student_init=config.student_init,
         views=config.views,
         tuning=config.tuning,
         lora_rank=config.lora_rank,

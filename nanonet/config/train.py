@@ -76,6 +76,8 @@ class TrainConfig:
     student_layers: int = 2
     # teacher layers that the students start from: `bottom-top`, `interleaved`, or lists such as `0,5;1,4`
     layer_mapping: str = "interleaved"
+    # weights that the students start from: those layers as they were pretrained, or as the frozen teacher was tuned
+    student_init: Literal["pretrained", "tuned"] = "pretrained"
     # what is trained: every bias, LoRA adapters, everything but the embeddings, or the head alone;
     # the head is always trained
     tuning: Tuning = "full"
@@ -88,7 +90,8 @@ class TrainConfig:
     # views, one per student, separated by commas and repeated as needed: none, dropout, cutoff, shuffle, adversarial
     views: str = "none"
     # --- teacher
-    # `frozen` makes the soft labels once; `online` trains the teacher at the same time as the students
+    # `frozen` makes the soft labels once; `online` goes on from there: the teacher trains on the labels and on these
+    # soft labels at the same time as its students, which learn from what it says now
     teacher_mode: Literal["frozen", "online"] = "frozen"
     # a frozen teacher is tuned on the labels for at most so many steps [steps], or 20 passes over the labels where that
     # is fewer; then for half that number of steps on its most confident pseudo-labels. 0 leaves it as it was pretrained

@@ -20,6 +20,8 @@ from nanonet.models.pairs import model_inputs
 Part = Literal["embeddings", "layers", "other", "head"]
 # settings of a config that are lists with one entry per layer
 PER_LAYER = ("layer_types", "attention_window")
+# ModernBERT's ways to have no biases; tuning them needs them created
+BIAS_FLAGS = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
     """
     base: Any = model.base_model
     names = {id(module): name for name, module in model.named_modules()}
-    depth = getattr(model.config, "num_hidden_layers", None)
+    depth = getattr(base.config, "num_hidden_layers", None)
     stacks = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     try:
         word = names.get(id(base.get_input_embeddings()))
@@ -66,6 +68,13 @@ def find_parts(model: PreTrainedModel) -> Parts:
     end = next(i for i in range(1, len(steps) + 1) if not (layers + ".").startswith(".".join(steps[:i]) + "."))
     prefix = names[id(base)]
     return Parts(prefix + "." if prefix else "", ".".join(steps[:end]) + ".", layers + ".")
+
+
+def want_biases(config: Any) -> None:
+    """Let a config ask for the biases that its architecture leaves out."""
+    for flag in BIAS_FLAGS:
+        if getattr(config, flag, None) is False:
+            setattr(config, flag, True)
 
 
 @torch.no_grad()

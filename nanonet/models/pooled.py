@@ -10,6 +10,7 @@ B rows, L tokens, D features, C classes.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nanonet.models.pairs import model_inputs, without_types
+from nanonet.models.parts import want_biases
 from nanonet.models.pooling import POOLINGS
 
 
@@ -85,10 +87,16 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 @torch.no_grad()
 def pooled_classifier(
-    encoder: PreTrainedModel, pooling: str, weight: Tensor, bias: Tensor, classes: list[str]
+    encoder: PreTrainedModel, pooling: str, weight: Tensor, bias: Tensor, classes: list[str], biases: bool = False
 ) -> PooledForSequenceClassification:
-    """The classifier of an encoder and a head, weight (C,D) and bias (C,), on the CPU in eval mode; all is copied."""
-    settings = encoder.config
+    """The classifier of an encoder and a head, weight (C,D) and bias (C,), on the CPU in eval mode; all is copied.
+
+    biases: create those that the architecture leaves out, as zeros, which changes no output
+    """
+    settings = copy.deepcopy(encoder.config)
+    settings.name_or_path = ""  # the place of the files that it was read from
+    if biases:
+        want_biases(settings)
     config = PooledConfig(
         encoder=settings.to_dict(),
         pooling=pooling,
@@ -102,7 +110,8 @@ def pooled_classifier(
     )
     with torch.random.fork_rng(devices=[]):
         model = PooledForSequenceClassification(config)
-    model.encoder.load_state_dict(encoder.state_dict())
+    for name in model.encoder.load_state_dict(encoder.state_dict(), strict=not biases).missing_keys:
+        model.encoder.get_parameter(name).zero_()
     model.classifier.weight.copy_(weight)
     model.classifier.bias.copy_(bias)
     return model.eval()

@@ -33,8 +33,11 @@ LEFTOVER_AGE_S = 24 * 3600
 
 
 def fingerprint(settings: TeacherSettings, rows: Encoded, label: Tensor, encoder: PreTrainedModel, pooling: str) -> str:
-    """The name of a teacher's entry, 32 hexadecimal digits. pooling: how the encoder's output is used."""
-    return _hash([pooling, dataclasses.asdict(settings)], encoder, rows, {"label": label, **encoder.state_dict()})
+    """The name of a teacher's entry, 32 hexadecimal digits. pooling: how the encoder's output is used.
+
+    An online teacher begins as the frozen one of the same settings."""
+    facts = [pooling, dataclasses.asdict(dataclasses.replace(settings, online=False))]
+    return _hash(facts, encoder, rows, {"label": label, **encoder.state_dict()})
 
 
 def fingerprint_of_logits(settings: TeacherSettings, tensors: dict[str, Tensor]) -> str:

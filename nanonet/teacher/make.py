@@ -17,7 +17,7 @@ from nanonet.data.prepare import RunData
 from nanonet.progress import Progress
 from nanonet.teacher.encoder import Encoder, tuning_steps
 from nanonet.teacher.frozen import FrozenTeacher, apply_rule, pseudo_labels, teacher_of_embeddings
-from nanonet.teacher.selection import Choice, Retune, choose, trial_rows
+from nanonet.teacher.selection import Choice, Retune, choose
 from nanonet.teacher.soft_labels import Labels
 
 Tune = Callable[[Encoder, Tensor, int, str], Encoder]  # encoder, labels (N,), steps, name of the stage
@@ -26,16 +26,10 @@ Tune = Callable[[Encoder, Tensor, int, str], Encoder]  # encoder, labels (N,), s
 def make_frozen_teacher(
     settings: TeacherSettings, pretrained: Encoder, data: RunData, progress: Progress
 ) -> tuple[FrozenTeacher, Encoder]:
-    """Make the frozen teacher and its encoder.
-
-    The encoder is tuned on the labels, then on the most confident pseudo-labels of each class. An online teacher needs
-    the cross-validation alone, and so only some of the rows.
-    """
+    """Make the frozen teacher and its encoder, tuned on the labels, then on the most confident pseudo-labels of each
+    class."""
     rows, label, classes = data.rows, data.label, len(data.classes)
     labelled = int((label >= 0).sum())
-    if settings.online:
-        needed = min(labelled + trial_rows(classes, settings.tuned), len(rows))
-        rows, label = rows[range(needed)], label[:needed]
     tune = partial(_tune, rows, settings.seed, progress)
     encoder, retune = pretrained, None
     if settings.tuned:

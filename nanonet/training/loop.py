@@ -21,8 +21,6 @@ from nanonet.training.optimizer import LEARNING_RATE, TEACHER_LEARNING_RATE, lea
 from nanonet.training.step import StepResult, Trainer, train_step
 from nanonet.training.training_set import OnlineTeacher, TrainingSet
 
-WARM_TEACHER = 0.1  # of the steps, in which an online teacher trains before its students learn from it
-
 
 def fit(
     cohort: Cohort,
@@ -98,13 +96,14 @@ def _trainer(
         teacher=teacher,
         trained=trained,
         peaks=peaks,
-        criterion=_criterion(loss, WARM_TEACHER if online else 0.0, weight),
+        criterion=_criterion(loss, weight),
+        teacher_criterion=DistillLoss(peers_weight=0.0, class_weight=weight),
         plan=plan,
     )
 
 
-def _criterion(loss: LossSettings, start: float, class_weight: Tensor | None) -> DistillLoss:
-    """The loss of the students. start: fraction of the steps after which they learn from their teacher."""
+def _criterion(loss: LossSettings, class_weight: Tensor | None) -> DistillLoss:
+    """The loss of the students."""
     return DistillLoss(
         loss.ce_weight,
         loss.teacher_weight,
@@ -112,8 +111,6 @@ def _criterion(loss: LossSettings, start: float, class_weight: Tensor | None) ->
         temperature=loss.temperature,
         divergence=loss.divergence,
         beta=loss.beta,
-        teacher_ramp=(start, 3 * start),
-        peers_ramp=(2 * start, 2 * start + 0.1),
         weight_rows=loss.confidence,
         class_weight=class_weight,
     )

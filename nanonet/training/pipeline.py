@@ -30,7 +30,7 @@ from nanonet.training.outcome import finish
 from nanonet.training.output_folder import REPORT, OutputFolder
 from nanonet.training.precision import choose_precision, with_precision
 from nanonet.training.run import prepare_run
-from nanonet.training.students import check_cached_features, train_students
+from nanonet.training.students import check_cached_features, start_from_teacher, train_students
 
 
 def train(
@@ -71,6 +71,7 @@ def train(
             ensure_teacher(run)
         accelerator.wait_for_everyone()
         frozen_teacher = load(run)
+        run = start_from_teacher(run, frozen_teacher)
         train_students(run, frozen_teacher)
         report = finish(run, frozen_teacher, config) if accelerator.is_main_process else {}
         accelerator.wait_for_everyone()

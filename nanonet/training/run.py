@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from nanonet.cohort.cnn import build_cnn_cohort
 from nanonet.cohort.mapping import choose_layers
 from nanonet.cohort.model import Cohort, Lora
-from nanonet.cohort.stack import build_cohort
+from nanonet.cohort.stack import build_cohort, stack
 from nanonet.cohort.static import build_static_cohort
 from nanonet.cohort.views import parse_views
 from nanonet.config.settings import StageSettings
@@ -28,6 +28,7 @@ from nanonet.data.soft_label_files import SoftLabelFiles
 from nanonet.errors import InputError
 from nanonet.inference.forward import run
 from nanonet.models.checks import check_encoder
+from nanonet.models.pooled import pooled_classifier
 from nanonet.progress import Progress
 from nanonet.teacher import cache as teacher_cache
 from nanonet.teacher.source import Source
@@ -47,7 +48,7 @@ class Run:
         "" where it is the source's
     vocabulary: word pieces of that encoder, and of the students
     views, mapping: view of each student, and the layers that it starts from
-    online: the teacher that trains beside its students, in the online mode
+    online: the teacher that trains beside its students, in the online mode, once the frozen one is made
     ensure_ours: raises if another run has replaced the output folder
     """
 
@@ -64,7 +65,7 @@ class Run:
     views: list[str]
     mapping: list[list[int]]
     cohort: Cohort
-    online: Cohort | None
+    online: Cohort | None = None
     ensure_ours: Callable[[], None] = lambda: None
 
     @property
@@ -127,12 +128,11 @@ def prepare_run(
     check_parts(settings.batches, settings.loss.relation_weight, labelled, unlabelled, accelerator.num_processes)
     with students.named():
         check_encoder(students.model, layers=wanted.student == "encoder")
-        cohort, online = _build_models(settings, students.model, mapping, data.classes)
+        cohort = build_students(settings, students.model, mapping, data.classes)
         max_tokens = settings.data.max_tokens
         # last: what it says does not come before an error
         tokenizer, own, vocabulary = fit_vocabulary(students, texts, data, wanted.vocabulary, max_tokens)
-    for model in filter(None, (cohort, online)):
-        vocabulary.cut(model)
+    vocabulary.cut(cohort)
     teacher_is_base = flag == TEACHER and not known.files  # and in the fingerprint of the source
     return Run(
         settings=settings,
@@ -148,7 +148,6 @@ def prepare_run(
         views=views,
         mapping=mapping,
         cohort=cohort,
-        online=online,
     )
 
 
@@ -160,21 +159,34 @@ def _mapping(settings: StageSettings, encoder: PreTrainedModel) -> list[list[int
     return choose_layers(wanted.layer_mapping, wanted.students, wanted.student_layers, encoder)
 
 
-def _build_models(
+def build_students(
     settings: StageSettings, encoder: PreTrainedModel, mapping: list[list[int]], classes: list[str]
-) -> tuple[Cohort, Cohort | None]:
-    """The students and, in the online mode, the teacher that trains beside them: a cohort of one with all layers."""
+) -> Cohort:
+    """The students, with all word pieces: from layers of an encoder, or from scratch on its word embeddings."""
     wanted, seed = settings.cohort, settings.cohort.seed
-    lora = Lora(wanted.lora_rank, wanted.lora_alpha, wanted.lora_dropout)
     if wanted.student == "cnn":
         cohort = build_cnn_cohort(encoder, classes, wanted.students, wanted.embedding_width, seed)
     elif wanted.student == "static":
         cohort = build_static_cohort(encoder, classes, wanted.students, wanted.embedding_width, seed)
     else:
-        cohort = build_cohort(encoder, mapping, classes, wanted.tuning, lora=lora, seed=seed)
+        cohort = build_cohort(encoder, mapping, classes, wanted.tuning, lora=_lora(settings), seed=seed)
     cohort.checkpointing = wanted.gradient_checkpointing
-    online = None
-    if settings.teacher.online:
-        all_layers = [list(range(encoder.config.num_hidden_layers))]
-        online = build_cohort(encoder, all_layers, classes, wanted.tuning, lora=lora, seed=seed + 1)
-    return cohort, online
+    return cohort
+
+
+def build_online(
+    settings: StageSettings, encoder: PreTrainedModel, pooling: str, weight: Tensor, bias: Tensor, classes: list[str]
+) -> Cohort:
+    """The teacher that trains beside the students, with all word pieces: a cohort of one, which begins as the frozen
+    teacher's encoder, pooling and head, weight (C,D) and bias (C,)."""
+    wanted = settings.cohort
+    model = pooled_classifier(encoder, pooling, weight, bias, classes, biases=wanted.tuning == "bias")
+    cohort = stack([model], wanted.tuning, lora=_lora(settings), seed=wanted.seed + 1)
+    if pooler := getattr(cohort.model.base_model, "pooler", None):
+        pooler.requires_grad_(False)  # the head does not read it
+    return cohort
+
+
+def _lora(settings: StageSettings) -> Lora:
+    wanted = settings.cohort
+    return Lora(wanted.lora_rank, wanted.lora_alpha, wanted.lora_dropout)

@@ -21,8 +21,7 @@ from nanonet.cohort.model import Cohort
 from nanonet.cohort.views import view_batch
 from nanonet.config.settings import BatchSettings, LossSettings, OptimizerSettings
 from nanonet.data.batches import BatchPlan, collate
-from nanonet.losses import DistillLoss, class_weighted, relation_loss
-from nanonet.ops import distill_loss
+from nanonet.losses import DistillLoss, relation_loss
 from nanonet.teacher.soft_labels import calibrate_confidence
 from nanonet.training.backbone import BackboneFeatures
 from nanonet.training.checkpoint import Trained
@@ -51,6 +50,7 @@ class Trainer:
     trained: Trained
     peaks: dict[str, float]
     criterion: DistillLoss
+    teacher_criterion: DistillLoss
     plan: BatchPlan
 
     @property
@@ -68,6 +68,7 @@ class Trainer:
 class MicroBatch:
     """B rows of a step: row numbers, ids and mask (B,L), label (B,), soft labels (B,C) and embedding (B,D) or None.
 
+    soft_labels: what the students learn from; frozen: the frozen teacher's, which their online teacher learns from
     last: the last of its step, whose gradients the processes exchange
     """
 
@@ -75,7 +76,8 @@ class MicroBatch:
     ids: Tensor
     mask: Tensor
     label: Tensor
-    soft_labels: Tensor | None
+    soft_labels: Tensor
+    frozen: Tensor
     embedding: Tensor | None
     last: bool
 
@@ -174,17 +176,11 @@ def _students_backward(
 
 
 def _teacher_backward(trainer: Trainer, online: OnlineTeacher, batch: MicroBatch, denominators: Tensor) -> Tensor:
-    """Forward and backward of the online teacher on the labelled rows of a micro-batch: its loss (), detached."""
+    """Forward and backward of the online teacher on a micro-batch: its loss (), detached."""
     with _synchronised(trainer, trainer.teacher, batch.last), trainer.accelerator.autocast():
-        # the labelled rows, which come first; if there is none, one unlabelled row, whose loss is 0
-        labelled = max(1, int((batch.label >= 0).sum()))
-        head_input = _head_input(online.backbone, batch.rows[:labelled], batch.ids.device)
-        logits = trainer.teacher.train()(batch.ids[:labelled], batch.mask[:labelled], head_input=head_input).logits
-        label, weight = batch.label[:labelled], trainer.criterion.class_weight
-        if weight is None:
-            loss, _ = distill_loss(logits, None, label, denominators=denominators)
-        else:
-            loss, _ = class_weighted(logits, label, weight, denominators)
+        head_input = _head_input(online.backbone, batch.rows, batch.ids.device)
+        logits = trainer.teacher.train()(batch.ids, batch.mask, head_input=head_input).logits
+        loss, _ = trainer.teacher_criterion(logits, batch.frozen, batch.label, denominators=denominators)
     trainer.accelerator.backward(loss * trainer.accelerator.num_processes)
     return loss.detach()
 
@@ -197,12 +193,11 @@ def _micro_batch(trainer: Trainer, batch: list[int], i: int, online: Tensor | No
     rows, device, part = trainer.rows, trainer.accelerator.device, trainer.part(i)
     own = batch[part]
     ids, mask = (t.to(device) for t in collate(rows.encoded, own, rows.pad_id))
-    soft_labels = online[part] if online is not None else None
-    if rows.soft_labels is not None:
-        soft_labels = rows.soft_labels[own].to(device)
+    frozen = rows.soft_labels[own].to(device)
+    soft_labels = frozen if online is None else online[part]
     embedding = None if rows.embedding is None else rows.embedding[own].to(device)
     last = i == trainer.batches.gradient_accumulation - 1
-    return MicroBatch(own, ids, mask, rows.label[own].to(device), soft_labels, embedding, last)
+    return MicroBatch(own, ids, mask, rows.label[own].to(device), soft_labels, frozen, embedding, last)
 
 
 def _synchronised(trainer: Trainer, model: Any, last: bool) -> AbstractContextManager:

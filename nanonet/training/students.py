@@ -21,7 +21,7 @@ from nanonet.training.backbone import (
 from nanonet.training.checkpoint import Checkpoints
 from nanonet.training.frozen_teacher import Teacher
 from nanonet.training.loop import fit
-from nanonet.training.run import Run
+from nanonet.training.run import Run, build_online, build_students
 from nanonet.training.training_set import OnlineTeacher, TrainingSet
 
 FROM_SCRATCH = {"cnn": CNN_LEARNING_RATE, "static": STATIC_LEARNING_RATE}
@@ -37,6 +37,26 @@ def check_cached_features(run: Run) -> None:
         path = _features_path(run, model)
         if path and path.exists():
             open_backbone_features(path)
+
+
+def start_from_teacher(run: Run, teacher: Teacher) -> Run:
+    """The run with the models that start from the frozen teacher's encoder: its online teacher, and, where the user
+    wants it, the students.
+
+    A trained classifier that gives its own logits has no other layers than those that its students have already.
+    """
+    settings, frozen, encoder = run.settings, teacher.frozen, teacher.encoder
+    if encoder is None:
+        return run
+    if settings.cohort.student_init == "tuned":
+        run = replace(run, cohort=build_students(settings, encoder.model, run.mapping, run.data.classes))
+        run.vocabulary.cut(run.cohort)
+    if settings.teacher.online:
+        head = frozen.weight, frozen.bias
+        online = build_online(settings, encoder.model, encoder.pooling, *head, run.data.classes)
+        run.vocabulary.cut(online)
+        run = replace(run, online=online)
+    return run
 
 
 def train_students(run: Run, teacher: Teacher) -> None:
@@ -79,7 +99,7 @@ def _training_set(run: Run, teacher: Teacher) -> TrainingSet:
     return TrainingSet(
         encoded=run.data.rows,
         label=run.data.label,
-        soft_labels=None if run.online is not None else teacher.frozen.soft_labels,
+        soft_labels=teacher.frozen.soft_labels,
         pad_id=run.pad_id,
         embedding=teacher.frozen.embedding if run.settings.loss.relation_weight else None,
         backbone=None if viewed else _backbone_features(run, run.cohort, "the students' frozen layers"),

@@ -18,14 +18,14 @@ class TrainingSet:
     """N training rows, the labelled ones first.
 
     encoded: token ids of N rows; label: (N,) int64, -100 where unlabelled
-    soft_labels: (N,C) logits of a frozen teacher, or None with an online teacher or none
+    soft_labels: (N,C) logits of the frozen teacher, which teach the students, or their online teacher
     embedding: (N,D) of that teacher, or None without a relation loss
     backbone: cached input of the students' heads, if the heads are all that is trained
     """
 
     encoded: Encoded
     label: Tensor
-    soft_labels: Tensor | None
+    soft_labels: Tensor
     pad_id: int
     embedding: Tensor | None = None
     backbone: BackboneFeatures | None = None
@@ -37,7 +37,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, eq=False)
 class OnlineTeacher:
-    """A teacher that trains on the labels beside its students.
+    """A teacher that trains beside its students, on the labels and the frozen teacher's soft labels.
 
     cv_accuracy: the cross-validated accuracy; the mean confidence of the soft labels is set to it
     backbone: cached input of its head, if the head is all that is trained

@@ -64,17 +64,17 @@ CONFIG: dict[str, Case] = {
         "train --divergence wasserstein --output {out}",
         ["--divergence wasserstein", "kl, reverse_kl, js, mse, symmetric_kl", "tv, cross_entropy"],
     ),
-    "relations to a teacher that trains": (
+    "trained head of a teacher that trains": (
         {},
-        "train --relation-weight 1 --teacher-mode online --output {out}",
-        ["--relation-weight 1.0", "--teacher-mode frozen"],
+        "train --targets head --teacher-mode online --output {out}",
+        ["--targets head", "--teacher-mode frozen"],
+    ),
+    "start of students from scratch": (
+        {},
+        "train --student cnn --student-init tuned --output {out}",
+        ["--student-init tuned", "--student cnn"],
     ),
     "rank of an adapter that is not there": ({}, "train --lora-rank 4 {shared}", ["--lora-rank 4", "--tuning full"]),
-    "tuning of a teacher that trains": (
-        {},
-        "train --teacher-mode online --teacher-steps 7 {shared}",
-        ["--teacher-steps 7", "--teacher-mode online"],
-    ),
     "peers of one": ({}, "train --students 1 --peers-weight 5 {shared}", ["--peers-weight 5.0", "--students 2"]),
     "column of a corpus without files": ({}, "train --text-column a --output {out}", ["--text-column a", "pydocs"]),
     "unknown view": ({}, "train --views blur {shared}", ["blur", "cutoff"]),

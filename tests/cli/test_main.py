@@ -54,6 +54,7 @@ def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> 
         ("bias", "lora"),
         ("kl", "js"),
         ("frozen", "online"),
+        ("pretrained", "tuned"),
         ("auto", "diffusion"),
         ("linear", "cosine"),
         ("encoder", "cnn"),

@@ -45,10 +45,10 @@ def test_a_run_keeps_its_teacher(mode: str, tiny_encoder: Path, tiny_data: Path,
         teacher=str(tiny_encoder),
         teacher_mode=mode,  # type: ignore[arg-type]
         labels_per_class=4,
-        teacher_steps=3 if mode == "frozen" else TrainConfig.teacher_steps,
+        teacher_steps=3,
         steps=3,
         students=1,
-        targets="classifier" if mode == "frozen" else "auto",
+        targets="classifier",
         max_tokens=32,
         keep_teacher=True,
     )

@@ -106,8 +106,7 @@ def test_a_damaged_entry_is_found_before_a_run_is_overwritten(config: TrainConfi
 
 @pytest.mark.parametrize("mode", ["frozen", slow("online")])
 def test_cached_backbone_features_change_nothing(config: TrainConfig, mode: str) -> None:
-    teacher_steps = TrainConfig.teacher_steps if mode == "online" else 3
-    config = dataclasses.replace(config, teacher_mode=mode, teacher_steps=teacher_steps, tuning="head", steps=8)
+    config = dataclasses.replace(config, teacher_mode=mode, teacher_steps=3, tuning="head", steps=8)
     alone = dataclasses.replace(config, output=config.output + "-0", teacher_cache="")
     again = dataclasses.replace(config, output=config.output + "-1")
     results = [train(each) for each in (alone, config, again)]

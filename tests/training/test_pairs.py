@@ -37,7 +37,7 @@ STUDENTS: dict[str, dict] = {
     "adversarial": {"views": "adversarial,none", "relation_weight": 0.1},
     "cnn": {"student": "cnn", "embedding_width": 16},
     "static": {"student": "static", "embedding_width": 16, "vocabulary": "35"},
-    "online": {"teacher_mode": "online", "teacher_steps": TrainConfig.teacher_steps, "tuning": "head"},
+    "online": {"teacher_mode": "online", "teacher_steps": 2, "tuning": "head"},
 }
 PAIRS = [
     ("the cat was near", "bread again"),

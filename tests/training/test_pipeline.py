@@ -31,7 +31,7 @@ from nanonet.training.pipeline import train
 
 MODES: dict[str, dict] = {
     "frozen": {},
-    "online": {"teacher_mode": "online", "teacher_steps": TrainConfig.teacher_steps},
+    "online": {"teacher_mode": "online", "teacher_steps": 4},
 }
 MODES["head"] = MODES["online"] | {"tuning": "head"}  # the students' and the teacher's backbone features are cached
 

@@ -75,8 +75,6 @@ def test_auto_trains_the_same_students_with_fewer_pieces(config: TrainConfig, tm
     "changes", [{"student": "cnn", "embedding_width": 8, "vocabulary": "auto"}, {"teacher_mode": "online"}]
 )
 def test_other_students_are_cut_too(config: TrainConfig, changes: dict, tmp_path: Path) -> None:
-    if changes.get("teacher_mode"):
-        changes = changes | {"teacher_steps": TrainConfig.teacher_steps}
     vocabulary = train(replace(config, **changes))["vocabulary"]
     assert vocabulary["after"] <= vocabulary["before"] - 200
     assert len(AutoTokenizer.from_pretrained(tmp_path / "auto" / "best")) == vocabulary["after"]
