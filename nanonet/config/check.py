@@ -127,7 +127,8 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
 IDLE: tuple[tuple[Callable[[TrainConfig], bool], str, str], ...] = (
     (lambda c: c.student != "encoder", "--student {student}", "student_layers layer_mapping student_init"),
     (lambda c: c.student == "encoder", "--student encoder", "embedding_width"),
-    (lambda c: bool(c.soft_labels), "--soft-labels", "teacher_mode teacher_steps targets"),
+    (lambda c: bool(c.soft_labels), "--soft-labels", "teacher_mode teacher_steps teacher_tuning targets"),
+    (lambda c: not c.teacher_steps, "--teacher-steps 0", "teacher_tuning"),
     (
         lambda c: c.data == "pydocs" and not c.unlabelled and not c.soft_labels,
         "--data pydocs",

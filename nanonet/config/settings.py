@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nanonet.config.train import Divergence, Scores, Targets, TrainConfig, Tuning
+from nanonet.config.train import Divergence, Scores, Targets, TeacherTuning, TrainConfig, Tuning
 
 MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
 # settings that may differ between a run and its resumption: they do not decide the result
@@ -54,6 +54,7 @@ class TeacherSettings:
 
     online: bool
     max_steps: int
+    teacher_tuning: TeacherTuning
     targets: Targets
     uniform_prior: bool
     sharpen: float
@@ -190,6 +191,7 @@ def teacher_settings(config: TrainConfig) -> TeacherSettings:
     return TeacherSettings(
         online=config.teacher_mode == "online",
         max_steps=config.teacher_steps,
+        teacher_tuning=config.teacher_tuning,
         targets=config.targets,
         uniform_prior=config.uniform_prior,
         sharpen=config.sharpen,

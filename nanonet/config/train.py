@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Tuning = Literal["bias", "lora", "full", "head"]
+TeacherTuning = Literal["full", "bias", "lora"]
 # the names of nanonet.reference.DIVERGENCES
 Divergence = Literal[
     "kl", "reverse_kl", "js", "mse", "symmetric_kl", "skew_kl", "skew_reverse_kl", "tv", "cross_entropy"
@@ -96,6 +97,8 @@ class TrainConfig:
     # a frozen teacher is tuned on the labels for at most so many steps [steps], or 20 passes over the labels where that
     # is fewer; then for half that number of steps on its most confident pseudo-labels. 0 leaves it as it was pretrained
     teacher_steps: int = 200
+    # what that tuning trains below the head: every layer, their biases, or LoRA adapters of rank 8, merged afterwards
+    teacher_tuning: TeacherTuning = "full"
     # write the teacher as a Hugging Face classifier to `output`/teacher-classifier
     keep_teacher: bool = False
     # cache of frozen teachers and, where only heads are trained, of the backbone features of the texts: a run with the

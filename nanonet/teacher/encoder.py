@@ -6,27 +6,32 @@ N rows, B rows of a batch, L tokens, D features.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
 from nanonet.cohort.packing import can_pack, packed
+from nanonet.config.train import TeacherTuning
 from nanonet.data.batches import BatchPlan, Encoded, collate
+from nanonet.errors import InputError
 from nanonet.inference.forward import run
 from nanonet.models.pairs import model_inputs
-from nanonet.models.parts import find_parts
+from nanonet.models.parts import Parts, find_parts
 from nanonet.models.pooled import pool
 from nanonet.teacher.soft_labels import INVERSE_REGULARISATION, classify, linear_head
 
 PASSES = 20  # over the labelled rows
 BATCH = 16  # rows of a step
-LEARNING_RATE, HEAD_LEARNING_RATE = 5e-5, 1e-3
+LEARNING_RATE = {"full": 5e-5, "bias": 3e-3, "lora": 1e-3}
+HEAD_LEARNING_RATE = 1e-3
+LORA_RANK, LORA_ALPHA = 8, 16
 WEIGHT_DECAY = 0.01
 WARMUP_STEPS = 10
 
@@ -38,12 +43,13 @@ def tuning_steps(max_steps: int, rows: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """pooling: mean, cls or max. autocast: the context in which the forward runs."""
+    """pooling: mean, cls or max. tuning: what `tuned` trains. autocast: the context in which the forward runs."""
 
     model: PreTrainedModel
     pooling: str
     pad_id: int
     device: torch.device
+    tuning: TeacherTuning = "full"
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -62,9 +68,13 @@ class Encoder:
     ) -> Encoder:
         """This encoder tuned on N labelled rows: a copy, which shares the token embeddings.
 
-        First a logistic regression on the embeddings as they are, then all layers and that head together: a random head
-        would distort the pretrained features in the first steps. On a CPU the layers run without padding if they can.
+        First a logistic regression on the embeddings as they are, then that head together with all layers, their biases
+        or adapters on their matrices: a random head would distort the pretrained features in the first steps. On a CPU
+        the layers run without padding if they can.
         label: (N,) int64; `done` is called after each step. Source: Kumar et al. 2022 (arXiv 2202.10054).
+
+        Raises:
+            InputError: biases are to be tuned, and the architecture has none.
         """
         parts = find_parts(self.model.eval().to(self.device))  # before the copy, which would stay behind
         shared = [p.requires_grad_(False) for n, p in self.model.named_parameters() if parts.of(n) == "embeddings"]
@@ -73,8 +83,11 @@ class Encoder:
         _, target = label.unique(return_inverse=True)
         classifier = classify(self.embed(rows).double().numpy(), target.numpy(), INVERSE_REGULARISATION)
         weight, bias = (t.to(self.device).requires_grad_() for t in linear_head(classifier))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = _choose_trained(model, parts, self.tuning)
         packs = self.device.type == "cpu" and can_pack(model, parts.layers[:-1], encoder)
-        optimizer = _optimizer(model, [weight, bias])
+        optimizer = _optimizer(model, [weight, bias], LEARNING_RATE[self.tuning])
         plan = BatchPlan(target.tolist(), [], BATCH, 1, seed)
         model.train()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -91,11 +104,28 @@ class Encoder:
                 optimizer.step()
                 optimizer.zero_grad()
                 done(1)
-        return encoder
+        return encoder if adapted is None else replace(encoder, model=adapted.merge_and_unload())
 
 
-def _optimizer(model: PreTrainedModel, head: list[Tensor]) -> torch.optim.Optimizer:
+def _choose_trained(model: PreTrainedModel, parts: Parts, tuning: TeacherTuning) -> Any:
+    """Let what `tuning` names be trained, and no embeddings; returns PEFT's model where adapters were added."""
+    if tuning == "bias":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith(".bias") and parts.of(name) != "embeddings")
+        if not any(p.requires_grad for p in model.parameters()):
+            raise InputError(f"--teacher-tuning bias: {type(model).__name__} has no biases; give lora or full")
+    if tuning != "lora":
+        return None
+    from peft import LoraConfig, get_peft_model
+
+    linear = [n for n, m in model.named_modules() if type(m) is nn.Linear and parts.of(n + ".") == "layers"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers
+        return get_peft_model(model, LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=linear))
+
+
+def _optimizer(model: PreTrainedModel, head: list[Tensor], peak: float) -> torch.optim.Optimizer:
     """AdamW over an encoder and its head; each group's peak learning rate is in its `peak`."""
     layers = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": layers, "peak": LEARNING_RATE}, {"params": head, "peak": HEAD_LEARNING_RATE}]
+    groups = [{"params": layers, "peak": peak}, {"params": head, "peak": HEAD_LEARNING_RATE}]
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY, fused=True)

@@ -94,7 +94,8 @@ def make_source(
         order = match_classes(texts.classes, known.names, f"{TEACHER} {name}", further)
         _check_kind(known.classifier, texts, name)
         teacher = Pretrained(TEACHER, name, known.classifier.tokenizer, known.classifier.model)
-        encoder = Encoder(teacher.model, "head", teacher.tokenizer.pad_token_id, accelerator.device, autocast)
+        pad_id = teacher.tokenizer.pad_token_id
+        encoder = Encoder(teacher.model, "head", pad_id, accelerator.device, autocast=autocast)
         data = teacher.tokenise(texts, settings.data.max_tokens)
         return head_source(order, encoder, data, settings.teacher, progress, name)
     teacher = students
@@ -104,7 +105,8 @@ def make_source(
     check_encoder(teacher.model, layers=settings.teacher.tuned)
     check_labels(data.label)
     pooling = pooling_of(*find_model(name))
-    encoder = Encoder(teacher.model, pooling, teacher.tokenizer.pad_token_id, accelerator.device, autocast)
+    pad_id, tuning = teacher.tokenizer.pad_token_id, settings.teacher.teacher_tuning
+    encoder = Encoder(teacher.model, pooling, pad_id, accelerator.device, tuning, autocast)
     key = cache.fingerprint(settings.teacher, data.rows, data.label, teacher.model, pooling)
     return EncoderSource(name, key, encoder, teacher.tokenizer, data)
 

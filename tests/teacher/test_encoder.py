@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,12 @@ def test_the_pooling_is_what_sentence_transformers_wrote(settings: str | None, f
             pooling_of(str(tmp_path), True)
 
 
-def test_tuning_tells_the_labelled_rows_apart(encoder: Encoder, table, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tuning", ["full", "bias", "lora"])
+def test_tuning_tells_the_labelled_rows_apart(tuning: str, encoder: Encoder, table, monkeypatch) -> None:
     rows, label = table
-    monkeypatch.setattr("nanonet.teacher.encoder.LEARNING_RATE", 3e-3)  # the encoder is small and random
+    # the encoder is small and random
+    monkeypatch.setattr("nanonet.teacher.encoder.LEARNING_RATE", {"full": 3e-3, "bias": 3e-2, "lora": 1e-2})
+    encoder = replace(encoder, tuning=tuning)  # type: ignore[arg-type]
     known = range(60)
     before = copy.deepcopy(encoder.model.state_dict())
     random = torch.get_rng_state()
@@ -83,6 +87,12 @@ def test_tuning_tells_the_labelled_rows_apart(encoder: Encoder, table, monkeypat
         return float((head.predict(x[:60]) == label[:60].numpy()).mean())
 
     assert accuracy(tuned) > accuracy(encoder) + 0.05
+    names = dict(encoder.model.named_parameters())
+    assert dict(tuned.model.named_parameters()).keys() == names.keys()  # adapters are merged
+    moved = {name for name, p in tuned.model.named_parameters() if not torch.equal(p, before[name])}
+    biases = {name for name in names if name.endswith(".bias")}
+    assert moved and all(name.startswith("encoder.layer.") for name in moved)
+    assert (bool(moved & biases), bool(moved - biases)) == (tuning != "lora", tuning != "bias")
     # what it was made from stays as it was, but for the tokens' embeddings, which both hold and none trains
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.model.state_dict().items())
     words = [made.model.get_input_embeddings().weight for made in (encoder, tuned)]

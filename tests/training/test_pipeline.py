@@ -272,7 +272,7 @@ def test_students_learn_the_topics(config: TrainConfig, mode: str, monkeypatch: 
 
 
 def test_a_tuned_teacher_makes_other_targets(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanonet.teacher.encoder.LEARNING_RATE", 3e-3)  # the encoder is small and random
+    monkeypatch.setattr("nanonet.teacher.encoder.LEARNING_RATE", {"full": 3e-3})  # the encoder is small and random
     config = dataclasses.replace(config, labels_per_class=30, labelled_batch=15, steps=4, targets="classifier")
     (plain, a), (tuned, b) = run(config, "plain", teacher_steps=0), run(config, "tuned", teacher_steps=200)
     assert distance(a, b) > 1e-4 and tuned["linear_probe"] == plain["linear_probe"]
