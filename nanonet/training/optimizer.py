@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nanonet.cohort.model import Cohort, matrix_names
 from nanonet.config.settings import OptimizerSettings
 
-LEARNING_RATE = {"bias": 3e-3, "lora": 1e-3, "full": 5e-4, "head": 1e-2}
+LEARNING_RATE = {"bias": 2e-2, "lora": 1e-3, "full": 5e-4, "head": 1e-2}
 # the teacher is deeper and its pretrained layers are all it has: it learns more slowly than its students
 TEACHER_LEARNING_RATE = {"bias": 1e-3, "lora": 5e-4, "full": 5e-5, "head": 1e-2}
 

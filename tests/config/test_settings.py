@@ -58,14 +58,15 @@ def test_a_part_has_the_values_of_the_config() -> None:
 
 
 def test_the_number_of_steps_follows_the_classes_unless_it_is_given() -> None:
-    def steps(classes: int, **given: int) -> int:
-        config = TrainConfig(**given)
+    def steps(classes: int, **given: object) -> int:
+        config = TrainConfig(**given)  # type: ignore[arg-type]
         parts = {name: part(config) for name, part in PARTS.items() if name not in ("batch", "soft_label")}
         parts |= {"soft_labels": settings.soft_label_settings(config), "batches": settings.batch_settings(config)}
         stages = settings.StageSettings(**parts)
         return stages.with_steps(classes).optimizer.steps
 
     assert [steps(2), steps(50), steps(50, steps=7)] == [200, 500, 7]
+    assert [steps(2, tuning="bias"), steps(50, tuning="lora"), steps(2, tuning="head")] == [600, 1500, 200]
 
 
 def test_changes_between_a_run_and_its_resumption() -> None:
