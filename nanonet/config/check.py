@@ -82,6 +82,11 @@ CONFLICTS: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
         "an online teacher reads the students' tokens; leave it out, or give --teacher-mode frozen",
     ),
     (
+        "student_init",
+        lambda c: c.student_init == "tuned" and bool(c.student_model or c.soft_labels or not c.teacher_steps),
+        "no layer of the students' encoder is tuned there; leave it out",
+    ),
+    (
         "vocabulary",
         lambda c: c.teacher_mode == "online" and c.vocabulary not in ("", "auto", "all"),
         "an online teacher reads the students' tokens; give auto or all, or --teacher-mode frozen",

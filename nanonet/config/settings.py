@@ -71,7 +71,8 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class CohortSettings:
-    """What the students are made of. student_model: name of their encoder; the teacher's if it is empty"""
+    """What the students are made of. student_model: name of their encoder; the teacher's if it is empty. tuned_init:
+    whether their layers start as the frozen teacher's were tuned"""
 
     student_model: str
     students: int
@@ -80,7 +81,7 @@ class CohortSettings:
     vocabulary: str
     student_layers: int
     layer_mapping: str
-    student_init: Literal["pretrained", "tuned"]
+    tuned_init: bool
     views: str
     tuning: Tuning
     lora_rank: int
@@ -204,6 +205,12 @@ def teacher_settings(config: TrainConfig) -> TeacherSettings:
     )
 
 
+def _prefers_tuned(config: TrainConfig) -> bool:
+    """Whether few weights are trained, and the teacher has tuned layers of the students' encoder."""
+    has_layers = config.teacher_steps > 0 and not config.student_model and not config.soft_labels
+    return has_layers and config.tuning != "full"
+
+
 def cohort_settings(config: TrainConfig) -> CohortSettings:
     return CohortSettings(
         student_model=config.student_model,
@@ -213,7 +220,7 @@ def cohort_settings(config: TrainConfig) -> CohortSettings:
         vocabulary=config.vocabulary or ("auto" if config.student == "encoder" else "all"),
         student_layers=config.student_layers,
         layer_mapping=config.layer_mapping,
-        student_init=config.student_init,
+        tuned_init=config.student_init == "tuned" or config.student_init == "auto" and _prefers_tuned(config),
         views=config.views,
         tuning=config.tuning,
         lora_rank=config.lora_rank,

@@ -77,8 +77,9 @@ class TrainConfig:
     student_layers: int = 2
     # teacher layers that the students start from: `bottom-top`, `interleaved`, or lists such as `0,5;1,4`
     layer_mapping: str = "interleaved"
-    # weights that the students start from: those layers as they were pretrained, or as the frozen teacher was tuned
-    student_init: Literal["pretrained", "tuned"] = "pretrained"
+    # weights that the students start from: those layers as they were pretrained, or as the frozen teacher was tuned;
+    # `auto` takes the tuned ones for bias, lora and head, where there are any
+    student_init: Literal["auto", "tuned", "pretrained"] = "auto"
     # what is trained: every bias, LoRA adapters, everything but the embeddings, or the head alone;
     # the head is always trained
     tuning: Tuning = "full"

@@ -48,7 +48,7 @@ def start_from_teacher(run: Run, teacher: Teacher) -> Run:
     settings, frozen, encoder = run.settings, teacher.frozen, teacher.encoder
     if encoder is None:
         return run
-    if settings.cohort.student_init == "tuned":
+    if settings.cohort.tuned_init:
         run = replace(run, cohort=build_students(settings, encoder.model, run.mapping, run.data.classes))
         run.vocabulary.cut(run.cohort)
     if settings.teacher.online:

@@ -69,6 +69,11 @@ CONFIG: dict[str, Case] = {
         "train --targets head --teacher-mode online --output {out}",
         ["--targets head", "--teacher-mode frozen"],
     ),
+    "start from layers that nothing tunes": (
+        {},
+        "train --teacher-steps 0 --student-init tuned --output {out}",
+        ["--student-init tuned", "leave it out"],
+    ),
     "start of students from scratch": (
         {},
         "train --student cnn --student-init tuned --output {out}",

@@ -20,7 +20,7 @@ PARTS = {
     for name in ("data", "soft_label", "teacher", "cohort", "loss", "optimizer", "batch", "general")
 }
 # how a stage sees these, and what no stage but the output folder sees
-RENAMED = {"teacher_mode", "teacher_steps", "teacher"}
+RENAMED = {"teacher_mode", "teacher_steps", "teacher", "student_init"}
 OF_THE_FOLDER = {"output", "overwrite"}
 OTHER = {str: "other", int: 17, float: 0.625, bool: True}
 
