@@ -81,7 +81,7 @@ class Encoder:
         model = copy.deepcopy(self.model, {id(p): p for p in shared})
         encoder = replace(self, model=model)
         _, target = label.unique(return_inverse=True)
-        classifier = classify(self.embed(rows).double().numpy(), target.numpy(), INVERSE_REGULARISATION)
+        classifier = classify(self.embed(rows).numpy(), target.numpy(), INVERSE_REGULARISATION)
         weight, bias = (t.to(self.device).requires_grad_() for t in linear_head(classifier))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -21,16 +21,17 @@ from nanonet.errors import InputError
 from nanonet.files import apply_umask
 from nanonet.models.load import load_encoder, quiet
 from nanonet.teacher.encoder import Encoder
+from nanonet.teacher.neighbours import neighbour_graph
 from nanonet.teacher.selection import Choice
 from nanonet.teacher.soft_labels import (
     INVERSE_REGULARISATION,
     Array,
+    Embedding,
     Labels,
     calibrate_confidence,
     classify,
     diffuse,
     linear_head,
-    neighbour_graph,
     propagate,
     self_train,
 )
@@ -38,7 +39,7 @@ from nanonet.tensor_file import folder_digest, load_tensors, save_tensors
 
 NAME = "targets.safetensors"
 TUNED_ENCODER = "teacher"  # folder of the tuned encoder, until the run is finished
-VERSION = 8  # of the teacher's files and of how it is made: raised where a change makes other ones of the same input
+VERSION = 9  # of the teacher's files and of how it is made: raised where a change makes other ones of the same input
 MOST_CONFIDENT = 0.5  # the share of the rows of each predicted class whose pseudo-labels the encoder is tuned on
 
 
@@ -71,7 +72,7 @@ class FrozenTeacher:
 
 
 def apply_rule(
-    choice: Choice, embedding: Array, label: Labels, classes: int, uniform_prior: bool
+    choice: Choice, embedding: Embedding, label: Labels, classes: int, uniform_prior: bool
 ) -> tuple[Array, LogisticRegression]:
     """Probabilities (N,C) of every row by the chosen rule, and a classifier fitted to the labels that it gives."""
     if choice.rule in ("self_training", "diffusion"):
@@ -107,10 +108,10 @@ def teacher_of_embeddings(
     pretrained: embeddings of the labelled rows by the pretrained encoder, for the linear probe.
     """
     y = label.numpy()
-    p, head = apply_rule(choice, embedding.double().numpy(), y, classes, settings.uniform_prior)
+    p, head = apply_rule(choice, embedding.numpy(), y, classes, settings.uniform_prior)
     logits = torch.from_numpy(np.log(np.maximum(p, 1e-12))).float()
     soft_labels = calibrate_confidence(logits, choice.cv_accuracy) * settings.sharpen
-    probe = classify(pretrained.double().numpy(), y[y >= 0], INVERSE_REGULARISATION)
+    probe = classify(pretrained.numpy(), y[y >= 0], INVERSE_REGULARISATION)
     stored = embedding.half() if settings.store_embedding else embedding[:0].half()
     return FrozenTeacher(soft_labels, stored, *linear_head(head), *linear_head(probe), choice)
 

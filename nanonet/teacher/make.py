@@ -38,7 +38,7 @@ def make_frozen_teacher(
     embedding = embed(progress, encoder, rows, "embedding the texts")
     choice = _choose(settings, embedding, label, classes, retune, progress)
     if settings.tuned and (label < 0).any():
-        p, _ = apply_rule(choice, embedding.double().numpy(), label.numpy(), classes, settings.uniform_prior)
+        p, _ = apply_rule(choice, embedding.numpy(), label.numpy(), classes, settings.uniform_prior)
         found = torch.from_numpy(pseudo_labels(p, label.numpy()))
         encoder = tune(encoder, found, -(-settings.max_steps // 2), "tuning on pseudo-labels")
         embedding = embed(progress, encoder, rows, "embedding them again")
@@ -83,7 +83,7 @@ def _choose(
     progress: Progress,
 ) -> Choice:
     with progress.stage("choosing the rule", 1) as tick:
-        x, y = embedding.double().numpy(), label.numpy()
+        x, y = embedding.numpy(), label.numpy()
         choice = choose(x, y, classes, settings.targets, settings.seed, settings.uniform_prior, retune)
         tick(1, choice.rule)
     return choice

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from nanonet.data.split import folds
 from nanonet.errors import InputError
+from nanonet.teacher.neighbours import neighbour_graph
 from nanonet.teacher.soft_labels import (
     INVERSE_REGULARISATION,
     INVERSE_REGULARISATIONS,
     Array,
+    Embedding,
     Labels,
     classify,
     diffuse,
-    neighbour_graph,
     propagate,
     self_train,
 )
@@ -72,7 +73,7 @@ def check_labels(label: Tensor) -> None:
 
 
 def choose(
-    embedding: Array,
+    embedding: Embedding,
     label: Labels,
     classes: int,
     rule: str,
@@ -101,7 +102,7 @@ def choose(
         visible = y.copy()
         visible[validation] = -100
         if retune:
-            x = retune(visible, rows).double().numpy()
+            x = retune(visible, rows).numpy()
             graph = neighbour_graph(x) if on_graph else None
         for key, predicted in _predict(x, graph, visible, validation, classes, tried, uniform_prior).items():
             correct.setdefault(key, []).extend(predicted == y[validation])
@@ -125,7 +126,7 @@ def _validation_rows(label: list[int], seed: int, tuned: bool) -> Iterator[list[
 
 
 def _predict(
-    x: Array,
+    x: Embedding,
     graph: csr_matrix | None,
     label: Labels,
     validation: list[int],

@@ -2,9 +2,9 @@
 
 Four rules. classifier: a logistic regression on the labelled embeddings. self_training: that classifier, trained
 further on its most confident pseudo-labels, more of them each round. diffusion: its probabilities, averaged over the
-graph of nearest neighbours. propagation: label propagation over that graph. The last three also use the embeddings of
-the unlabelled rows. Which rule is best depends on the data (diffusion gains ten points on ag_news and loses one on
-trec6), so it is chosen by cross-validation inside the labels (selection.py).
+graph of nearest neighbours (neighbours.py). propagation: label propagation over that graph. The last three also use the
+embeddings of the unlabelled rows. Which rule is best depends on the data (diffusion gains ten points on ag_news and
+loses one on trec6), so it is chosen by cross-validation inside the labels (selection.py).
 N rows, D features, C classes.
 """
 
@@ -15,17 +15,15 @@ import warnings
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_matrix
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 Array = NDArray[np.float64]
+Embedding = NDArray[np.floating]  # float32 as an encoder makes them: in float64 a copy would be twice their size
 Labels = NDArray[np.int64]
 
-NEIGHBOURS = 20
-BLOCK = 1 << 26  # cosines in memory at a time
-SHARPNESS = 3  # an edge's weight is the cosine to this power
 PROPAGATION, PROPAGATION_ROUNDS = 0.95, 50  # the share of a row's mass that flows to its neighbours in each round
 DIFFUSION, DIFFUSION_ROUNDS = 0.8, 20  # the neighbours' share in a row's new probabilities
 SELF_TRAINING_ROUNDS = 10
@@ -63,26 +61,6 @@ def confidence_scale(logits: Tensor, cv_accuracy: float) -> Tensor:
     return ((low + high) / 2).exp()
 
 
-def neighbour_graph(embedding: Array, neighbours: int = NEIGHBOURS) -> csr_matrix:
-    """Symmetrically normalised affinities D^-1/2 W D^-1/2 of L2-normalised embeddings (N,D): (N,N), sparse."""
-    N = len(embedding)
-    k = min(neighbours, N - 1)
-    x = torch.as_tensor(embedding, dtype=torch.float32)
-    values, columns = [], []
-    block = max(1, min(2048, BLOCK // N))
-    for start in range(0, N, block):
-        cosine = x[start : start + block] @ x.T
-        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -1  # a row is no neighbour of it
-        value, column = cosine.topk(k, -1)
-        values.append(value.clamp(min=1e-6).numpy() ** SHARPNESS)
-        columns.append(column.numpy())
-    rows = np.repeat(np.arange(N), k)
-    weight = csr_matrix((np.concatenate(values).ravel(), (rows, np.concatenate(columns).ravel())), shape=(N, N))
-    weight = weight.maximum(weight.T)
-    scale = diags(1 / np.sqrt(np.asarray(weight.sum(1)).ravel()))
-    return (scale @ weight @ scale).tocsr()
-
-
 def propagate(graph: csr_matrix, label: Labels, classes: int, uniform_prior: bool = False) -> Array:
     """Label propagation: probabilities (N,C) that flow from the labelled rows (label >= 0) along the graph.
 
@@ -106,10 +84,11 @@ def propagate(graph: csr_matrix, label: Labels, classes: int, uniform_prior: boo
     return p
 
 
-def classify(embedding: Array, label: Labels, inverse_regularisation: float) -> LogisticRegression:
-    """A logistic regression on the labelled rows."""
+def classify(embedding: Embedding, label: Labels, inverse_regularisation: float) -> LogisticRegression:
+    """A logistic regression on the labelled rows, fitted in float64."""
     labelled = label >= 0
-    return LogisticRegression(C=inverse_regularisation, max_iter=1000).fit(embedding[labelled], label[labelled])
+    x = np.asarray(embedding[labelled], np.float64)
+    return LogisticRegression(C=inverse_regularisation, max_iter=1000).fit(x, label[labelled])
 
 
 def linear_head(classifier: LogisticRegression) -> tuple[Tensor, Tensor]:
@@ -121,7 +100,7 @@ def linear_head(classifier: LogisticRegression) -> tuple[Tensor, Tensor]:
 
 
 def self_train(
-    embedding: Array, label: Labels, inverse_regularisation: float = INVERSE_REGULARISATION
+    embedding: Embedding, label: Labels, inverse_regularisation: float = INVERSE_REGULARISATION
 ) -> LogisticRegression:
     """The classifier, fitted SELF_TRAINING_ROUNDS times more on the labelled rows and its own pseudo-labels.
 
@@ -141,7 +120,7 @@ def self_train(
             used[rows[np.argsort(-confidence[rows], kind="stable")[:count]]] = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the next round continues from here
-            model.fit(embedding[used], pseudo_label[used])
+            model.fit(np.asarray(embedding[used], np.float64), pseudo_label[used])
     return model
 
 

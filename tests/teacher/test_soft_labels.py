@@ -10,8 +10,9 @@ from nanonet.config.settings import teacher_settings
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
 from nanonet.teacher.frozen import FrozenTeacher, load_teacher, pseudo_labels, save_teacher, teacher_of_embeddings
+from nanonet.teacher.neighbours import neighbour_graph
 from nanonet.teacher.selection import choose
-from nanonet.teacher.soft_labels import classify, diffuse, neighbour_graph, propagate, self_train
+from nanonet.teacher.soft_labels import classify, diffuse, propagate, self_train
 
 
 def make_teacher(config: TrainConfig, embedding: torch.Tensor, label: torch.Tensor, classes: int) -> FrozenTeacher:
@@ -34,14 +35,6 @@ def test_rules_that_use_unlabelled_rows_beat_the_classifier_on_clusters(clusters
     accuracy = {name: float((labels == truth).mean()) for name, labels in predicted.items()}
     assert accuracy["self_training"] > accuracy["classifier"] + 0.02
     assert accuracy["diffusion"] > accuracy["classifier"] and accuracy["propagation"] > accuracy["classifier"]
-
-
-def test_the_graph_is_symmetric_without_loops_and_has_no_row_without_a_neighbour(clusters):
-    x, _, _ = clusters(50)
-    graph = neighbour_graph(x, 5)
-    assert abs(graph - graph.T).max() < 1e-6 and graph.diagonal().max() == 0
-    assert (np.diff(graph.indptr) >= 5).all()
-    assert neighbour_graph(x[:3], 20).shape == (3, 3)
 
 
 def test_a_uniform_prior_balances_the_classes(clusters):
