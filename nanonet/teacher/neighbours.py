@@ -40,13 +40,16 @@ def neighbour_graph(
     Of more than `exact_rows` rows approximate, if faiss is installed; one line on standard error says what was done.
     The same input and number of threads give the same graph. float32 embeddings are not copied, but by faiss, once.
     """
-    N = len(embedding)
-    k = min(neighbours, N - 1)
     x = torch.as_tensor(embedding, dtype=torch.float32)
-    if N > exact_rows and faiss_is_usable():
-        value, column = faiss_neighbours(x, k)
-    else:
-        value, column = exact_neighbours(x, k, torch.arange(N), tell=N > exact_rows)
+    k = min(neighbours, len(x) - 1)
+    if len(x) > exact_rows and faiss_is_usable():
+        return affinities(*faiss_neighbours(x, k))
+    return affinities(*exact_neighbours(x, k, torch.arange(len(x)), tell=len(x) > exact_rows))
+
+
+def affinities(value: Tensor, column: Tensor) -> csr_matrix:
+    """The graph (N,N) of `neighbour_graph`, of the cosines (N,k) and row numbers (N,k) of every row's neighbours."""
+    N, k = value.shape
     weight = value.clamp(min=1e-6).numpy() ** SHARPNESS
     rows = np.repeat(np.arange(N), k)
     graph = csr_matrix((weight.ravel(), (rows, column.numpy().ravel())), shape=(N, N))
