@@ -92,7 +92,7 @@ def faiss_neighbours(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     faiss.omp_set_num_threads(torch.get_num_threads())
     N, D = x.shape
     cells = round(2 * N**0.5)
-    index = faiss.index_factory(D, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(D, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = SEED, KMEANS_ROUNDS, KMEANS_ROWS
     index.train(x.numpy())
     index.add(x.numpy())
