@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from nanonet.config.train import Divergence, Scores, Targets, TeacherTuning, TrainConfig, Tuning
 
@@ -16,6 +16,7 @@ MORE_STEPS = {"bias": 3, "lora": 3}  # so many times as many: few weights move s
 # settings that may differ between a run and its resumption: they do not decide the result
 FREE = set("output resume overwrite save_every threads tensorboard max_test teacher_cache keep_teacher".split())
 FREE |= {"max_text_bytes", "max_data_bytes"}
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -162,124 +163,55 @@ class StageSettings:
         return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, steps=steps))
 
 
+def _part(kind: type[Part], config: TrainConfig, **own: Any) -> Part:
+    """The dataclass `kind` of the values that `config` has under the same names; `own`: those that it has not."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: own[name] if name in own else getattr(config, name) for name in names})
+
+
 def data_settings(config: TrainConfig) -> DataSettings:
     """The part of `config` that says what is read."""
-    return DataSettings(
-        data=config.data,
-        unlabelled=config.unlabelled,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        labels_per_class=config.labels_per_class,
-        test_fraction=config.test_fraction,
-        class_names=config.class_names,
-        max_unlabelled=config.max_unlabelled,
-        max_test=config.max_test,
-        max_tokens=config.max_tokens,
-        deduplicate=config.deduplicate,
-        max_text_bytes=config.max_text_bytes,
-        max_data_bytes=config.max_data_bytes,
-        seed=config.seed,
-    )
+    return _part(DataSettings, config)
 
 
 def soft_label_settings(config: TrainConfig) -> SoftLabelSettings:
-    return SoftLabelSettings(
-        soft_labels=config.soft_labels,
-        soft_labels_are=config.soft_labels_are,
-        soft_label_weights=config.soft_label_weights,
-        class_map=config.class_map,
-    )
+    return _part(SoftLabelSettings, config)
 
 
 def teacher_settings(config: TrainConfig) -> TeacherSettings:
-    return TeacherSettings(
-        online=config.teacher_mode == "online",
-        max_steps=config.teacher_steps,
-        teacher_tuning=config.teacher_tuning,
-        targets=config.targets,
-        uniform_prior=config.uniform_prior,
-        sharpen=config.sharpen,
-        store_embedding=config.relation_weight > 0,
-        precision=config.precision,
-        seed=config.seed,
+    online, store_embedding = config.teacher_mode == "online", config.relation_weight > 0
+    return _part(
+        TeacherSettings, config, online=online, max_steps=config.teacher_steps, store_embedding=store_embedding
     )
-
-
-def _prefers_tuned(config: TrainConfig) -> bool:
-    """Whether few weights are trained, and the teacher has tuned layers of the students' encoder."""
-    has_layers = config.teacher_steps > 0 and not config.student_model and not config.soft_labels
-    return has_layers and config.tuning != "full"
 
 
 def cohort_settings(config: TrainConfig) -> CohortSettings:
-    return CohortSettings(
-        student_model=config.student_model,
-        students=config.students,
-        student=config.student,
-        embedding_width=config.embedding_width,
-        vocabulary=config.vocabulary or ("auto" if config.student == "encoder" else "all"),
-        student_layers=config.student_layers,
-        layer_mapping=config.layer_mapping,
-        tuned_init=config.student_init == "tuned" or config.student_init == "auto" and _prefers_tuned(config),
-        views=config.views,
-        tuning=config.tuning,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        gradient_checkpointing=config.gradient_checkpointing,
-        seed=config.seed,
-    )
+    vocabulary = config.vocabulary or ("auto" if config.student == "encoder" else "all")
+    return _part(CohortSettings, config, vocabulary=vocabulary, tuned_init=_starts_tuned(config))
+
+
+def _starts_tuned(config: TrainConfig) -> bool:
+    """Whether the students start from the tuned teacher's layers: where few weights are trained, and there are such."""
+    has_layers = config.teacher_steps > 0 and not config.student_model and not config.soft_labels
+    return config.student_init == "tuned" or config.student_init == "auto" and has_layers and config.tuning != "full"
 
 
 def loss_settings(config: TrainConfig) -> LossSettings:
-    return LossSettings(
-        divergence=config.divergence,
-        beta=config.beta,
-        temperature=config.temperature,
-        ce_weight=config.ce_weight,
-        teacher_weight=config.teacher_weight,
-        peers_weight=config.peers_weight,
-        relation_weight=config.relation_weight,
-        confidence=config.confidence,
-        sharpen=config.sharpen,
-        class_weight=config.class_weight,
-    )
+    return _part(LossSettings, config)
 
 
 def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
-    return OptimizerSettings(
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        warmup=config.warmup,
-        schedule=config.schedule,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-    )
+    return _part(OptimizerSettings, config)
 
 
 def batch_settings(config: TrainConfig) -> BatchSettings:
-    return BatchSettings(
-        labelled_batch=config.labelled_batch,
-        unlabelled_batch=config.unlabelled_batch,
-        gradient_accumulation=config.gradient_accumulation,
-        seed=config.seed,
-    )
+    return _part(BatchSettings, config)
 
 
 def general_settings(config: TrainConfig) -> GeneralSettings:
     deciding = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
-    return GeneralSettings(
-        encoder=config.teacher,
-        teacher_cache=config.teacher_cache,
-        precision=config.precision,
-        tensorboard=config.tensorboard,
-        threads=config.threads,
-        save_every=config.save_every,
-        keep_teacher=config.keep_teacher,
-        calibrate=config.calibrate,
-        resume=config.resume,
-        digest=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest(),
-    )
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+    return _part(GeneralSettings, config, encoder=config.teacher, digest=digest)
 
 
 def stage_settings(config: TrainConfig) -> StageSettings:
