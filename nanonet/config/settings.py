@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 from nanonet.config.train import Divergence, Scores, Targets, TeacherTuning, TrainConfig, Tuning
 
 MIN_STEPS, STEPS_PER_CLASS = 200, 10  # of the students, where the user does not say
-MORE_STEPS = {"bias": 3, "lora": 3}  # so many times as many: few weights move slowly
+# so many times as many: few weights move slowly, and a static student starts from single words
+MORE_STEPS = {"bias": 3, "lora": 3, "static": 3}
 # settings that may differ between a run and its resumption: they do not decide the result
 FREE = set("output resume overwrite save_every threads tensorboard max_test teacher_cache keep_teacher".split())
 FREE |= {"max_text_bytes", "max_data_bytes"}
@@ -156,9 +157,11 @@ class StageSettings:
     general: GeneralSettings
 
     def with_steps(self, classes: int) -> StageSettings:
-        """These settings with the number of steps chosen by the number of classes and by what is tuned, unless the user
-        gave it."""
-        chosen = max(MIN_STEPS, STEPS_PER_CLASS * classes) * MORE_STEPS.get(self.cohort.tuning, 1)
+        """These settings with the number of steps chosen by the number of classes and by what is trained, unless the
+        user gave it."""
+        chosen = max(MIN_STEPS, STEPS_PER_CLASS * classes) * max(
+            MORE_STEPS.get(trained, 1) for trained in (self.cohort.tuning, self.cohort.student)
+        )
         steps = self.optimizer.steps or chosen
         return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, steps=steps))
 

@@ -65,7 +65,7 @@ class TrainConfig:
     students: int = 2
     # architecture of a student: `encoder` starts from some of the teacher's layers; `cnn` is convolutional, trained
     # from scratch on the teacher's word embeddings, far faster, and needs more texts and steps; `static` is a weighted
-    # mean of word embeddings, blind to the order of words
+    # mean of word embeddings beside the first of them, blind to the order of the others
     student: Literal["encoder", "cnn", "static"] = "encoder"
     # width of a cnn or static student's word embeddings, which are factorised from the teacher's
     embedding_width: int = 100
@@ -150,7 +150,7 @@ class TrainConfig:
     calibrate: bool = False
     # --- optimisation
     # optimizer steps of the students [steps]; 0 chooses 200, or 10 a class where that is more; three times as many
-    # for bias and lora
+    # for bias and lora, and for static students
     steps: int = 0
     # labelled rows a step [rows]
     labelled_batch: int = 8

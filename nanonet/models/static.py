@@ -1,8 +1,10 @@
-"""A text classifier without order as a Hugging Face model: the weighted mean of word vectors, and a small dense head.
+"""A text classifier of word vectors as a Hugging Face model: their weighted mean, the first ones, a small dense head.
 
-    word vectors -> mean over the text, each piece by its own trained weight -> dense -> head
+    word vectors -> mean over the text, each piece by its own trained weight, beside the vectors of the first pieces
+                 -> dense -> head
 
-Of a pair the mean is taken over each text, and the two are matched (pairs.py).
+The first words of a question say what it asks for; the order of the others is not seen. Of a pair the mean is taken
+over each text, and the two are matched (pairs.py), without the first pieces.
 
 Importing this module makes it known to AutoConfig and AutoModelForSequenceClassification. A program that has one of
 these folders needs
@@ -38,6 +40,8 @@ class StaticConfig(PreTrainedConfig):
     embedding_size: int = 100
     # width of the layer between the mean and the head
     dense_size: int = 100
+    # pieces at a text's beginning that the dense layer reads one by one; 0 in folders that do not say, and of pairs
+    first_pieces: int = 0
     dropout: float = 0.1
     pad_token_id: int | None = 0
     # of a model of pairs (pairs.py)
@@ -45,15 +49,18 @@ class StaticConfig(PreTrainedConfig):
 
 
 class StaticForSequenceClassification(PreTrainedModel):
-    """forward: input_ids, attention_mask (B,L) -> logits (B,C), the same whatever the padding of the batch."""
+    """forward: input_ids, attention_mask (B,L), padded at the end -> logits (B,C), the same whatever the padding."""
 
     config: StaticConfig
     config_class = StaticConfig
 
     def __init__(self, config: StaticConfig) -> None:
         super().__init__(config)
+        if config.first_pieces and config.text_pair:
+            raise ValueError(f"first_pieces {config.first_pieces}: expected 0 of a model of pairs")
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size + 1)
-        self.dense = nn.Linear(config.embedding_size * (MATCHED if config.text_pair else 1), config.dense_size)
+        vectors = config.first_pieces + (MATCHED if config.text_pair else 1)
+        self.dense = nn.Linear(config.embedding_size * vectors, config.dense_size)
         self.dropout = nn.Dropout(config.dropout)
         classes: Any = config.num_labels  # declared so that it may be None
         self.classifier = nn.Linear(config.dense_size, classes)
@@ -73,9 +80,20 @@ class StaticForSequenceClassification(PreTrainedModel):
         for own in masks_of_texts(self.config, input_ids, mask):
             weight = log_weight.masked_fill(own == 0, torch.finfo(torch.float32).min).softmax(-1) * own
             means.append((weight.to(vectors.dtype)[:, None] @ vectors)[:, 0])
-        logits = self.classifier(self.dropout(F.relu(self.dense(matched(means)))))
+        features = matched(means)
+        if self.config.first_pieces:
+            features = torch.cat([features, self._first(vectors, mask)], -1)
+        logits = self.classifier(self.dropout(F.relu(self.dense(features))))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+    def _first(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """The vectors of a row's first pieces (B, first_pieces * W), 0 past its end; vectors (B,L,W), mask (B,L)."""
+        L = mask.shape[1]
+        place = torch.arange(self.config.first_pieces, device=mask.device)
+        own = place.clamp(max=L - 1)  # L may be less
+        shown = mask.index_select(1, own) * (place < L)
+        return (vectors.index_select(1, own) * shown[..., None].to(vectors.dtype)).flatten(1)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings

@@ -67,6 +67,7 @@ def test_the_number_of_steps_follows_the_classes_unless_it_is_given() -> None:
 
     assert [steps(2), steps(50), steps(50, steps=7)] == [200, 500, 7]
     assert [steps(2, tuning="bias"), steps(50, tuning="lora"), steps(2, tuning="head")] == [600, 1500, 200]
+    assert [steps(2, student="static"), steps(80, student="static"), steps(2, student="cnn")] == [600, 2400, 200]
 
 
 def test_changes_between_a_run_and_its_resumption() -> None:

@@ -53,7 +53,11 @@ KINDS = {
         },
     ),
     "cnn": (CnnForSequenceClassification, CnnConfig, {"embedding_size": 16, "hidden_size": 16, "dense_size": 16}),
-    "static": (StaticForSequenceClassification, StaticConfig, {"embedding_size": 32, "dense_size": 32}),
+    "static": (
+        StaticForSequenceClassification,
+        StaticConfig,
+        {"embedding_size": 32, "dense_size": 32, "first_pieces": 9},
+    ),
 }
 
 

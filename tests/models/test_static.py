@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
 from nanonet.cli.main import main
 from nanonet.cohort.cnn import stack_cnns
 from nanonet.cohort.extract import save_student, student
-from nanonet.cohort.static import build_static_cohort
+from nanonet.cohort.static import FIRST_PIECES, build_static_cohort
 from nanonet.config.check import check_train
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
-from nanonet.inference.onnx_graph import NEEDED
+from nanonet.inference.onnx_graph import NEEDED, write_graph
+from nanonet.inference.onnx_model import onnx_session
 from nanonet.models.load import load_encoder
 from nanonet.models.static import StaticConfig, StaticForSequenceClassification
 from nanonet.training.pipeline import train
@@ -28,9 +30,10 @@ NEEDS_ONNX = pytest.mark.skipif(
 )
 
 
-def small(seed: int) -> StaticForSequenceClassification:
+def small(seed: int, first_pieces: int = 0) -> StaticForSequenceClassification:
     torch.manual_seed(seed)
-    model = StaticForSequenceClassification(StaticConfig(vocab_size=50, embedding_size=6, dense_size=10, num_labels=3))
+    config = StaticConfig(vocab_size=50, embedding_size=6, dense_size=10, num_labels=3, first_pieces=first_pieces)
+    model = StaticForSequenceClassification(config)
     torch.nn.init.normal_(model.embeddings.weight)  # the pieces' weights too
     return model.eval()
 
@@ -43,7 +46,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("students", [1, 3])
 def test_stacked_students_are_separate_students(students: int) -> None:
-    models = [small(k) for k in range(students)]
+    models = [small(k, first_pieces=4) for k in range(students)]
     cohort, (ids, mask) = stack_cnns(models).eval(), batch()
     wanted = torch.stack([model(ids, mask).logits for model in models])
     pull = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2))
@@ -71,6 +74,48 @@ def test_a_text_is_the_weighted_mean_of_its_pieces() -> None:
     torch.testing.assert_close(model(ids, mask).logits[0], wanted)
     torch.testing.assert_close(model(ids.flip(1), mask.flip(1)).logits, model(ids, mask).logits)
     assert model(ids, torch.zeros_like(mask)).logits.isfinite().all()
+
+
+def test_the_first_pieces_are_read_in_order_the_others_are_not() -> None:
+    model, (ids, mask) = small(0, first_pieces=4), batch()
+    wanted, table = model(ids, mask).logits, model.embeddings.weight
+    row = table[ids[0, :3]]
+    mean = (row[:, -1].softmax(0)[:, None] * row[:, :-1]).sum(0)
+    features = torch.cat([mean, row[:, :-1].flatten(), torch.zeros(6)])  # a text of three pieces has no fourth
+    torch.testing.assert_close(wanted[0], model.classifier(model.dense(features).relu()))
+    torch.testing.assert_close(model(ids[:, [0, 1, 2, 3, *range(10, 3, -1)]][2:]).logits, wanted[2:])
+    assert (model(ids[:, [1, 0, *range(2, 11)]][2:]).logits - wanted[2:]).abs().min(-1).values.min() > 1e-4
+
+
+@pytest.mark.parametrize("padding", [0, 1, 9])
+def test_padding_and_the_other_rows_change_nothing(padding: int) -> None:
+    model, (ids, mask) = small(0, first_pieces=4), batch()
+    wanted = model(ids, mask).logits
+    for row, length in ((0, 3), (1, 10), (2, 11)):
+        # padding of any id
+        alone = F.pad(ids[row : row + 1, :length], (0, padding), value=7)
+        got = model(alone, F.pad(mask[row : row + 1, :length], (0, padding))).logits
+        torch.testing.assert_close(got[0], wanted[row], atol=1e-6, rtol=1e-5)
+    one = model(ids[:1, :1], mask[:1, :1]).logits
+    torch.testing.assert_close(model(F.pad(ids[:1, :1], (0, 6)), F.pad(mask[:1, :1], (0, 6))).logits, one)
+
+
+def test_a_folder_of_before_the_first_pieces_loads(tmp_path: Path) -> None:
+    small(0).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["first_pieces"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and torch.equal(loaded(*batch()).logits, small(0)(*batch()).logits)
+
+
+def test_pairs_have_no_first_pieces(tiny_encoder: Path) -> None:
+    teacher = load_encoder(str(tiny_encoder))
+    assert build_static_cohort(teacher, ["a", "b"], 1, 8).model.config.first_pieces == FIRST_PIECES
+    teacher.config.text_pair = pair = {"separator": 3, "types": False}
+    assert build_static_cohort(teacher, ["a", "b"], 1, 8).model.config.first_pieces == 0
+    with pytest.raises(ValueError, match="first_pieces 2: expected 0"):
+        StaticForSequenceClassification(StaticConfig(vocab_size=50, first_pieces=2, text_pair=pair))
 
 
 def test_students_start_with_the_teachers_words(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -105,6 +150,16 @@ def test_a_run_teaches_and_reports(run: Path, tiny_data: Path, capsys: pytest.Ca
     assert "student 1 (static)" in (run / "report.html").read_text()
     assert main(["evaluate", "--model", str(run), "--data", str(tiny_data)]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == report["students"][report["best"]]["accuracy"]
+
+
+@NEEDS_ONNX
+def test_onnx_of_any_length(tmp_path: Path) -> None:
+    model = small(0, first_pieces=4)
+    write_graph(model, tmp_path / "m.onnx")
+    forward = onnx_session(tmp_path / "m.onnx", model.config)
+    for length in (1, 2, 3, 4, 5, 11):  # fewer pieces than the first ones, as many, more
+        ids, mask = (t[:, :length] for t in batch())
+        torch.testing.assert_close(forward(ids, mask), model(ids, mask).logits, atol=1e-5, rtol=1e-5)
 
 
 @NEEDS_ONNX
