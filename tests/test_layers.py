@@ -26,6 +26,7 @@ RANKS = {
     "tensor_file": 2,
     "device": 1,
     "versions": 1,
+    "processes": 1,
     "progress": 1,
     "tokenizer_faults": 1,
     "kernels": 2,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from nanonet.data.batches import Encoded, collate, length_buckets
 from nanonet.errors import InputError
 from nanonet.models.pairs import model_inputs
+from nanonet.processes import ALONE, Processes
 
 BATCH_ROWS = 64
 
@@ -24,18 +25,25 @@ def run(
     device: torch.device | str = "cpu",
     rows_per_batch: int = BATCH_ROWS,
     done: Callable[[int], Any] = lambda rows: None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """forward(input_ids, attention_mask) of every row, in row order: (..., N, C) float32 on the CPU.
 
-    `done` is told the number of rows after each batch.
+    `done` is told the number of rows after each batch. Each of the `processes`, all of which call this, runs a part of
+    the batches, and has the result of all.
     """
     outputs, order = [], []
-    for rows in length_buckets(encoded.lengths, rows_per_batch):
-        ids, mask = collate(encoded, rows, pad_id)
-        outputs.append(forward(ids.to(device), mask.to(device)).float().cpu())
-        order += rows
-        done(len(rows))
-    result = torch.cat(outputs, -2)
+    batches = length_buckets(encoded.lengths, rows_per_batch)
+    for first in range(0, len(batches), processes.count):
+        together = batches[first : first + processes.count]  # a batch for each process
+        for rows in processes.part(together):
+            ids, mask = collate(encoded, rows, pad_id)
+            outputs.append(forward(ids.to(device), mask.to(device)).float().cpu())
+        done(sum(map(len, together)))
+    for index in range(processes.count):
+        order += [row for rows in batches[index :: processes.count] for row in rows]
+    parts = processes.gather(torch.cat(outputs, -2) if outputs else torch.empty(0))
+    result = torch.cat([part for part in parts if part.dim() > 1], -2)
     return result[..., torch.tensor(order).argsort(), :]
 
 

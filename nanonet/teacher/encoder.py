@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ from nanonet.inference.forward import run
 from nanonet.models.pairs import model_inputs
 from nanonet.models.parts import Parts, find_parts
 from nanonet.models.pooled import pool
+from nanonet.processes import ALONE, Processes
+from nanonet.teacher.dropout import WholeBatchDropout
 from nanonet.teacher.soft_labels import INVERSE_REGULARISATION, classify, linear_head
 
 PASSES = 20  # over the labelled rows
@@ -43,7 +45,8 @@ def tuning_steps(max_steps: int, rows: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """pooling: mean, cls or max. tuning: what `tuned` trains. autocast: the context in which the forward runs."""
+    """pooling: mean, cls or max. tuning: what `tuned` trains. autocast: the context in which the forward runs.
+    processes: those that share its work, all of which call its methods"""
 
     model: PreTrainedModel
     pooling: str
@@ -51,6 +54,7 @@ class Encoder:
     device: torch.device
     tuning: TeacherTuning = "full"
     autocast: Callable[[], AbstractContextManager] = nullcontext
+    processes: Processes = ALONE
 
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Pooled, L2-normalised embeddings (B,D) of ids and mask (B,L)."""
@@ -61,7 +65,7 @@ class Encoder:
     def embed(self, rows: Encoded, done: Callable[[int], Any] = lambda rows: None) -> Tensor:
         """(N,D) float32 on the CPU; `done` is called with the number of rows after each batch."""
         self.model.eval().to(self.device)
-        return run(self, rows, self.pad_id, self.device, done=done)
+        return run(self, rows, self.pad_id, self.device, done=done, processes=self.processes)
 
     def tuned(
         self, rows: Encoded, label: Tensor, steps: int, seed: int, done: Callable[[int], Any] = lambda step: None
@@ -76,35 +80,78 @@ class Encoder:
         Raises:
             InputError: biases are to be tuned, and the architecture has none.
         """
-        parts = find_parts(self.model.eval().to(self.device))  # before the copy, which would stay behind
-        shared = [p.requires_grad_(False) for n, p in self.model.named_parameters() if parts.of(n) == "embeddings"]
-        model = copy.deepcopy(self.model, {id(p): p for p in shared})
-        encoder = replace(self, model=model)
+        encoder = self.copied()
+        parts = find_parts(encoder.model)
         _, target = label.unique(return_inverse=True)
-        classifier = classify(self.embed(rows).numpy(), target.numpy(), INVERSE_REGULARISATION)
-        weight, bias = (t.to(self.device).requires_grad_() for t in linear_head(classifier))
+        embedding = self.embed(rows).numpy()
+        head = self.processes.from_first(
+            lambda: linear_head(classify(embedding, target.numpy(), INVERSE_REGULARISATION))
+        )
+        weight, bias = (t.to(self.device).requires_grad_() for t in head)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            adapted = _choose_trained(model, parts, self.tuning)
-        packs = self.device.type == "cpu" and can_pack(model, parts.layers[:-1], encoder)
-        optimizer = _optimizer(model, [weight, bias], LEARNING_RATE[self.tuning])
+            adapted = _choose_trained(encoder.model, parts, self.tuning)
+        packs = self.device.type == "cpu" and can_pack(encoder.model, parts.layers[:-1], encoder)
+        optimizer = _optimizer(encoder.model, [weight, bias], LEARNING_RATE[self.tuning])
         plan = BatchPlan(target.tolist(), [], BATCH, 1, seed)
-        model.train()
+        gradients = None
+        encoder.model.train()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             for step in range(steps):
                 torch.manual_seed(seed * 1_000_003 + step)
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * min(1, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
                 batch = plan.rows(step)[0]
-                ids, mask = (t.to(self.device) for t in collate(rows, batch, self.pad_id))
-                lengths = mask.sum(-1).tolist()
-                with packed(model, parts.layers[:-1], lengths, ids.shape[1]) if packs else nullcontext():
-                    logits = encoder(ids, mask) @ weight.T + bias
-                cross_entropy(logits, target[batch].to(self.device)).backward()
+                loss = encoder._loss(rows[batch], target[batch], weight, bias, parts.layers[:-1] if packs else "")
+                loss.backward()
+                if self.processes.count > 1:
+                    gradients = _as_one(optimizer) if gradients is None else gradients
+                    self.processes.add_up(gradients)
                 optimizer.step()
-                optimizer.zero_grad()
+                optimizer.zero_grad(set_to_none=gradients is None)
                 done(1)
         return encoder if adapted is None else replace(encoder, model=adapted.merge_and_unload())
+
+    def copied(self) -> Encoder:
+        """A copy that shares the token embeddings, which are frozen in both."""
+        parts = find_parts(self.model.eval().to(self.device))  # before the copy, which would stay behind
+        shared = [p.requires_grad_(False) for n, p in self.model.named_parameters() if parts.of(n) == "embeddings"]
+        return replace(self, model=copy.deepcopy(self.model, {id(p): p for p in shared}))
+
+    def take_from(self, source: int, processes: Processes) -> Encoder:
+        """This encoder with the weights that process `source` has in it, written over its own. All that share its work
+        are `processes` from now on."""
+        parts = find_parts(self.model)
+        processes.copy_from(source, (p for n, p in self.model.named_parameters() if parts.of(n) != "embeddings"))
+        return replace(self, processes=processes)
+
+    def _loss(self, rows: Encoded, target: Tensor, weight: Tensor, bias: Tensor, layers: str) -> Tensor:
+        """This process's summand of the mean cross-entropy () of a batch.
+
+        target: (B,); weight, bias: of the head; layers: where they lie if they can run without padding, else ""
+        """
+        count = len(rows)
+        own = list(self.processes.part(range(count))) or [0]  # the last batch has fewer rows than there are processes
+        share = len(self.processes.part(range(count))) / count
+        ids, mask = collate(rows, range(count), self.pad_id)
+        lengths = mask.sum(-1).tolist()
+        ids, mask = ids[own].to(self.device), mask[own].to(self.device)
+        with ExitStack() as stack:
+            if layers:
+                stack.enter_context(packed(self.model, layers, [lengths[row] for row in own], ids.shape[1]))
+            if self.processes.count > 1:
+                stack.enter_context(WholeBatchDropout(lengths, own))
+            logits = self(ids, mask) @ weight.T + bias
+        return cross_entropy(logits, target[own].to(self.device)) * share
+
+
+def _as_one(optimizer: torch.optim.Optimizer) -> Tensor:
+    """The gradients of all parameters that have one, as one tensor: each is a view into it from now on."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    every = torch.cat([p.grad.flatten() for p in trained])
+    for parameter, gradient in zip(trained, every.split([p.numel() for p in trained]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return every
 
 
 def _choose_trained(model: PreTrainedModel, parts: Parts, tuning: TeacherTuning) -> Any:

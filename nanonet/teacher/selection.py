@@ -5,7 +5,7 @@ N rows, D features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,6 @@ TRIAL_ROWS = 2000  # unlabelled rows that the cross-validation of the rules uses
 TUNED_TRIAL_ROWS, TUNED_VALIDATION_ROWS = 1000, 200  # fewer where each fold tunes an encoder of its own
 CLASS_TRIAL_ROWS = 40  # for every class, where that is more: a row needs neighbours of its own class
 
-# labels (n,), -100 where hidden or unknown, and row numbers (n,) -> embeddings (n,D) by an encoder tuned on the labels
-Retune = Callable[[Labels, Labels], Tensor]
 Candidate = tuple[str, float]  # a rule and the inverse regularisation of its classifier
 
 
@@ -72,6 +70,30 @@ def check_labels(label: Tensor) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """The rows (n,) that the rules are cross-validated on, labelled ones first; each fold's validation rows among them,
+    and its labels (n,), -100 where these hide them."""
+
+    rows: Labels
+    validation: list[list[int]]
+    label: list[Labels]
+
+
+def make_trial(label: Labels, classes: int, seed: int, tuned: bool) -> Trial:
+    """The unlabelled rows, or some of them, are used as in the run.
+
+    tuned: each fold tunes an encoder of its own. Then there are three folds, of which no more run than it takes to
+        validate on TUNED_VALIDATION_ROWS labels.
+    """
+    labelled = np.flatnonzero(label >= 0)
+    unlabelled = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))
+    rows = np.concatenate([labelled, unlabelled[: trial_rows(classes, tuned)]])
+    validation = list(_validation_rows(label[labelled].tolist(), seed, tuned))
+    visible = [np.where(np.isin(np.arange(len(rows)), hidden), -100, label[rows]) for hidden in validation]
+    return Trial(rows, validation, visible)
+
+
 def choose(
     embedding: Embedding,
     label: Labels,
@@ -79,37 +101,32 @@ def choose(
     rule: str,
     seed: int,
     uniform_prior: bool = False,
-    retune: Retune | None = None,
+    tuned: Sequence[Embedding] = (),
 ) -> Choice:
     """Cross-validate the rules inside the labelled rows; `rule` other than "auto" is chosen as it is.
 
-    Each fold's labels are hidden from the rules; the unlabelled rows, or some of them, are used as in the run.
-    An encoder tuned on the labels has seen those that a fold hides, so each fold needs embeddings by an encoder that
-    has not: `retune` makes them. Then there are three folds, of which no more run than it takes to validate on
-    TUNED_VALIDATION_ROWS labels. `check_labels` refuses labels that cannot be cross-validated.
+    Each fold's labels are hidden from the rules. `check_labels` refuses labels that cannot be cross-validated.
+    tuned: an encoder tuned on the labels has seen those that a fold hides, so each fold needs embeddings (n,D) of the
+        trial's rows by an encoder that has not
     """
-    labelled = np.flatnonzero(label >= 0)
-    unlabelled = np.random.default_rng(seed).permutation(np.flatnonzero(label < 0))
-    rows = np.concatenate([labelled, unlabelled[: trial_rows(classes, retune is not None)]])
-    x, y = embedding[rows], label[rows]
+    trial = make_trial(label, classes, seed, bool(tuned))
+    x, y = embedding[trial.rows], label[trial.rows]
     tried = {"self_training", "diffusion"} if rule == "auto" else {rule}
     on_graph = bool(tried & {"diffusion", "propagation"})
-    graph = neighbour_graph(x) if on_graph and not retune else None
+    graph = neighbour_graph(x) if on_graph and not tuned else None
     correct: dict[Candidate, list[bool]] = {}
     tested = 0
-    for validation in _validation_rows(y[: len(labelled)].tolist(), seed, retune is not None):
+    for fold, (validation, visible) in enumerate(zip(trial.validation, trial.label, strict=True)):
         tested += len(validation)
-        visible = y.copy()
-        visible[validation] = -100
-        if retune:
-            x = retune(visible, rows).numpy()
+        if tuned:
+            x = tuned[fold]
             graph = neighbour_graph(x) if on_graph else None
         for key, predicted in _predict(x, graph, visible, validation, classes, tried, uniform_prior).items():
             correct.setdefault(key, []).extend(predicted == y[validation])
     # {rule: inverse regularisation}: in order of correct predictions, so that the best of a rule's values stays
     best = dict(sorted(correct, key=lambda key: sum(correct[key])))
     hits = {name: np.array(correct[name, value], float) for name, value in best.items()}
-    tested = min(tested, len(labelled))
+    tested = min(tested, int((label >= 0).sum()))
     chosen = _choose_rule(hits, tested) if rule == "auto" else rule
     return Choice(chosen, best[chosen], {name: float(h.mean()) for name, h in hits.items()}, tested)
 

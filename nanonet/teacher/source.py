@@ -88,7 +88,8 @@ def _head_logits(
     rows: Encoded = getattr(data, part)
     with progress.stage(stage, len(rows)) as tick, encoder.autocast():
         forward = logits_of(encoder.model.eval().to(encoder.device))  # type: ignore[arg-type]
-        return run(forward, rows, encoder.pad_id, encoder.device, done=tick)[:, order].clone()
+        logits = run(forward, rows, encoder.pad_id, encoder.device, done=tick, processes=encoder.processes)
+        return logits[:, order].clone()
 
 
 def file_source(files: SoftLabelFiles, texts: RunTexts, settings: TeacherSettings) -> LogitSource:

@@ -19,6 +19,7 @@ from nanonet.data.batches import Encoded
 from nanonet.errors import InputError
 from nanonet.inference.forward import run
 from nanonet.models.dummy_inputs import dummy_inputs, same_logits
+from nanonet.processes import ALONE, Processes
 from nanonet.tensor_file import load_tensors, save_tensors
 
 
@@ -73,24 +74,34 @@ def compute_backbone_features(
     pad_id: int,
     device: torch.device,
     done: Callable[[int], Any] = lambda rows: None,
+    processes: Processes = ALONE,
 ) -> BackboneFeatures | None:
-    """The input of the heads for every text, in eval mode; None if it still changes during training."""
+    """The input of the heads for every text, in eval mode; None if it still changes during training. The processes
+    divide the texts."""
     head = find_head_input(cohort)
     if head is None:
         return None
     cohort.eval()
-    features = run(lambda ids, mask: cohort(ids, mask, features=head).features, rows, pad_id, device, done=done)
+
+    def forward(ids: Tensor, mask: Tensor) -> Tensor:
+        features: Tensor = cohort(ids, mask, features=head).features
+        return features
+
+    features = run(forward, rows, pad_id, device, done=done, processes=processes)
     # cloned: a tensor made in inference mode cannot be trained on
     return BackboneFeatures(head, features.clone())
 
 
-def cached_backbone_features(path: Path, make: Callable[[], BackboneFeatures | None]) -> BackboneFeatures | None:
-    """The features in this file, mapped into memory; made and written first if there is no such file."""
-    if not path.exists():
+def cached_backbone_features(
+    path: Path, make: Callable[[], BackboneFeatures | None], processes: Processes = ALONE
+) -> BackboneFeatures | None:
+    """The features in this file, mapped into memory. If there is no such file, all processes make them, and the first
+    one writes it."""
+    if not processes.from_first(path.exists):
         made = make()
         if made is None:
             return None
-        save_tensors(path, {made.head: made.features}, {})
+        processes.from_first(lambda: save_tensors(path, {made.head: made.features}, {}))
     return open_backbone_features(path)
 
 

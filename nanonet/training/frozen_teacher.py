@@ -66,23 +66,33 @@ def check_cached_teacher(run: Run) -> None:
 
 
 def ensure_teacher(run: Run) -> None:
-    """Put the frozen teacher into the run's folder, unless the resumed run has it there."""
+    """Put the frozen teacher into the run's folder, unless the resumed run has it there: all processes make it, the
+    first one writes."""
     source = run.source
-    if (run.folder / NAME).exists() or (run.cache and teacher_cache.restore(run.cache, source.key, run.folder)):
+    if run.processes.from_first(lambda: _is_there(run)):
         return
+    encoder = None
     if isinstance(source, LogitSource):
         logits = source.logits("rows", "the teacher's logits")
         teacher = teacher_of_logits(run.settings.teacher, source.rule, logits, run.data.label, source.own)
-        run.ensure_ours()
     else:
-        teacher, encoder = make_frozen_teacher(run.settings.teacher, source.encoder, source.data, run.progress)
-        run.ensure_ours()
-        if run.settings.teacher.tuned:
-            save_tuned_encoder(run.folder, encoder)
+        made = make_frozen_teacher(run.settings.teacher, source.encoder, source.data, run.progress)
+        teacher, encoder = made
+    if not run.processes.is_first:
+        return
+    run.ensure_ours()
+    if encoder is not None and run.settings.teacher.tuned:
+        save_tuned_encoder(run.folder, encoder)
     save_teacher(run.folder, teacher, source.key)
     if run.cache:
         paths = [path for path in (run.folder / NAME, run.folder / TUNED_ENCODER) if path.exists()]
         teacher_cache.store(run.cache, source.key, paths)
+
+
+def _is_there(run: Run) -> bool:
+    """Whether the frozen teacher is in the run's folder, if need be copied from the cache."""
+    there = (run.folder / NAME).exists()
+    return there or run.cache is not None and teacher_cache.restore(run.cache, run.source.key, run.folder)
 
 
 def load(run: Run) -> Teacher:

@@ -14,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from nanonet.device import device
 from nanonet.errors import InputError
+from nanonet.processes import Processes
 
 TIMEOUT = timedelta(days=1)  # of the processes that wait for the one that makes the teacher
 PRECISION = {"auto": "no", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -42,6 +43,10 @@ def launch(precision: str, tensorboard: bool, folder: Path) -> Accelerator:
             project_dir=folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
+
+
+def processes_of(accelerator: Accelerator) -> Processes:
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
 
 @contextmanager

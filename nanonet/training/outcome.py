@@ -27,12 +27,17 @@ KEPT_TEACHER = "teacher-classifier"  # folder of the teacher, where the user kee
 
 
 def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
-    """Choose, test, export and report; returns the report. `config` is what the report says the user gave."""
+    """Choose, test, export and report; returns the report. `config` is what the report says the user gave.
+
+    All processes choose and test; the first one writes and reports, the others return {}.
+    """
     divergence, agreement = compare_on_validation(run, teacher)
     best = int(divergence.argmin())
     if run.settings.general.calibrate:
         calibrate_students(run, teacher.frozen.choice.cv_accuracy)
     logits = test_logits(run, teacher)
+    if not run.processes.is_first:
+        return {}
     run.ensure_ours()
     export_students(run, best)
     if run.settings.general.keep_teacher:

@@ -67,13 +67,12 @@ def train(
             run = replace(run, ensure_ours=stack.enter_context(folder.open()))
         if accelerator.is_local_main_process and accelerator.device.type == "cuda":
             ensure_checked(note)
-        if accelerator.is_main_process:
-            ensure_teacher(run)
+        ensure_teacher(run)
         accelerator.wait_for_everyone()
         frozen_teacher = load(run)
         run = start_from_teacher(run, frozen_teacher)
         train_students(run, frozen_teacher)
-        report = finish(run, frozen_teacher, config) if accelerator.is_main_process else {}
+        report = finish(run, frozen_teacher, config)
         accelerator.wait_for_everyone()
     return report
 

@@ -29,9 +29,11 @@ from nanonet.errors import InputError
 from nanonet.inference.forward import run
 from nanonet.models.checks import check_encoder
 from nanonet.models.pooled import pooled_classifier
+from nanonet.processes import Processes
 from nanonet.progress import Progress
 from nanonet.teacher import cache as teacher_cache
 from nanonet.teacher.source import Source
+from nanonet.training.launch import processes_of
 from nanonet.training.pretrained import STUDENT, TEACHER, load_pretrained
 from nanonet.training.teacher_source import find_known_classes, make_source
 from nanonet.training.training_set import check_parts
@@ -73,6 +75,10 @@ class Run:
         return self.accelerator.device
 
     @property
+    def processes(self) -> Processes:
+        return processes_of(self.accelerator)
+
+    @property
     def pad_id(self) -> int:
         pad_id: int = self.tokenizer.pad_token_id
         return pad_id
@@ -89,10 +95,15 @@ class Run:
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def logits(self, model: Cohort, rows: Encoded, stage: str) -> Tensor:
-        """Logits (K,N,C) of a cohort in eval mode, on the CPU."""
+        """Logits (K,N,C) of a cohort in eval mode, on the CPU. All processes call it, and divide the rows."""
         with self.progress.stage(stage, len(rows)) as tick, self.accelerator.autocast():
             model.to(self.device).eval()
-            return run(lambda ids, mask: model(ids, mask).logits, rows, self.pad_id, self.device, done=tick)
+
+            def forward(ids: Tensor, mask: Tensor) -> Tensor:
+                logits: Tensor = model(ids, mask).logits
+                return logits
+
+            return run(forward, rows, self.pad_id, self.device, done=tick, processes=self.processes)
 
 
 def prepare_run(

@@ -130,10 +130,8 @@ def _backbone_features(run: Run, model: Cohort, stage: str) -> BackboneFeatures 
 
     def make() -> BackboneFeatures | None:
         with run.progress.stage(stage, len(run.data.rows)) as tick, run.accelerator.autocast():
-            return compute_backbone_features(model.to(run.device), run.data.rows, run.pad_id, run.device, tick)
+            model.to(run.device)
+            return compute_backbone_features(model, run.data.rows, run.pad_id, run.device, tick, run.processes)
 
     path = _features_path(run, model)
-    if path is None:
-        return make()
-    with run.accelerator.main_process_first():  # the other processes find the file there
-        return cached_backbone_features(path, make)
+    return make() if path is None else cached_backbone_features(path, make, run.processes)

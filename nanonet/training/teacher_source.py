@@ -24,6 +24,7 @@ from nanonet.teacher.encoder import Encoder
 from nanonet.teacher.head import find_head
 from nanonet.teacher.selection import check_labels
 from nanonet.teacher.source import EncoderSource, Source, file_source, head_source
+from nanonet.training.launch import processes_of
 from nanonet.training.pretrained import TEACHER, Pretrained, load_pretrained
 
 
@@ -88,14 +89,14 @@ def make_source(
         return file_source(known.files, texts, settings.teacher)
     # the tuning of the teacher has no gradient scaler, which float16 would need
     autocast = nullcontext if settings.general.precision == "float16" else accelerator.autocast
-    name = settings.general.encoder
+    name, device, processes = settings.general.encoder, accelerator.device, processes_of(accelerator)
     if known.classifier:
         further = ", or use its encoder alone by --targets self_training"
         order = match_classes(texts.classes, known.names, f"{TEACHER} {name}", further)
         _check_kind(known.classifier, texts, name)
         teacher = Pretrained(TEACHER, name, known.classifier.tokenizer, known.classifier.model)
         pad_id = teacher.tokenizer.pad_token_id
-        encoder = Encoder(teacher.model, "head", pad_id, accelerator.device, autocast=autocast)
+        encoder = Encoder(teacher.model, "head", pad_id, device, autocast=autocast, processes=processes)
         data = teacher.tokenise(texts, settings.data.max_tokens)
         return head_source(order, encoder, data, settings.teacher, progress, name)
     teacher = students
@@ -106,7 +107,7 @@ def make_source(
     check_labels(data.label)
     pooling = pooling_of(*find_model(name))
     pad_id, tuning = teacher.tokenizer.pad_token_id, settings.teacher.teacher_tuning
-    encoder = Encoder(teacher.model, pooling, pad_id, accelerator.device, tuning, autocast)
+    encoder = Encoder(teacher.model, pooling, pad_id, device, tuning, autocast, processes)
     key = cache.fingerprint(settings.teacher, data.rows, data.label, teacher.model, pooling)
     return EncoderSource(name, key, encoder, teacher.tokenizer, data)
 
