@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
+from torch import distributed
 
 from nanonet.device import device
 from nanonet.errors import InputError
 from nanonet.processes import Processes
 
-TIMEOUT = timedelta(days=1)  # of the processes that wait for the one that makes the teacher
+TIMEOUT = timedelta(days=1)  # of the processes that wait for one that works alone
 PRECISION = {"auto": "no", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -41,12 +42,33 @@ def launch(precision: str, tensorboard: bool, folder: Path) -> Accelerator:
             mixed_precision=PRECISION[precision],
             log_with="tensorboard" if tensorboard else None,
             project_dir=folder,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=TIMEOUT),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else they are copied once more
+                    gradient_as_bucket_view=os.environ.get("NOVIEW") is None
+                ),  # else they are copied from and to the buckets
+            ],
         )
 
 
 def processes_of(accelerator: Accelerator) -> Processes:
     return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
+
+
+@contextmanager
+def ends_with_the_others(accelerator: Accelerator) -> Iterator[None]:
+    """Within, a process that finds another one gone ends with one line: that one has said what is wrong.
+
+    Raises:
+        InputError: says so.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, distributed.DistError) or "gloo" in str(error)  # gloo raises no class of its own
+        if accelerator.num_processes == 1 or not lost:
+            raise
+        raise InputError("another process of this run has ended; what it says is the reason") from error
 
 
 @contextmanager

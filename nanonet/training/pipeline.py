@@ -25,7 +25,7 @@ from nanonet.progress import note
 from nanonet.report.html import render_html
 from nanonet.report.summary import read_metrics
 from nanonet.training.frozen_teacher import check_cached_teacher, ensure_teacher, load
-from nanonet.training.launch import launch
+from nanonet.training.launch import ends_with_the_others, launch
 from nanonet.training.outcome import finish
 from nanonet.training.output_folder import REPORT, OutputFolder
 from nanonet.training.precision import choose_precision, with_precision
@@ -60,7 +60,7 @@ def train(
         accelerator = launch(settings.general.precision, settings.general.tensorboard, folder.path)
         run = with_precision(run, settings, accelerator)
     folder = OutputFolder(config)
-    with run.progress, threads(settings.general.threads), ExitStack() as stack:
+    with ends_with_the_others(accelerator), run.progress, threads(settings.general.threads), ExitStack() as stack:
         if accelerator.is_main_process:
             check_cached_teacher(run)
             check_cached_features(run)

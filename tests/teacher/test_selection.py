@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from nanonet.teacher.selection import _choose_rule, choose
+from nanonet.teacher.selection import _choose_rule, choose, make_trial
 
 
 def test_the_choice_follows_the_labels(clusters):
@@ -23,31 +22,29 @@ def test_the_choice_follows_the_labels(clusters):
 def test_an_encoder_tuned_in_a_fold_has_not_seen_the_labels_that_it_is_validated_on(clusters):
     x, _, truth = clusters(300)
     label = np.where(np.arange(300) < 150, truth, -100)
-    seen = []
-
-    def retune(visible, rows):
+    trial = make_trial(label, 3, 0, tuned=True)
+    rows, tuned = trial.rows, []
+    for visible in trial.label:
         labelled = visible >= 0
-        seen.append(rows[labelled])
+        assert np.array_equal(visible[labelled], label[rows][labelled])
         overfitted = np.random.default_rng(0).normal(size=(len(rows), 3)) + 10 * np.eye(3)[truth[rows]]
         overfitted[~labelled] = x[rows][~labelled][:, :3]  # an encoder that separates the rows it was tuned on only
-        return torch.from_numpy(overfitted)
-
-    choice = choose(x, label, 3, "auto", 0, retune=retune)
-    validation = [set(range(150)) - set(part.tolist()) for part in seen]
-    assert len(seen) == 3 and set().union(*validation) == set(range(150)) and sum(map(len, validation)) == 150
+        tuned.append(overfitted)
+    choice = choose(x, label, 3, "auto", 0, tuned=tuned)
+    validation = [set(range(150)) - set(rows[visible >= 0].tolist()) for visible in trial.label]
+    assert len(tuned) == 3 and set().union(*validation) == set(range(150)) and sum(map(len, validation)) == 150
     assert choice.cv_accuracy < 0.9
     # an encoder that separates every class
-    perfect = choose(x, label, 3, "auto", 0, retune=lambda visible, rows: torch.eye(3)[truth[rows]])
+    perfect = choose(x, label, 3, "auto", 0, tuned=[np.eye(3)[truth[rows]]] * 3)
     assert perfect.cv_accuracy == 1 and perfect.rule == "diffusion"
 
 
 def test_folds_that_tune_an_encoder_stop_after_enough_validation_labels(clusters):
     x, _, truth = clusters(900)
     label = np.where(np.arange(900) < 700, truth, -100)
-    calls = []
-    again = torch.from_numpy(x)
-    choose(x, label, 3, "classifier", 0, retune=lambda visible, rows: calls.append(len(rows)) or again[rows])
-    assert calls == [900]  # one fold validates on 233 of the 700
+    trial = make_trial(label, 3, 0, tuned=True)
+    assert len(trial.rows) == 900 and len(trial.label) == 1  # one fold validates on 234 of the 700
+    assert choose(x, label, 3, "classifier", 0, tuned=[x[trial.rows]]).tested == len(trial.validation[0]) == 234
 
 
 def test_of_rules_that_the_labels_cannot_tell_apart_the_one_that_uses_more_texts_is_taken():
