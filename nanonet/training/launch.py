@@ -45,8 +45,6 @@ def launch(precision: str, tensorboard: bool, folder: Path) -> Accelerator:
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=TIMEOUT),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else they are copied once more
-                    gradient_as_bucket_view=os.environ.get("NOVIEW") is None
-                ),  # else they are copied from and to the buckets
             ],
         )
 
