@@ -36,7 +36,7 @@ def make_frozen_teacher(
     rows, label, classes = data.rows, data.label, len(data.classes)
     labelled = int((label >= 0).sum())
     tune = partial(_tune, rows, settings.seed, progress)
-    encoder, tuned = pretrained, []
+    encoder, tuned = pretrained, list[Array]()
     if settings.tuned:
         encoder, tuned = _tune_side_by_side(settings, tune, pretrained, rows, label, classes, progress)
     embedding = embed(progress, encoder, rows, "embedding the texts")

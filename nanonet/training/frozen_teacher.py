@@ -71,14 +71,14 @@ def ensure_teacher(run: Run) -> None:
     source = run.source
     if run.processes.from_first(lambda: _is_there(run)):
         return
-    encoder = None
+    teacher: FrozenTeacher | None
     if isinstance(source, LogitSource):
         logits = source.logits("rows", "the teacher's logits")
         teacher = teacher_of_logits(run.settings.teacher, source.rule, logits, run.data.label, source.own)
+        encoder = None
     else:
-        made = make_frozen_teacher(run.settings.teacher, source.encoder, source.data, run.progress)
-        teacher, encoder = made
-    if not run.processes.is_first:
+        teacher, encoder = make_frozen_teacher(run.settings.teacher, source.encoder, source.data, run.progress)
+    if teacher is None or not run.processes.is_first:
         return
     run.ensure_ours()
     if encoder is not None and run.settings.teacher.tuned:
