@@ -131,8 +131,9 @@ class Encoder:
         target: (B,); weight, bias: of the head; layers: where they lie if they can run without padding, else ""
         """
         count = len(rows)
-        own = list(self.processes.part(range(count))) or [0]  # the last batch has fewer rows than there are processes
-        share = len(self.processes.part(range(count))) / count
+        own = list(self.processes.part(range(count)))
+        share = len(own) / count
+        own = own or [0]  # more processes than rows: one of weight 0, as every process has gradients to add
         ids, mask = collate(rows, range(count), self.pad_id)
         lengths = mask.sum(-1).tolist()
         ids, mask = ids[own].to(self.device), mask[own].to(self.device)

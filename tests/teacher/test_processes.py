@@ -98,7 +98,7 @@ def test_they_tune_as_one_does(
     for name, weight in wanted.items():
         moved = (weight - model.state_dict()[name]).abs().max()
         trained = {"full": True, "bias": name.endswith("bias"), "lora": "weight" in name and "Norm" not in name}[tuning]
-        assert not (trained and name.startswith("encoder")) or name.endswith("key.bias") or moved > 1e-3
+        assert not (trained and name.startswith("encoder")) or name.endswith("key.bias") or moved > 3e-4
         if not name.endswith("key.bias"):  # its gradient is 0 but for rounding, of which Adam makes whole steps
             torch.testing.assert_close(one[name], wanted[name], rtol=0, atol=5e-5, msg=name)
         assert all(torch.equal(one[name], other[name]) for other in others), name
