@@ -146,8 +146,8 @@ class TrainConfig:
     # weigh the soft terms of a row by the confidence of its soft label
     confidence: bool = False
     # scale the students' logits once, after the training: their mean confidence on the validation rows becomes the
-    # teacher's cross-validated accuracy, and no label changes
-    calibrate: bool = False
+    # accuracy that is expected of their teacher, and no label changes. Without labels nothing is scaled
+    calibrate: bool = True
     # --- optimisation
     # optimizer steps of the students [steps]; 0 chooses 200, or 10 a class where that is more; three times as many
     # for bias and lora, and for static students

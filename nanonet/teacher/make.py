@@ -21,8 +21,8 @@ from nanonet.processes import ALONE
 from nanonet.progress import Progress
 from nanonet.teacher.encoder import Encoder, tuning_steps
 from nanonet.teacher.frozen import FrozenTeacher, apply_rule, pseudo_labels, teacher_of_embeddings
-from nanonet.teacher.selection import Choice, choose, make_trial
-from nanonet.teacher.soft_labels import Array
+from nanonet.teacher.selection import Choice, choose, expected_accuracy, make_trial
+from nanonet.teacher.soft_labels import Array, Labels
 
 Tune = Callable[[Encoder, Tensor, int, str], Encoder]  # encoder, labels (N,), steps, name of the stage
 
@@ -40,7 +40,7 @@ def make_frozen_teacher(
     if settings.tuned:
         encoder, tuned = _tune_side_by_side(settings, tune, pretrained, rows, label, classes, progress)
     embedding = embed(progress, encoder, rows, "embedding the texts")
-    choice = processes.from_first(lambda: _choose(settings, embedding, label, classes, tuned, progress))
+    choice, said = processes.from_first(lambda: _choose(settings, embedding, label, classes, tuned, progress))
     if settings.tuned and (label < 0).any():
         found = processes.from_first(lambda: _pseudo_labels(settings, choice, embedding, label, classes))
         encoder = tune(encoder, found, -(-settings.max_steps // 2), "tuning on pseudo-labels")
@@ -49,7 +49,18 @@ def make_frozen_teacher(
     if not processes.is_first:
         return None, encoder
     teacher = teacher_of_embeddings(settings, choice, embedding, label, classes, pretrained_embedding)
-    return teacher, encoder
+    return replace(teacher, choice=_with_expected(settings, choice, said, teacher.soft_labels, label, classes)), encoder
+
+
+def _with_expected(
+    settings: TeacherSettings, choice: Choice, said: list[Labels], soft_labels: Tensor, label: Tensor, classes: int
+) -> Choice:
+    """The choice with the accuracy to expect of the soft labels (N,C) that were made by it."""
+    assert choice.cv_accuracy is not None, "the folds have labels"
+    labelled = int((label >= 0).sum())
+    unlabelled = make_trial(label.numpy(), classes, settings.seed, settings.tuned).rows[labelled:]
+    final = soft_labels[unlabelled].argmax(-1).numpy()
+    return replace(choice, expected=expected_accuracy(choice.cv_accuracy, [s[labelled:] for s in said], final))
 
 
 def embed(progress: Progress, encoder: Encoder, rows: Encoded, stage: str) -> Tensor:
@@ -111,9 +122,9 @@ def _choose(
     classes: int,
     tuned: list[Array],
     progress: Progress,
-) -> Choice:
+) -> tuple[Choice, list[Labels]]:
     with progress.stage("choosing the rule", 1) as tick:
         x, y = embedding.numpy(), label.numpy()
-        choice = choose(x, y, classes, settings.targets, settings.seed, settings.uniform_prior, tuned)
+        choice, said = choose(x, y, classes, settings.targets, settings.seed, settings.uniform_prior, tuned)
         tick(1, choice.rule)
-    return choice
+    return choice, said

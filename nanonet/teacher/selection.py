@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -39,17 +40,24 @@ class Choice:
     """The chosen rule, the inverse regularisation of its classifier, and each rule's cross-validated accuracy.
 
     tested: the labels that the accuracies are of; 0 where that is not known.
+    expected: see `expected_accuracy`; None where nothing was cross-validated
     """
 
     rule: str
     inverse_regularisation: float
     accuracy: dict[str, float]
     tested: int = 0
+    expected: float | None = None
 
     @property
     def cv_accuracy(self) -> float | None:
         """None where there was no label to measure it on."""
         return self.accuracy.get(self.rule)
+
+    @property
+    def best_estimate(self) -> float | None:
+        """The accuracy to expect on unlabelled rows; None where there was no label to measure any on."""
+        return self.cv_accuracy if self.expected is None else self.expected
 
 
 def trial_rows(classes: int, tuned: bool) -> int:
@@ -102,9 +110,10 @@ def choose(
     seed: int,
     uniform_prior: bool = False,
     tuned: Sequence[Embedding] = (),
-) -> Choice:
+) -> tuple[Choice, list[Labels]]:
     """Cross-validate the rules inside the labelled rows; `rule` other than "auto" is chosen as it is.
 
+    Returns also what each fold's chosen rule says of the trial's rows (n,).
     Each fold's labels are hidden from the rules. `check_labels` refuses labels that cannot be cross-validated.
     tuned: an encoder tuned on the labels has seen those that a fold hides, so each fold needs embeddings (n,D) of the
         trial's rows by an encoder that has not
@@ -115,20 +124,34 @@ def choose(
     on_graph = bool(tried & {"diffusion", "propagation"})
     graph = neighbour_graph(x) if on_graph and not tuned else None
     correct: dict[Candidate, list[bool]] = {}
+    said: dict[Candidate, list[Labels]] = {}
     tested = 0
     for fold, (validation, visible) in enumerate(zip(trial.validation, trial.label, strict=True)):
         tested += len(validation)
         if tuned:
             x = tuned[fold]
             graph = neighbour_graph(x) if on_graph else None
-        for key, predicted in _predict(x, graph, visible, validation, classes, tried, uniform_prior).items():
-            correct.setdefault(key, []).extend(predicted == y[validation])
+        for key, predicted in _predict(x, graph, visible, classes, tried, uniform_prior).items():
+            correct.setdefault(key, []).extend((predicted == y)[validation])
+            said.setdefault(key, []).append(predicted)
     # {rule: inverse regularisation}: in order of correct predictions, so that the best of a rule's values stays
     best = dict(sorted(correct, key=lambda key: sum(correct[key])))
     hits = {name: np.array(correct[name, value], float) for name, value in best.items()}
     tested = min(tested, int((label >= 0).sum()))
     chosen = _choose_rule(hits, tested) if rule == "auto" else rule
-    return Choice(chosen, best[chosen], {name: float(h.mean()) for name, h in hits.items()}, tested)
+    choice = Choice(chosen, best[chosen], {name: float(h.mean()) for name, h in hits.items()}, tested)
+    return choice, said[chosen, best[chosen]]
+
+
+def expected_accuracy(cv_accuracy: float, said: Sequence[Labels], final: Labels) -> float:
+    """The accuracy to expect of a teacher whose labels of unlabelled rows are `final` (n,).
+
+    The rules of the folds, which say `said`, have fewer labels than the teacher and no pseudo-labels, so it errs less
+    than they do. Of two models the better one lies nearer to the others: their cross-validated error shrinks, or grows,
+    by how much less the teacher differs from them than they from one another.
+    """
+    between = np.mean([(a != b).mean() for a, b in combinations(said, 2)] or [0])
+    return 1 - (1 - cv_accuracy) * float(np.mean([(a != final).mean() for a in said]) / between if between else 1)
 
 
 def _validation_rows(label: list[int], seed: int, tuned: bool) -> Iterator[list[int]]:
@@ -146,21 +169,21 @@ def _predict(
     x: Embedding,
     graph: csr_matrix | None,
     label: Labels,
-    validation: list[int],
     classes: int,
     tried: set[str],
     uniform_prior: bool,
 ) -> dict[Candidate, Labels]:
-    """Every candidate's prediction of the validation rows, whose labels are hidden."""
-    found = {("classifier", c): classify(x, label, c).predict(x[validation]) for c in INVERSE_REGULARISATIONS}
+    """Every candidate's prediction (n,) of all rows."""
+    found: dict[Candidate, Labels] = {
+        ("classifier", c): classify(x, label, c).predict(x) for c in INVERSE_REGULARISATIONS
+    }
     if tried & {"self_training", "diffusion"}:
         p = self_train(x, label).predict_proba(x)
-        found["self_training", INVERSE_REGULARISATION] = p[validation].argmax(1)
+        found["self_training", INVERSE_REGULARISATION] = p.argmax(1)
     if "diffusion" in tried and graph is not None:
-        found["diffusion", INVERSE_REGULARISATION] = diffuse(graph, p)[validation].argmax(1)
+        found["diffusion", INVERSE_REGULARISATION] = diffuse(graph, p).argmax(1)
     if "propagation" in tried and graph is not None:
-        p = propagate(graph, label, classes, uniform_prior)
-        found["propagation", INVERSE_REGULARISATION] = p[validation].argmax(1)
+        found["propagation", INVERSE_REGULARISATION] = propagate(graph, label, classes, uniform_prior).argmax(1)
     return found
 
 

@@ -34,24 +34,23 @@ INVERSE_REGULARISATION = 10.0  # C of the self-training classifier
 def calibrate_confidence(logits: Tensor, cv_accuracy: float | None) -> Tensor:
     """Divide logits (N,C) by the temperature at which their mean largest probability is `cv_accuracy`.
 
-    So the mean confidence equals the cross-validated accuracy; no label of these rows is used.
+    So the mean confidence equals the cross-validated accuracy, but is at least halfway between chance and certainty: an
+    accuracy measured on twenty labels may be at chance by accident, and soft labels as flat as that teach nothing. No
+    label of these rows is used.
     cv_accuracy: None, where there is no label to measure it on, leaves the logits as they are.
     """
     if cv_accuracy is None:
         return logits.float()
     logits = logits.float() - logits.float().amax(-1, keepdim=True)
-    return logits * confidence_scale(logits, cv_accuracy)
+    return logits * confidence_scale(logits, max(cv_accuracy, (1 + 1 / logits.shape[-1]) / 2))
 
 
-def confidence_scale(logits: Tensor, cv_accuracy: float) -> Tensor:
-    """The inverse temperature () of `calibrate_confidence` for logits (N,C).
+def confidence_scale(logits: Tensor, confidence: float) -> Tensor:
+    """The inverse temperature () at which the mean largest probability of logits (N,C) is `confidence`, at most 0.999.
 
-    The mean confidence is at least halfway between chance and certainty: an accuracy measured on twenty labels may be
-    at chance by accident, and soft labels as flat as that teach nothing. By bisection on the device, without waiting
-    for it.
+    By bisection on the device, without waiting for it.
     """
-    C = logits.shape[-1]
-    goal = min(max(cv_accuracy, (1 + 1 / C) / 2), 1 - 1e-3)
+    goal = min(confidence, 1 - 1e-3)
     logits = logits.float() - logits.float().amax(-1, keepdim=True)
     low, high = logits.new_full((), -10.0), logits.new_full((), 10.0)
     for _ in range(30):

@@ -33,8 +33,9 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     """
     divergence, agreement = compare_on_validation(run, teacher)
     best = int(divergence.argmin())
-    if run.settings.general.calibrate:
-        calibrate_students(run, teacher.frozen.choice.cv_accuracy)
+    expected = teacher.frozen.choice.best_estimate
+    if run.settings.general.calibrate and expected is not None:
+        calibrate_students(run, expected)
     logits = test_logits(run, teacher)
     if not run.processes.is_first:
         return {}

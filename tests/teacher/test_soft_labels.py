@@ -17,7 +17,7 @@ from nanonet.teacher.soft_labels import classify, diffuse, propagate, self_train
 
 def make_teacher(config: TrainConfig, embedding: torch.Tensor, label: torch.Tensor, classes: int) -> FrozenTeacher:
     settings = teacher_settings(config)
-    choice = choose(
+    choice, _ = choose(
         embedding.double().numpy(), label.numpy(), classes, settings.targets, settings.seed, settings.uniform_prior
     )
     return teacher_of_embeddings(settings, choice, embedding, label, classes, embedding[label >= 0])
