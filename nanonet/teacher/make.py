@@ -22,7 +22,7 @@ from nanonet.progress import Progress
 from nanonet.teacher.encoder import Encoder, tuning_steps
 from nanonet.teacher.frozen import FrozenTeacher, apply_rule, pseudo_labels, teacher_of_embeddings
 from nanonet.teacher.selection import Choice, choose, expected_accuracy, make_trial
-from nanonet.teacher.soft_labels import Array, Labels
+from nanonet.teacher.soft_labels import Embedding, Labels
 
 Tune = Callable[[Encoder, Tensor, int, str], Encoder]  # encoder, labels (N,), steps, name of the stage
 
@@ -36,7 +36,7 @@ def make_frozen_teacher(
     rows, label, classes = data.rows, data.label, len(data.classes)
     labelled = int((label >= 0).sum())
     tune = partial(_tune, rows, settings.seed, progress)
-    encoder, tuned = pretrained, list[Array]()
+    encoder, tuned = pretrained, list[Embedding]()
     if settings.tuned:
         encoder, tuned = _tune_side_by_side(settings, tune, pretrained, rows, label, classes, progress)
     embedding = embed(progress, encoder, rows, "embedding the texts")
@@ -86,13 +86,13 @@ def _tune_side_by_side(
     label: Tensor,
     classes: int,
     progress: Progress,
-) -> tuple[Encoder, list[Array]]:
+) -> tuple[Encoder, list[Embedding]]:
     """The encoder tuned on the labels; and of each fold the trial's embeddings (n,D) by one tuned on its labels."""
     processes, alone = pretrained.processes, replace(pretrained, processes=ALONE)
     trial = make_trial(label.numpy(), classes, settings.seed, tuned=True)
     jobs = list(range(1 + len(trial.label)))
     encoder = alone if processes.is_first else alone.copied()
-    tuned: dict[int, Array] = {}
+    tuned: dict[int, Embedding] = {}
     for job in processes.part(jobs):
         known, stage = label, "tuning on the labels"
         if job:
@@ -120,7 +120,7 @@ def _choose(
     embedding: Tensor,
     label: Tensor,
     classes: int,
-    tuned: list[Array],
+    tuned: list[Embedding],
     progress: Progress,
 ) -> tuple[Choice, list[Labels]]:
     with progress.stage("choosing the rule", 1) as tick:
