@@ -152,7 +152,7 @@ def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: s
     report = json.loads((folder / "report.json").read_text())
     assert report["versions"]["processes"] == 2
     # a logistic regression stops at 1e-4 of its gradient, and so makes other soft labels of the same embeddings
-    assert distance(one, weights(folder)) < (2e-3 if mode == "frozen" else 2e-5)
+    assert distance(one, weights(folder)) < (2e-3 if mode == "frozen" else 1e-4)
     if mode in ("frozen", "cached"):
         soft_labels = [
             load_file(folder.with_name(name) / "targets.safetensors")["soft_labels"] for name in ("one", "two")
