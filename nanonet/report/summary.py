@@ -130,6 +130,7 @@ def _teacher(facts: Facts, choice: Choice) -> dict[str, Any]:
         "targets": choice.rule if mode == "frozen" else "online",
         "cross_validation": choice.accuracy,
         "cross_validated_labels": choice.tested,
+        "expected_accuracy": choice.best_estimate,
         "parameters": facts.parameters,
     }
 

@@ -34,6 +34,7 @@ def test_the_head_is_scaled_and_no_answer_changes(
     monkeypatch.setattr("nanonet.training.outcome.calibrate_students", watched)
     found = train(dataclasses.replace(config, output=str(tmp_path / "scaled")))
     means, wanted = seen[0]
+    assert wanted == max(found["teacher"]["expected_accuracy"], 1 / 2)
     assert means == pytest.approx([wanted] * 2, abs=2e-3)
     texts = [json.loads(line)["text"] for line in (tiny_data / "test.jsonl").read_text().splitlines()]
     for k, (before, after) in enumerate(zip(plain["students"], found["students"], strict=True)):
