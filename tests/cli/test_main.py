@@ -57,7 +57,8 @@ def test_every_flag_sets_its_field(field: dataclasses.Field, tmp_path: Path) -> 
         value = (other[typing.get_args(kind)[0]],) * 2
     for name in (field.name, field.name.replace("_", "-")):
         given = value if isinstance(value, tuple) else (value,)
-        words = [f"--{name}"] if isinstance(value, bool) else [f"--{name}", *map(str, given)]
+        switch = f"--{name}" if value else f"--no-{name}"
+        words = [switch] if isinstance(value, bool) else [f"--{name}", *map(str, given)]
         assert getattr(parse(TrainConfig, words, "nanonet train", ""), field.name) == value
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({field.name: value}))
     from_file = parse(TrainConfig, ["--config", str(tmp_path / "c.yaml")], "nanonet train", "")

@@ -82,8 +82,8 @@ def test_a_seed_decides_the_weights(config: TrainConfig) -> None:
 
 
 def test_micro_batches_make_the_same_step(config: TrainConfig) -> None:
-    _, one_batch = run(config, "one-batch")
-    _, cut = run(config, "cut", gradient_accumulation=3)
+    _, one_batch = run(config, "one-batch", calibrate=False)
+    _, cut = run(config, "cut", gradient_accumulation=3, calibrate=False)
     assert distance(one_batch, cut) < 2e-5
     for a, b in zip(records(config, "one-batch"), records(config, "cut"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4) and a["ce"] == pytest.approx(b["ce"], abs=1e-4)
