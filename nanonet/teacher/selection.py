@@ -150,6 +150,8 @@ def expected_accuracy(cv_accuracy: float, said: Sequence[Labels], final: Labels)
     than they do. Of two models the better one lies nearer to the others: their cross-validated error shrinks, or grows,
     by how much less the teacher differs from them than they from one another.
     """
+    if not len(final):  # every row has a label
+        return cv_accuracy
     between = np.mean([(a != b).mean() for a, b in combinations(said, 2)] or [0])
     return 1 - (1 - cv_accuracy) * float(np.mean([(a != final).mean() for a in said]) / between if between else 1)
 

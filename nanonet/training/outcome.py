@@ -35,7 +35,7 @@ def finish(run: Run, teacher: Teacher, config: TrainConfig) -> dict[str, Any]:
     best = int(divergence.argmin())
     expected = teacher.frozen.choice.best_estimate
     if run.settings.general.calibrate and expected is not None:
-        calibrate_students(run, expected)
+        calibrate_students(run, expected, agreement)
     logits = test_logits(run, teacher)
     if not run.processes.is_first:
         return {}

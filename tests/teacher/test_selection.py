@@ -79,3 +79,5 @@ def test_the_expected_accuracy_grows_where_the_teacher_lies_between_the_folds():
     assert expected_accuracy(0.9, folds, 1 - truth) < 0.9
     for alike in (folds[:1], folds[:1] * 3):  # nothing to compare with
         assert expected_accuracy(0.7, alike, truth) == 0.7
+    # data whose every row has a label
+    assert expected_accuracy(0.7, [fold[:0] for fold in folds], truth[:0]) == 0.7
