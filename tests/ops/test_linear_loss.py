@@ -5,6 +5,8 @@ import itertools
 import pytest
 import torch
 from support.distill import assert_no_worse
+from support.linear_processes import gradients_of_half
+from support.process_group import results
 from torch.library import opcheck
 
 from nanonet import TopK, distill_linear_loss, distill_loss
@@ -192,34 +194,13 @@ def test_no_rows_and_no_teacher():
     torch.testing.assert_close(peers, distill_loss(hidden @ weight.mT, None, label))
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    hidden, weight, bias, t, tw, label = draw(N=8)
-    head = torch.nn.Linear(D, V)
-    model = torch.nn.parallel.DistributedDataParallel(Model(head))
-    rows = slice(4 * rank, 4 * rank + 4)
-    totals = torch.tensor([(label != -100).sum().item(), 8], dtype=torch.float32) / 2  # DDP takes the mean
-    with torch.no_grad():
-        head.weight.copy_(weight[0])
-        head.bias.copy_(bias[0])
-    model(hidden[0, rows], t[rows], tw, label[rows], totals).backward()
-    alone = run(distill_linear_loss, (hidden[:1], weight[:1], bias[:1]), (t, tw, label))
-    torch.testing.assert_close(2 * head.weight.grad, alone[3][0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(2 * head.bias.grad, alone[4][0], rtol=1e-4, atol=1e-5)
-
-
-class Model(torch.nn.Module):
-    def __init__(self, head):
-        super().__init__()
-        self.head = head
-
-    def forward(self, x, t, tw, label, totals):
-        given = dict(bias=self.head.bias, denominators=totals)
-        return distill_linear_loss(x, self.head.weight, t, tw, label, **given)[0]
-
-
 def test_two_processes_are_one(tmp_path):
-    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
+    hidden, weight, bias, t, tw, label = draw(N=8)
+    first, second = results(2, tmp_path, gradients_of_half, hidden[0], weight[0], bias[0], t, tw, label)
+    alone = run(distill_linear_loss, (hidden[:1], weight[:1], bias[:1]), (t, tw, label))
+    for found in (first, second):
+        torch.testing.assert_close(2 * found[0], alone[3][0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(2 * found[1], alone[4][0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
