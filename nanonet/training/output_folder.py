@@ -69,7 +69,7 @@ class OutputFolder:
 
     def stored_precision(self) -> Any:
         """The precision of the run that is resumed, which `auto` chose when it began."""
-        return _settings(self.path).get("precision", TrainConfig.precision)
+        return _settings(self.path).get("precision", "float32")
 
     @contextmanager
     def open(self) -> Iterator[Callable[[], None]]:

@@ -1,63 +1,92 @@
-"""`--precision auto`: the dtype in which this machine makes a step of this run fastest."""
+"""`--precision auto`: the dtype in which this machine is through with a run first."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from nanonet.config.settings import StageSettings
-from nanonet.data.batches import collate
+from nanonet.data.batches import Encoded, collate
+from nanonet.inference.forward import BATCH_ROWS
 from nanonet.progress import note
+from nanonet.teacher.source import EncoderSource
 from nanonet.training.run import Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ROUNDS = 3  # timed after one that warms up; the fastest counts
-GAIN = 0.9  # bfloat16 is taken where a step needs less than this fraction of the time
+ROUNDS = 3  # the first one warms up; the fastest counts
+GAIN = 0.9  # bfloat16 is taken where it needs less than this fraction of the time
+SHORT_S = 60.0  # a run that takes less in float32 stays in it, and is the same on every machine
 
 
 def choose_precision(run: Run) -> Any:
-    """float32, or bfloat16 where it is faster by a tenth: forward and backward of the students are timed. The first
-    process decides for all."""
-    chosen = [""]
-    if run.accelerator.is_main_process:
-        times_ms = {name: 1000 * seconds for name, seconds in step_times(run).items()}
-        faster = times_ms.get("bfloat16", float("inf")) < GAIN * times_ms["float32"]
-        chosen = ["bfloat16" if faster else "float32"]
-        shown = ", ".join(f"{name} {ms:.1f} ms" for name, ms in times_ms.items())
-        note(f"--precision auto: {chosen[0]} (a step takes {shown})")
+    """float32, or bfloat16 where it saves a tenth of more than SHORT_S: the first process decides for all."""
+    chosen = ["float32"]
+    if run.accelerator.is_main_process and job_seconds(run, ["float32"], 1)["float32"] > SHORT_S:
+        seconds = job_seconds(run, list(DTYPES), ROUNDS)
+        if seconds.get("bfloat16", float("inf")) < GAIN * seconds["float32"]:
+            chosen = ["bfloat16"]
+        shown = ", ".join(f"{name} {s:.0f} s" for name, s in seconds.items())
+        note(f"--precision auto: {chosen[0]} (estimated for the teacher's embeddings and the students' steps: {shown})")
     broadcast_object_list(chosen)
     return chosen[0]
 
 
-def step_times(run: Run) -> dict[str, float]:
-    """The time [s] of a step in each dtype that the device can do, the fastest of ROUNDS, taken in turn.
+def job_seconds(run: Run, names: list[str], rounds: int) -> dict[str, float]:
+    """What the teacher's embeddings and the students' steps will take in each of these dtypes that the device can do,
+    measured on one batch of each, in turn, so many times.
 
     Weights, gradients and random numbers are afterwards what they were.
     """
-    cohort, device, batches = run.cohort.to(run.device).train(), run.device, run.settings.batches
-    count = min(batches.labelled_batch + batches.unlabelled_batch, len(run.data.rows))
-    spread = range(0, len(run.data.rows), len(run.data.rows) // count)
-    ids, mask = (t.to(device) for t in collate(run.data.rows, spread[:count], run.pad_id))
-    can = {name: dtype for name, dtype in DTYPES.items() if dtype == torch.float32 or _has_bfloat16(device)}
-    times: dict[str, list[float]] = {name: [] for name in can}
+    cohort, batches, source = run.cohort.to(run.device).train(), run.settings.batches, run.source
+    ids, mask = _batch(run.data.rows, batches.labelled_batch + batches.unlabelled_batch, run.pad_id, run.device)
+    parts: list[tuple[float, Callable[[], Any]]] = [(run.settings.optimizer.steps, lambda: _step(cohort, ids, mask))]
+    if isinstance(source, EncoderSource) and not (run.cache and (run.cache / source.key).exists()):
+        encoder, rows = source.encoder, source.data.rows
+        encoder.model.eval().to(encoder.device)
+        some = _batch(rows, BATCH_ROWS, encoder.pad_id, encoder.device)
+        passes = 2 if run.settings.teacher.tuned else 1
+        parts.append((passes * len(rows) / len(some[0]), lambda: torch.inference_mode()(encoder)(*some)))
+    can = [name for name in names if name == "float32" or _has_bfloat16(run.device)]
     with torch.random.fork_rng():
-        for _ in range(ROUNDS + 1):
-            for name, dtype in can.items():
-                began = time.perf_counter()
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = cohort(ids, mask).logits.float().square().mean()
-                loss.backward()
-                if device.type != "cpu":
-                    torch.accelerator.synchronize()
-                times[name].append(time.perf_counter() - began)
-                cohort.zero_grad(set_to_none=True)
+        seconds = {name: 0.0 for name in can}
+        for count, work in parts:
+            times = _fastest(can, work, run.device.type, rounds)
+            seconds = {name: seconds[name] + count * times[name] for name in can}
     cohort.eval()
-    return {name: min(seconds[1:]) for name, seconds in times.items()}
+    return seconds
+
+
+def _batch(rows: Encoded, count: int, pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """ids and mask (B,L) of at most `count` rows from all over the table."""
+    count = min(count, len(rows))
+    ids, mask = collate(rows, range(0, len(rows), len(rows) // count)[:count], pad_id)
+    return ids.to(device), mask.to(device)
+
+
+def _step(cohort: torch.nn.Module, ids: Tensor, mask: Tensor) -> None:
+    cohort(ids, mask).logits.float().square().mean().backward()
+    cohort.zero_grad(set_to_none=True)
+
+
+def _fastest(names: list[str], work: Callable[[], Any], device: str, rounds: int) -> dict[str, float]:
+    """Seconds of `work` in each dtype, the fewest of so many rounds."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            began = time.perf_counter()
+            with torch.autocast(device, DTYPES[name], enabled=name != "float32"):
+                work()
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            times[name].append(time.perf_counter() - began)
+    return {name: min(seconds) for name, seconds in times.items()}
 
 
 def with_precision(run: Run, settings: StageSettings, accelerator: Accelerator) -> Run:

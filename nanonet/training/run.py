@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,8 +96,12 @@ class Run:
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def logits(self, model: Cohort, rows: Encoded, stage: str) -> Tensor:
-        """Logits (K,N,C) of a cohort in eval mode, on the CPU. All processes call it, and divide the rows."""
-        with self.progress.stage(stage, len(rows)) as tick, self.accelerator.autocast():
+        """Logits (K,N,C) of a cohort in eval mode, on the CPU. All processes call it, and divide the rows.
+
+        Students are in float32, as they are exported, whatever the precision of the run.
+        """
+        autocast = nullcontext if model is self.cohort else self.accelerator.autocast
+        with self.progress.stage(stage, len(rows)) as tick, autocast():
             model.to(self.device).eval()
 
             def forward(ids: Tensor, mask: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ def flags_of(config: TrainConfig) -> list[str]:
 
 def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
     config = dataclasses.replace(
-        config, steps=400, save_every=7, views="dropout,shuffle", tuning="lora", lora_dropout=0.1
+        config, steps=120, save_every=7, views="dropout,shuffle", tuning="lora", lora_dropout=0.1
     )
     _, uninterrupted = run(config, "uninterrupted")
     folder = Path(config.output).with_name("killed")
@@ -221,7 +221,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
         train(dataclasses.replace(killed, resume=True, seed=1))
     train(dataclasses.replace(killed, resume=True))
     assert distance(uninterrupted, weights(folder)) == 0
-    assert [r["step"] for r in records(config, "killed")] == list(range(400))
+    assert [r["step"] for r in records(config, "killed")] == list(range(120))
     assert not (folder / "checkpoint.safetensors").exists()
 
 

@@ -38,24 +38,27 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("times", "chosen"),
+    ("seconds", "chosen", "said"),
     [
-        ({"float32": 1.0, "bfloat16": 0.95}, "float32"),  # not faster by a tenth
-        ({"float32": 1.0, "bfloat16": 0.8}, "bfloat16"),
-        ({"float32": 1.0}, "float32"),  # a device without bfloat16
+        ({"float32": 100.0, "bfloat16": 95.0}, "float32", True),  # not faster by a tenth
+        ({"float32": 100.0, "bfloat16": 80.0}, "bfloat16", True),
+        ({"float32": 100.0}, "float32", True),  # a device without bfloat16
+        ({"float32": 50.0, "bfloat16": 5.0}, "float32", False),  # a short run
     ],
 )
-def test_the_faster_dtype_is_chosen(times: dict[str, float], chosen: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(precision, "step_times", lambda run: times)
+def test_the_faster_dtype_is_chosen(
+    seconds: dict[str, float], chosen: str, said: bool, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(precision, "job_seconds", lambda run, names, rounds: seconds)
     run: Any = SimpleNamespace(accelerator=launch("auto", False, tmp_path))
     assert precision.choose_precision(run) == chosen
-    assert f"--precision auto: {chosen} (a step takes float32 1000.0 ms" in capsys.readouterr().err
+    assert (f"--precision auto: {chosen} (" in capsys.readouterr().err) == said
 
 
 def test_a_run_is_that_of_the_chosen_dtype_even_if_it_is_resumed(config: TrainConfig, monkeypatch) -> None:
     named = dataclasses.replace(config, output=config.output + "-named", precision="bfloat16")
     train(named)
-    monkeypatch.setattr(precision, "step_times", lambda run: {"float32": 1.0, "bfloat16": 0.5})
+    monkeypatch.setattr(precision, "job_seconds", lambda *arguments: {"float32": 100.0, "bfloat16": 50.0})
     save = checkpoint.save
 
     def stop(*arguments) -> None:
@@ -66,7 +69,7 @@ def test_a_run_is_that_of_the_chosen_dtype_even_if_it_is_resumed(config: TrainCo
         patch.setattr("nanonet.training.loop.save", stop)
         train(config)
     assert yaml.safe_load((Path(config.output) / "config.yaml").read_text())["precision"] == "bfloat16"
-    monkeypatch.setattr(precision, "step_times", lambda run: pytest.fail("measured again"))
+    monkeypatch.setattr(precision, "job_seconds", lambda *arguments: pytest.fail("measured again"))
     report = train(dataclasses.replace(config, resume=True))
     assert report["config"]["precision"] == "bfloat16" and same(weights(config.output), weights(named.output))
 
@@ -74,7 +77,16 @@ def test_a_run_is_that_of_the_chosen_dtype_even_if_it_is_resumed(config: TrainCo
 def test_measuring_leaves_no_trace(config: TrainConfig) -> None:
     run = prepare_run(stage_settings(config), Path(config.output), launch("auto", False, Path(config.output)))
     before, state = {name: t.clone() for name, t in run.cohort.state_dict().items()}, torch.get_rng_state()
-    times = precision.step_times(run)
-    assert times.keys() == {"float32", "bfloat16"} and min(times.values()) > 0
+    seconds = precision.job_seconds(run, ["float32", "bfloat16"], 2)
+    assert seconds.keys() == {"float32", "bfloat16"} and min(seconds.values()) > 0
     assert same(before, run.cohort.state_dict()) and torch.equal(state, torch.get_rng_state())
     assert not run.cohort.training and all(p.grad is None for p in run.cohort.parameters())
+
+
+def test_students_are_tested_in_float32_as_they_are_exported(config: TrainConfig, tmp_path: Path) -> None:
+    def logits(name: str) -> torch.Tensor:
+        run = prepare_run(stage_settings(config), tmp_path, launch(name, False, tmp_path))
+        assert run.accelerator.mixed_precision == {"float32": "no", "bfloat16": "bf16"}[name]
+        return run.logits(run.cohort, run.data.test, "testing")
+
+    assert torch.equal(logits("bfloat16"), logits("float32"))
