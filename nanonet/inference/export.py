@@ -29,7 +29,8 @@ from nanonet.inference.classifier import Classifier, find_classifier, load_class
 from nanonet.inference.evaluate import labelled_texts
 from nanonet.inference.export_folder import file_names, write_files
 from nanonet.inference.forward import logits_of, run
-from nanonet.inference.onnx_graph import check_packages, write_graph, write_properties, write_quantized
+from nanonet.inference.onnx_graph import check_packages, write_graph, write_properties
+from nanonet.inference.onnx_int8 import write_quantized
 from nanonet.inference.onnx_model import FLOAT, QUANTIZED, is_export, onnx_session
 from nanonet.inference.scores import scores
 

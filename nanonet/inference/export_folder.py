@@ -13,7 +13,8 @@ from typing import Any
 from nanonet.errors import InputError
 from nanonet.files import write
 from nanonet.inference.classifier import Classifier, most_tokens
-from nanonet.inference.onnx_graph import input_names, write_graph, write_properties, write_quantized
+from nanonet.inference.onnx_graph import input_names, write_graph, write_properties
+from nanonet.inference.onnx_int8 import write_quantized
 from nanonet.inference.onnx_model import EXPORTED, FLOAT, QUANTIZED
 from nanonet.versions import versions
 

@@ -1,4 +1,4 @@
-"""Write a classifier as ONNX: the float32 graph, and its 8-bit form."""
+"""Write a classifier as an ONNX graph in float32."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def write_graph(model: PreTrainedModel, path: Path, names: Sequence[str] = INPUT
     given = (ids, mask, torch.zeros_like(ids))[: len(names)]
     axes = {0: "batch", 1: "length"}
     try:
-        with _without_warnings():
+        with without_warnings():
             # eval() on the wrapper too: the exporter restores the wrapper's mode, which includes the model's dropout
             torch.onnx.export(
                 Logits().eval(),
@@ -82,20 +82,6 @@ def write_graph(model: PreTrainedModel, path: Path, names: Sequence[str] = INPUT
         raise InputError(f"--model: torch cannot write {kind} as ONNX ({why}); give --format huggingface") from error
 
 
-def write_quantized(graph_file: Path, path: Path) -> None:
-    """The 8-bit form of a file that `write_graph` wrote: embeddings and matrices in int8, activations at run time."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    graph = onnx.load(graph_file)
-    # the quantiser transposes weights; without the exporter's shapes it infers the new ones
-    del graph.graph.value_info[:]
-    # onnxruntime's 8-bit convolution is several times slower than float32
-    convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-    with _without_warnings():
-        quantize_dynamic(graph, path, weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=convolutions)
-
-
 def write_properties(path: Path, properties: Mapping[str, Any]) -> None:
     """Set the file's metadata, each value as JSON."""
     import onnx
@@ -106,7 +92,7 @@ def write_properties(path: Path, properties: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Without the exporters' warnings: their output is compared with the model."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
