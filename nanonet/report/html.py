@@ -33,10 +33,11 @@ code { font-size: .92em } svg { display: block }
 
 
 class ReportRow(NamedTuple):
-    """A row of the headline table. trained: trainable parameters; smaller: the teacher's parameters over its own.
-    None is what does not apply."""
+    """A row of the headline table. tested: test rows; trained: trainable parameters; smaller: the teacher's parameters
+    over its own. None is what does not apply."""
 
     name: str
+    tested: int
     accuracy: float | None
     macro_f1: float | None
     parameters: int | None
@@ -48,23 +49,24 @@ class ReportRow(NamedTuple):
 def report_rows(report: dict[str, Any]) -> list[ReportRow]:
     """The headline table of a report: linear probe, teacher, students, ensemble."""
     teacher, probe, ensemble, students = (report[key] for key in ("teacher", "linear_probe", "ensemble", "students"))
-    size, table = teacher["parameters"], []
+    size, table, tested = teacher["parameters"], [], report["data"]["test"]
     if probe:
-        name = "frozen embeddings + logistic regression"
-        table.append(ReportRow(name, probe["accuracy"], probe["macro_f1"], size, None, 1.0))
+        name, rows = "frozen embeddings + logistic regression", probe.get("test", tested)
+        name += f" ({rows:,} test rows)" if rows < tested else ""
+        table.append(ReportRow(name, rows, probe["accuracy"], probe["macro_f1"], size, None, 1.0))
     name = f"teacher ({teacher['targets'].replace('_', ' ')})"
-    table.append(ReportRow(name, teacher["accuracy"], teacher["macro_f1"], size, None, size and 1.0))
+    table.append(ReportRow(name, tested, teacher["accuracy"], teacher["macro_f1"], size, None, size and 1.0))
     for k, student in enumerate(students):
         layers = ", ".join(map(str, student["layers"]))
         kind = "CNN" if report["config"].get("student", "cnn") == "cnn" else report["config"]["student"]
         name = f"student {k} (layers {layers})" if layers else f"student {k} ({kind})"
         count, trained = student["parameters"]["total"], student["parameters"]["trainable"]
         scores = student["accuracy"], student["macro_f1"]
-        table.append(ReportRow(name, *scores, count, trained, size and size / count, k == report["best"]))
+        table.append(ReportRow(name, tested, *scores, count, trained, size and size / count, k == report["best"]))
     if len(students) > 1:
         count, trained = (sum(student["parameters"][part] for student in students) for part in ("total", "trainable"))
-        name = f"ensemble of {len(students)} students"
-        table.append(ReportRow(name, ensemble["accuracy"], ensemble["macro_f1"], count, trained, size and size / count))
+        name, scores = f"ensemble of {len(students)} students", (ensemble["accuracy"], ensemble["macro_f1"])
+        table.append(ReportRow(name, tested, *scores, count, trained, size and size / count))
     return table
 
 
@@ -87,8 +89,8 @@ def _models(report: dict[str, Any] | None) -> list[tuple[str, dict[str, Any] | N
 
 def headline(report: dict[str, Any]) -> str:
     """The headline table and the remarks for a terminal."""
-    table, tested = report_rows(report), report["data"]["test"]
-    shown = [_with_interval(row.accuracy, tested) for row in table]
+    table = report_rows(report)
+    shown = [_with_interval(row.accuracy, row.tested) for row in table]
     width, wide = max(len(row.name) for row in table) + 2, max(8, *map(len, shown))
     lines = [f"{'':<{width}}  {'accuracy':>{wide}}  macro-F1  parameters  trained  smaller"]
     for row, accuracy in zip(table, shown, strict=True):
@@ -186,7 +188,7 @@ def _headline_table(report: dict[str, Any]) -> str:
     lines = []
     for row in report_rows(report):
         part = f"{100 * (row.accuracy or 0):.1f}%"
-        accuracy = _with_interval(row.accuracy, report["data"]["test"])
+        accuracy = _with_interval(row.accuracy, row.tested)
         lines.append(
             f"<tr{' class=best' if row.best else ''}><td>{escape(row.name)}</td>"
             f'<td class=bar style="--part:{part}">{accuracy}</td><td>{_percent(row.macro_f1)}</td>'

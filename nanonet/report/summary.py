@@ -72,8 +72,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Write report.json and report.html into `folder`; returns what report.json holds.
 
-    outcome: test logits: `students` (K,N,C), `teacher` (N,C) and `linear_probe` (N,C), if there are such;
-        empty without a test set
+    outcome: test logits: `students` (K,N,C), `teacher` (N,C) and `linear_probe` (N,C), NaN in rows that it was not
+        tested on, if there are such; empty without a test set
     seconds: time of each stage [s]
     """
     students = outcome.get("students") if test_label else None
@@ -82,7 +82,7 @@ def write_report(
         {
             "data": _data(facts, len(test_label)),
             "teacher": _teacher(facts, choice) | _scores(teacher, test_label) | _reliability(teacher, test_label),
-            "linear_probe": None if probe is None else _scores(probe, test_label),
+            "linear_probe": None if probe is None else _probe(probe, test_label),
             "vocabulary": facts.vocabulary,
             "students": _students(facts, cohort, students, test_label),
             "best": facts.best,
@@ -157,6 +157,12 @@ def _scores(logits: Tensor | None, labels: list[int]) -> dict[str, float | None]
     if logits is None or not labels:
         return dict(UNTESTED)
     return {name: round(value, 6) for name, value in scores(logits, labels).items()}
+
+
+def _probe(logits: Tensor, labels: list[int]) -> dict[str, Any]:
+    """Its scores, and the number of test rows that they are of."""
+    rows = (~logits.isnan().any(-1)).nonzero()[:, 0].tolist()
+    return {**_scores(logits[rows], [labels[row] for row in rows]), "test": len(rows)}
 
 
 def _reliability(logits: Tensor | None, labels: list[int]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nanonet.teacher import cache as teacher_cache
@@ -21,6 +22,8 @@ from nanonet.teacher.frozen import (
 from nanonet.teacher.make import embed, make_frozen_teacher
 from nanonet.teacher.source import EncoderSource, LogitSource, Part, Source
 from nanonet.training.run import Run
+
+PROBE_ROWS = 2000  # test rows, drawn at random, of the linear probe, for which alone they are embedded
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +43,22 @@ class Teacher:
         return self.frozen.logits(embed(run.progress, self.encoder, getattr(self.source.data, part), stage))
 
     def test_logits(self, run: Run) -> dict[str, Tensor]:
-        """`teacher` and `linear_probe` (N,C) of the test rows, where each can be had of all."""
+        """`teacher`, the online one if there is one, and `linear_probe` (N,C) of the test rows, where each can be had
+        of all; the probe's are NaN in all but PROBE_ROWS of them."""
         if isinstance(self.source, LogitSource):
             logits = self.logits(run, "test", "testing the teacher")
             return {} if logits.isnan().any() else {"teacher": logits}
-        embedding = embed(run.progress, self.source.encoder, self.source.data.test, "testing the linear probe")
-        if self.encoder is self.source.encoder:
-            logits = self.frozen.logits(embedding)
+        own, test = self.encoder is self.source.encoder, self.source.data.test
+        probed = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:PROBE_ROWS].sort().values
+        rows = test if own else test[probed.tolist()]
+        embedding = embed(run.progress, self.source.encoder, rows, "testing the linear probe")
+        if run.online is not None:
+            logits = run.logits(run.online, run.data.test, "testing the teacher")[0]
         else:
-            logits = self.logits(run, "test", "testing the teacher")
-        return {"teacher": logits, "linear_probe": self.frozen.linear_probe(embedding)}
+            logits = self.frozen.logits(embedding) if own else self.logits(run, "test", "testing the teacher")
+        probe = torch.full_like(logits, torch.nan)
+        probe[probed] = self.frozen.linear_probe(embedding[probed] if own else embedding)
+        return {"teacher": logits, "linear_probe": probe}
 
 
 def check_cached_teacher(run: Run) -> None:

@@ -100,11 +100,7 @@ def test_logits(run: Run, teacher: Teacher) -> dict[str, Tensor]:
     rows = run.data.test
     if not len(rows):
         return {}
-    students = run.logits(run.cohort, rows, "testing the students")
-    found = {"students": students} | teacher.test_logits(run)
-    if run.online is not None:
-        found["teacher"] = run.logits(run.online, rows, "testing the teacher")[0]
-    return found
+    return {"students": run.logits(run.cohort, rows, "testing the students")} | teacher.test_logits(run)
 
 
 def export_students(run: Run, best: int) -> None:

@@ -49,13 +49,15 @@ def make(
     K: int = 2,
     test: bool = True,
     choice: Choice | None = None,
+    probe: torch.Tensor | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
     """write_report of K students, the last one right about every test row and the first one about none."""
     monkeypatch.setattr(report, "count_parameters", lambda cohort: (2_000, 300))
     right = torch.eye(3)[LABELS] * 9
     logits = torch.stack([right.roll(1, -1)] * (K - 1) + [right])
-    outcome = {"students": logits, "teacher": right, "linear_probe": right.roll(1, -1)} if test else {}
+    probe = right.roll(1, -1) if probe is None else probe
+    outcome = {"students": logits, "teacher": right, "linear_probe": probe} if test else {}
     values: dict[str, Any] = {
         "config": TrainConfig(output=str(folder)),
         "name": "news",
@@ -74,6 +76,14 @@ def make(
     choice = choice or Choice("diffusion", 1.0, {"diffusion": 0.8, "classifier": 0.7}, 10)
     write_report(folder, Facts(**values | facts), cohort, choice, outcome, LABELS if test else [], {"fit": 2.0})
     return json.loads((folder / "report.json").read_text())
+
+
+def test_a_baseline_of_some_test_rows_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = torch.eye(3)[LABELS]
+    probe[2:] = torch.nan
+    found = make(tmp_path, monkeypatch, probe=probe)
+    assert found["linear_probe"] == {"accuracy": 1.0, "macro_f1": found["linear_probe"]["macro_f1"], "test": 2}
+    assert "regression (2 test rows)  100.0 [34.2, 100.0]" in headline(found)
 
 
 def check(html: str) -> Balance:
@@ -109,6 +119,7 @@ def test_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "100.0 [61.0, 100.0]" in headline(found) and "6 test rows: in brackets the 95% interval" in headline(found)
     assert "test texts" not in headline(found)
     found["data"] |= {"test": 100_000, "test_in_train": 5}
+    found["linear_probe"]["test"] = 100_000
     assert "[" not in headline(found) and "5 of the test texts are training texts too" in headline(found)
 
 

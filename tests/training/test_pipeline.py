@@ -1,22 +1,15 @@
-"""Training: the same step however it is cut, killed or distributed, and an effect of each setting."""
+"""Training: the same step however it is cut, and an effect of each setting."""
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.grids import slow
+from support.runs import MODES, distance, records, run
 from torch.utils.checkpoint import checkpoint
 
 from nanonet.cohort import model
@@ -26,51 +19,8 @@ from nanonet.data.prepare import name_as_text, prepare
 from nanonet.errors import InputError
 from nanonet.models.load import load_tokenizer
 from nanonet.training.backbone import compute_backbone_features
-from nanonet.training.checkpoint import save
 from nanonet.training.optimizer import TEACHER_LEARNING_RATE
 from nanonet.training.pipeline import train
-
-MODES: dict[str, dict] = {
-    "frozen": {},
-    "online": {"teacher_mode": "online", "teacher_steps": 4},
-}
-MODES["head"] = MODES["online"] | {"tuning": "head"}  # the students' and the teacher's backbone features are cached
-
-
-@pytest.fixture
-def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        output=str(tmp_path / "run"),
-        data=str(tiny_data),
-        teacher=str(tiny_encoder),
-        labels_per_class=5,
-        teacher_steps=2,
-        steps=12,
-        labelled_batch=5,
-        unlabelled_batch=11,
-        learning_rate=3e-3,
-        max_tokens=32,
-    )
-
-
-def weights(folder: str | Path, student: int = 0) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / f"student-{student}" / "model.safetensors")
-
-
-def run(config: TrainConfig, name: str, **changes) -> tuple[dict, dict]:
-    output = str(Path(config.output).with_name(name))
-    result = train(dataclasses.replace(config, output=output, **changes))
-    return result, weights(output)
-
-
-def distance(a: dict, b: dict) -> float:
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
-
-
-def records(config: TrainConfig, name: str) -> list[dict]:
-    lines = (Path(config.output).with_name(name) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def test_a_seed_decides_the_weights(config: TrainConfig) -> None:
@@ -138,138 +88,6 @@ def test_a_compiled_step_makes_the_same_weights(config: TrainConfig, mode: str, 
     assert calls and distance(plain, again) < 1e-5
 
 
-# cached: both have the teacher that one process has made
-@pytest.mark.parametrize("mode", ["frozen", slow("cached"), slow("online"), slow("head")])
-def test_two_processes_make_the_same_weights_as_one(config: TrainConfig, mode: str) -> None:
-    cache = str(Path(config.output).with_name("cache")) if mode == "cached" else ""
-    config = dataclasses.replace(config, teacher_cache=cache, **MODES.get(mode, {}))
-    config = dataclasses.replace(config, **({} if mode == "head" else {"steps": 6, "views": "cutoff"}))
-    alone, one = run(config, "one")
-    folder = Path(config.output).with_name("two")
-    # once with a tracker, whose end is not that of the processes
-    done = run_two(dataclasses.replace(config, output=str(folder), tensorboard=mode == "online"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads((folder / "report.json").read_text())
-    assert report["versions"]["processes"] == 2
-    # a logistic regression stops at 1e-4 of its gradient, and so makes other soft labels of the same embeddings
-    assert distance(one, weights(folder)) < (2e-3 if mode == "frozen" else 1e-4)
-    if mode in ("frozen", "cached"):
-        soft_labels = [
-            load_file(folder.with_name(name) / "targets.safetensors")["soft_labels"] for name in ("one", "two")
-        ]
-        torch.testing.assert_close(*soft_labels, rtol=0, atol=0.03 if mode == "frozen" else 0)
-    assert len(records(config, "two")) == config.steps
-    for what in ("teacher", "linear_probe", "ensemble"):
-        assert report[what]["accuracy"] == alone[what]["accuracy"]
-    for what in ("targets", "cross_validation"):
-        assert report["teacher"][what] == alone["teacher"][what]
-    assert [s["accuracy"] for s in report["students"]] == [s["accuracy"] for s in alone["students"]]
-
-
-@pytest.mark.slow
-def test_a_process_that_fails_ends_the_others(config: TrainConfig) -> None:
-    folder = Path(config.output)
-    folder.mkdir()
-    held = os.open(folder, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    done = run_two(config)
-    os.close(held)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("nanonet: error:")]
-    said = f"nanonet: error: --output {folder}: another run is writing there; wait for it, or give another folder"
-    assert done.returncode != 0 and lines.count(said) == 1
-    # the other process is told by its connection, or ended by torchrun
-    assert {line for line in lines if line != said} <= {
-        "nanonet: error: another process of this run has ended; what it says is the reason"
-    }
-    assert "/nanonet/" not in done.stderr.replace(str(folder), "")  # no traceback of ours
-    assert not list(folder.iterdir())
-
-
-def run_two(config: TrainConfig) -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nanonet"]
-    env = environment() | {"CUDA_VISIBLE_DEVICES": ""}
-    where = Path(config.output).parent
-    command = [*launch, "train", *flags_of(config)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=where, timeout=600)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def flags_of(config: TrainConfig) -> list[str]:
-    changed = {k: v for k, v in dataclasses.asdict(config).items() if v != getattr(TrainConfig(), k)}
-    return [part for k, v in changed.items() for part in (f"--{k.replace('_', '-')}", *([] if v is True else [str(v)]))]
-
-
-def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig) -> None:
-    config = dataclasses.replace(
-        config, steps=120, save_every=7, views="dropout,shuffle", tuning="lora", lora_dropout=0.1
-    )
-    _, uninterrupted = run(config, "uninterrupted")
-    folder = Path(config.output).with_name("killed")
-    killed = dataclasses.replace(config, output=str(folder))
-    process = subprocess.Popen([sys.executable, "-m", "nanonet", "train", *flags_of(killed)], env=environment())
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / "report.json").exists() and (folder / "checkpoint.safetensors").exists()
-    with pytest.raises(InputError, match="seed 0 -> 1"):
-        train(dataclasses.replace(killed, resume=True, seed=1))
-    train(dataclasses.replace(killed, resume=True))
-    assert distance(uninterrupted, weights(folder)) == 0
-    assert [r["step"] for r in records(config, "killed")] == list(range(120))
-    assert not (folder / "checkpoint.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("save_every", "advice"), [(1, "with --resume and without --overwrite"), (0, "--save-every 50")]
-)
-def test_a_terminated_run_says_how_to_resume(config: TrainConfig, save_every: int, advice: str) -> None:
-    config = dataclasses.replace(config, steps=4000, save_every=save_every)
-    command = [sys.executable, "-m", "nanonet", "train", *flags_of(config)]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (Path(config.output) / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be terminated"
-        time.sleep(0.01)
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    *_, last = errors.splitlines()
-    assert process.returncode == 143 and last.startswith("nanonet: terminated; ") and advice in last
-    assert not list(Path(config.output).glob(".*")) and "Traceback" not in errors
-
-
-def test_a_run_of_other_texts_is_not_resumed(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, out = tmp_path / "own", tmp_path / "stopped"
-    shutil.copytree(config.data, data)
-    config = dataclasses.replace(config, data=str(data), output=str(out), steps=6, save_every=3)
-
-    def save_and_stop(*arguments) -> None:
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("nanonet.training.loop.save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
-    (data / "train.jsonl").write_text("".join(reversed(lines)))
-    with pytest.raises(InputError, match="was begun with other texts"):
-        train(dataclasses.replace(config, resume=True))
-    (data / "train.jsonl").write_text("".join(lines))
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "lo')  # truncated by a full disk
-        file.write('\n5\n{}\n{"step": "a"}\n')  # not records
-    train(dataclasses.replace(config, resume=True))
-    assert [r["step"] for r in records(config, "stopped")] == list(range(6))
-
-
-# the parameters of an encoder's layers that each tuning trains; the head is always trained, the embeddings never
 TRAINED = {
     "bias": lambda name: name.endswith("bias"),
     "lora": lambda name: name.endswith("weight") and "LayerNorm" not in name,
@@ -315,6 +133,14 @@ def test_a_tuned_teacher_makes_other_targets(config: TrainConfig, monkeypatch: p
     assert distance(a, b) > 1e-4 and tuned["linear_probe"] == plain["linear_probe"]
     assert tuned["teacher"]["accuracy"] > 0.6
     assert not Path(config.output).with_name("tuned").joinpath("teacher").exists()
+
+
+def test_the_baseline_is_tested_on_some_rows(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanonet.training.frozen_teacher.PROBE_ROWS", 20)
+    tuned, _ = run(config, "tuned")
+    plain, _ = run(config, "plain", teacher_steps=0)  # its teacher's embeddings of all rows are the baseline's as well
+    assert plain["linear_probe"]["test"] == 20 and tuned["linear_probe"] == plain["linear_probe"]
+    assert 0.2 < plain["linear_probe"]["accuracy"] <= 1
 
 
 def test_steps_grow_with_the_classes_unless_they_are_said(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
