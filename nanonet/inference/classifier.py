@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ class Classifier:
     def max_tokens(self) -> int:
         """The tokens that a text is cut to where the user does not say [tokens]."""
         return self._length(0)
+
+    @cached_property
+    def _tokens(self) -> tuple[int, int]:
+        """The tokens of its run or export, 0 where neither says, and those that the model has positions for: found
+        once, as texts come in many parts."""
+        usual = self.tokenizer.model_max_length if is_export(self.folder) else _run_tokens(self.folder)
+        return usual, most_tokens(self.model)
 
     def encode(self, texts: list[str], max_tokens: int, where: Callable[[int], str] | None = None) -> Encoded:
         """Token ids, cut to `max_tokens`; 0 takes the setting of the model's run or export, else MAX_TOKENS.
@@ -130,8 +138,7 @@ class Classifier:
         raise InputError(f"{what} single texts: give --text-column one column, or a model of pairs")
 
     def _length(self, max_tokens: int) -> int:
-        room = most_tokens(self.model)
-        usual = self.tokenizer.model_max_length if is_export(self.folder) else _run_tokens(self.folder)
+        usual, room = self._tokens
         wanted = max_tokens or min(usual or MAX_TOKENS, room)
         check_tokens(wanted, room)
         return wanted
