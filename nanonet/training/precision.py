@@ -47,7 +47,7 @@ def job_seconds(run: Run, names: list[str], rounds: int) -> dict[str, float]:
     cohort, batches, source = run.cohort.to(run.device).train(), run.settings.batches, run.source
     ids, mask = _batch(run.data.rows, batches.labelled_batch + batches.unlabelled_batch, run.pad_id, run.device)
     parts: list[tuple[float, Callable[[], Any]]] = [(run.settings.optimizer.steps, lambda: _step(cohort, ids, mask))]
-    if isinstance(source, EncoderSource) and not (run.cache and (run.cache / source.key).exists()):
+    if isinstance(source, EncoderSource):  # in a cache or not: runs that share one have to choose alike
         encoder, rows = source.encoder, source.data.rows
         encoder.model.eval().to(encoder.device)
         some = _batch(rows, ROWS, encoder.pad_id, encoder.device)
