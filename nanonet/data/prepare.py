@@ -103,17 +103,19 @@ def draw(
     else:
         labelled = draw_labels(train.labels or [], per_class, config.seed, len(dataset.classes), dataset.classes)
     few, free = train.select(labelled.labelled), [train.select(labelled.unlabelled), *dataset.unlabelled]
-    places = [(split, row) for split in free for row in range(len(split.texts))]
+    numbers = np.arange(sum(len(split.texts) for split in free))
     if given:
-        places = _with_soft_labels(places, given)
-        if 0 < config.max_unlabelled < len(places):
+        numbers = _with_soft_labels(free, given)
+        if 0 < config.max_unlabelled < len(numbers):
             note(
-                f"{config.max_unlabelled} of {len(places)} texts with soft labels are used; --max-unlabelled 0 uses all"
+                f"{config.max_unlabelled} of {len(numbers)} texts with soft labels are used;"
+                " --max-unlabelled 0 uses all"
             )
-    if not few.texts and not places:
+    if not few.texts and not len(numbers):
         raise InputError(f"--data {config.data}: there is no text to train on; give texts by --unlabelled")
-    order = np.random.default_rng([config.seed, 1]).permutation(len(places))
-    chosen = [places[i] for i in (order[: config.max_unlabelled] if config.max_unlabelled else order)]
+    order = np.random.default_rng([config.seed, 1]).permutation(len(numbers))
+    order = order[: config.max_unlabelled] if config.max_unlabelled else order
+    chosen = [_place(free, number) for number in numbers[order].tolist()]
     validation = min(VALIDATION_ROWS, len(chosen) // 10)
     test = dataset.test or Split([], [])
     shuffled = np.random.default_rng([config.seed, 2]).permutation(len(test.texts))
@@ -171,13 +173,22 @@ def _are_pairs(config: DataSettings, dataset: Dataset, given: SoftLabelFiles | N
     return check_one_kind((text for split in splits for text in split.texts), f"--text-column {config.text_column}")
 
 
-def _with_soft_labels(places: list[tuple[Split, int]], given: SoftLabelFiles) -> list[tuple[Split, int]]:
-    """The unlabelled rows whose texts have soft labels."""
+def _with_soft_labels(splits: Sequence[Split], given: SoftLabelFiles) -> np.ndarray[Any, Any]:
+    """The numbers of the unlabelled rows, counted over the splits, whose texts have soft labels."""
     known = {one_line(text) for text in given.texts.texts}
-    found = [(split, row) for split, row in places if one_line(split.texts[row]) in known]
-    if len(found) < len(places):
-        note(f"{len(places) - len(found)} of {len(places)} unlabelled texts have no soft label and are left out")
-    return found
+    has = np.array([one_line(text) in known for split in splits for text in split.texts], bool)
+    if not has.all():
+        note(f"{(~has).sum()} of {len(has)} unlabelled texts have no soft label and are left out")
+    return has.nonzero()[0]
+
+
+def _place(splits: Sequence[Split], number: int) -> tuple[Split, int]:
+    """The split and the row of a number that counts the rows of all splits."""
+    for split in splits[:-1]:
+        if number < len(split.texts):
+            return split, number
+        number -= len(split.texts)
+    return splits[-1], number
 
 
 def _joined(some: list[tuple[Split, int]]) -> Split:
@@ -204,7 +215,8 @@ def _without_test_texts(dataset: Dataset, further: tuple[Split, ...], deduplicat
         return dataset, 0
     tested = {one_line(text) for text in dataset.test.texts}
     splits = (dataset.train, *dataset.unlabelled)
-    common = {one_line(text) for split in splits for text in split.texts} & tested
+    lines = (one_line(text) for split in splits for text in split.texts)
+    common = {line for line in lines if line in tested}  # no set of all of them, which may be millions
     if not common:
         return dataset, 0
     count = sum(one_line(text) in common for text in dataset.test.texts)

@@ -18,6 +18,7 @@ from nanonet.data.formats import TableRow, class_label_names, read_column_names,
 from nanonet.data.labels import Names, blanks, index_labels, note_blanks, note_forms, read_label
 from nanonet.data.lines import DEFAULT_LIMITS, Limits
 from nanonet.data.pairs import parts
+from nanonet.data.places import Places
 from nanonet.data.problems import listing, located, problem
 from nanonet.data.split import choose_test_rows
 from nanonet.errors import InputError
@@ -230,7 +231,7 @@ def _collect(
         raise problem(source, f"{what}: set one to another column", "", columns.shown)
     texts: list[str] = []
     labels: list[str] = []
-    places: list[str] = []
+    places = Places()
     forms: dict[str, set[str]] = {}
     empty: list[str] = []
     for place, values in rows:
