@@ -111,5 +111,5 @@ def stack_cnns(models: Sequence[PreTrainedModel]) -> Cohort:
         elif isinstance(module, nn.Embedding):
             skeleton.set_submodule(name, CohortEmbedding(span, stacked["weight"]))
         elif isinstance(module, nn.Dropout):
-            skeleton.set_submodule(name, CohortDropout(span))
+            skeleton.set_submodule(name, CohortDropout(span, module.p if name == "first_dropout" else 0.0))
     return Cohort(skeleton, span, PARTS, "full", Lora(), "classifier").train()

@@ -161,19 +161,19 @@ class CohortEmbedding(nn.Module):
 
 
 class CohortDropout(nn.Module):
-    """Dropout with a probability per student, for nn.Dropout; 0 for every student until it is set.
+    """Dropout with a probability per student, for nn.Dropout; `least` for every student until it is set.
 
-    probability: K floats
+    probability: K floats, none under `least`
     p: always 0. Attention code reads it, instead of calling the module: attention weights are never dropped
     forward: x (K*B, ...) -> the same shape
     """
 
     p = 0.0
 
-    def __init__(self, span: Span):
+    def __init__(self, span: Span, least: float = 0.0):
         super().__init__()
-        self.span = span
-        self.probability: tuple[float, ...] = (0.0,) * span.students()
+        self.span, self.least = span, least
+        self.probability: tuple[float, ...] = (least,) * span.students()
 
     def forward(self, x: Tensor) -> Tensor:
         chosen = self.probability[self.span.start : self.span.stop]

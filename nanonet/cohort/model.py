@@ -209,12 +209,13 @@ class Cohort(nn.Module):
         return {name: tensor.detach()[start:stop] for name, tensor in self._stacked_tensors()}
 
     def set_dropout(self, probability: Sequence[float]) -> None:
-        """The probability of every dropout of the network, per student; it acts in training only."""
+        """The probability of every dropout of the network, per student, unless its own `least` is more; it acts in
+        training only."""
         if len(probability) != self.students:
             raise ValueError(f"probability: expected {self.students} numbers, got {len(probability)}")
         for module in self.modules():
             if isinstance(module, CohortDropout):
-                module.probability = tuple(probability)
+                module.probability = tuple(max(p, module.least) for p in probability)
 
     def _stacked_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):

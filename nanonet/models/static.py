@@ -42,6 +42,8 @@ class StaticConfig(PreTrainedConfig):
     dense_size: int = 100
     # pieces at a text's beginning that the dense layer reads one by one; 0 in folders that do not say, and of pairs
     first_pieces: int = 0
+    # of the first pieces' vectors in training: few texts begin alike, so that their beginnings would be learnt by heart
+    first_dropout: float = 0.0
     dropout: float = 0.1
     pad_token_id: int | None = 0
     # of a model of pairs (pairs.py)
@@ -61,6 +63,7 @@ class StaticForSequenceClassification(PreTrainedModel):
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size + 1)
         vectors = config.first_pieces + (MATCHED if config.text_pair else 1)
         self.dense = nn.Linear(config.embedding_size * vectors, config.dense_size)
+        self.first_dropout = nn.Dropout(config.first_dropout)
         self.dropout = nn.Dropout(config.dropout)
         classes: Any = config.num_labels  # declared so that it may be None
         self.classifier = nn.Linear(config.dense_size, classes)
@@ -82,7 +85,7 @@ class StaticForSequenceClassification(PreTrainedModel):
             means.append((weight.to(vectors.dtype)[:, None] @ vectors)[:, 0])
         features = matched(means)
         if self.config.first_pieces:
-            features = torch.cat([features, self._first(vectors, mask)], -1)
+            features = torch.cat([features, self.first_dropout(self._first(vectors, mask))], -1)
         logits = self.classifier(self.dropout(F.relu(self.dense(features))))
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from nanonet.cli.main import main
 from nanonet.cohort.cnn import stack_cnns
 from nanonet.cohort.extract import save_student, student
-from nanonet.cohort.static import FIRST_PIECES, build_static_cohort
+from nanonet.cohort.static import FIRST_DROPOUT, FIRST_PIECES, build_static_cohort
+from nanonet.cohort.views import set_views
 from nanonet.config.check import check_train
 from nanonet.config.train import TrainConfig
 from nanonet.errors import InputError
@@ -107,6 +108,21 @@ def test_a_folder_of_before_the_first_pieces_loads(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()) and torch.equal(loaded(*batch()).logits, small(0)(*batch()).logits)
+
+
+def test_training_drops_parts_of_the_first_pieces_whatever_the_view(tiny_encoder: Path) -> None:
+    cohort, (ids, mask) = build_static_cohort(load_encoder(str(tiny_encoder)), ["a", "b"], 2, 8), batch()
+    seen: list[torch.Tensor] = []
+    cohort.model.dense.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    set_views(cohort, ["none", "dropout"])
+    for training in (False, True):
+        cohort.train(training)(ids % 30, mask)
+    plain, dropped = seen
+    assert torch.equal(plain[:, :8], dropped[:, :8])  # the mean
+    shown = plain[:, 8:] != 0
+    assert abs((dropped[:, 8:][shown] == 0).float().mean() - FIRST_DROPOUT) < 0.05
+    kept = dropped[:, 8:] != 0
+    torch.testing.assert_close(dropped[:, 8:][kept] * (1 - FIRST_DROPOUT), plain[:, 8:][kept])
 
 
 def test_pairs_have_no_first_pieces(tiny_encoder: Path) -> None:
