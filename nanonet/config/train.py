@@ -29,7 +29,7 @@ class TrainConfig:
     # `pydocs`, a file or folder of CSV, TSV, JSONL or Parquet (also .gz), or a Hugging Face dataset id. With
     # --soft-labels and without this flag the texts of these files are the data
     data: str = "pydocs"
-    # file or folder of further texts without labels
+    # file or folder of further texts without labels; also a .txt file (or .txt.gz) of one text a line
     unlabelled: str | None = None
     # name of the text column; of pairs of texts both, with a comma: `premise,hypothesis`
     text_column: str = "text"

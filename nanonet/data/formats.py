@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from nanonet.data.lines import DEFAULT_LIMITS, Limits, check_regular, check_size, head_of, text_lines
+from nanonet.data.lines import DEFAULT_LIMITS, Limits, check_readable, head_of, text_lines
 from nanonet.data.problems import listing, problem, shorten
 
 # (place such as "line 3", the values of the wanted columns)
@@ -83,17 +83,12 @@ def read_column_names(path: Path, columns: Mapping[str, str], limits: Limits = D
 
 
 def _check_file(path: Path, limits: Limits) -> str:
-    """The extension of a file that can be read. Raises InputError."""
-    if not path.exists():
-        raise problem(path, "does not exist: check the path")
-    check_regular(path)
+    """The extension of a table that can be read. Raises InputError."""
     kind = extension(path)
-    if kind is None:
+    if kind is None and path.is_file():
         raise problem(path, f"unknown extension: use {', '.join(EXTENSIONS)}, or .gz after any but the last")
-    if path.stat().st_size == 0:
-        raise problem(path, "is empty: give a file with rows")
-    check_size(path, limits)
-    return kind
+    check_readable(path, limits)
+    return str(kind)
 
 
 def check_columns(source: Path | str, place: str, there: Iterable[str], columns: Mapping[str, str]) -> None:

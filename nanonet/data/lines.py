@@ -63,6 +63,16 @@ def check_size(path: Path, limits: Limits) -> None:
         raise problem(path, what)
 
 
+def check_readable(path: Path, limits: Limits) -> None:
+    """Raise InputError unless `path` is a regular file that is not empty, and not too large."""
+    if not path.exists():
+        raise problem(path, "does not exist: check the path")
+    check_regular(path)
+    if path.stat().st_size == 0:
+        raise problem(path, "is empty: give a file with rows")
+    check_size(path, limits)
+
+
 def raw_lines(file: Any, source: Path | str, limits: Limits) -> Iterator[bytes]:
     """Yield the lines of a binary file with their ends: LF, or CR where the first part of the file has no LF.
 

@@ -21,6 +21,7 @@ from nanonet.data.pairs import parts
 from nanonet.data.places import Places
 from nanonet.data.problems import listing, located, problem
 from nanonet.data.split import choose_test_rows
+from nanonet.data.text_files import is_text_file, text_rows
 from nanonet.errors import InputError
 from nanonet.progress import note
 
@@ -92,9 +93,13 @@ def read_table(
 def read_texts(path: str | Path, text_column: str = "text", limits: Limits = DEFAULT_LIMITS) -> tuple[Split, ...]:
     """Return the texts of a file, or of all tables of a folder in the order of their names, those for testing left out.
 
-    Labels, if there are any, are not looked at. Raises InputError.
+    Labels, if there are any, are not looked at. A `.txt` file has a text a line, of pairs with a tab between the two.
+    Raises InputError.
     """
     path = Path(os.path.expanduser(path))
+    if is_text_file(path):
+        columns = Columns(among((), text_column), None, limits)
+        return (_collect(path, text_rows(path, len(columns.texts), limits), columns, None, UNLABELLED)[0],)
     files = text_tables(path) if path.is_dir() else [path]
     return tuple(_read_files([file], Columns({TEXT: text_column}, None, limits), None, UNLABELLED)[0] for file in files)
 
