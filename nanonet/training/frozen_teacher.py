@@ -48,7 +48,7 @@ class Teacher:
         if isinstance(self.source, LogitSource):
             logits = self.logits(run, "test", "testing the teacher")
             return {} if logits.isnan().any() else {"teacher": logits}
-        own, test = self.encoder is self.source.encoder, self.source.data.test
+        own, test = self.encoder is self.source.encoder and run.online is None, self.source.data.test
         probed = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:PROBE_ROWS].sort().values
         rows = test if own else test[probed.tolist()]
         embedding = embed(run.progress, self.source.encoder, rows, "testing the linear probe")

@@ -16,16 +16,13 @@ from nanonet.training.pipeline import train
 
 
 @pytest.fixture
-def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        output=str(tmp_path / "run"),
-        data=str(tiny_data),
-        teacher=str(tiny_encoder),
+def config(tiny_run: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(
+        tiny_run,
         labels_per_class=5,
         teacher_steps=4,
         targets="classifier",
         steps=2,
-        max_tokens=32,
         keep_teacher=True,
         vocabulary="all",
     )

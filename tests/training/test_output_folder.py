@@ -24,17 +24,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def config(tiny_encoder: Path, tiny_data: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        output=str(tmp_path / "run"),
-        data=str(tiny_data),
-        teacher=str(tiny_encoder),
-        labels_per_class=4,
-        teacher_steps=2,
-        steps=4,
-        save_every=2,
-        max_tokens=32,
-    )
+def config(tiny_run: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(tiny_run, labels_per_class=4, teacher_steps=2, steps=4, save_every=2)
 
 
 def names(folder: str | Path) -> set[str]:
